@@ -1,0 +1,34 @@
+"""How every command speaks: argparse whose errors are one line, and one line with exit code 2 for user errors."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from bert_snli.errors import BertSnliError
+
+USER_ERROR = 2
+
+
+class OneLineErrorParser(argparse.ArgumentParser):
+    """An `ArgumentParser` that answers a wrong option with one line instead of the whole usage."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def run(prog: str, command: Callable[[], None]) -> int:
+    """Run `command`; a `BertSnliError` becomes one line on stderr and exit code 2."""
+    try:
+        command()
+    except BertSnliError as error:
+        sys.stderr.write(f"{prog}: error: {error}\n")
+        return USER_ERROR
+    return 0

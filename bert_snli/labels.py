@@ -1,0 +1,7 @@
+"""The three answers of natural language inference, in the book's order (d2l 15.4)."""
+
+BOOK_LABELS = ("entailment", "contradiction", "neutral")
+
+# `datasets`' SNLI numbers them otherwise (neutral 1, contradiction 2): always map by name, never by number.
+ID2LABEL = dict(enumerate(BOOK_LABELS))
+LABEL2ID = {name: index for index, name in ID2LABEL.items()}

@@ -1,0 +1,31 @@
+"""The D2L-BERT models, known to the Auto classes of `transformers` as soon as this is imported."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
+
+from .configuration_d2l_bert import D2LBertConfig
+from .modeling_d2l_bert import (
+    D2LBertForMaskedLM,
+    D2LBertForPreTraining,
+    D2LBertForSequenceClassification,
+    D2LBertModel,
+)
+
+AutoConfig.register("d2l_bert", D2LBertConfig, exist_ok=True)
+AutoModel.register(D2LBertConfig, D2LBertModel, exist_ok=True)
+AutoModelForPreTraining.register(D2LBertConfig, D2LBertForPreTraining, exist_ok=True)
+AutoModelForMaskedLM.register(D2LBertConfig, D2LBertForMaskedLM, exist_ok=True)
+AutoModelForSequenceClassification.register(D2LBertConfig, D2LBertForSequenceClassification, exist_ok=True)
+
+__all__ = [
+    "D2LBertConfig",
+    "D2LBertForMaskedLM",
+    "D2LBertForPreTraining",
+    "D2LBertForSequenceClassification",
+    "D2LBertModel",
+]

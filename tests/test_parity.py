@@ -1,0 +1,169 @@
+"""Converted models against the book's own outputs, and against the book's equations in plain PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
+from conversion.convert import convert
+from tests.book import BookBERT, BookClassifier
+from tests.conftest import save_book_checkpoint, shared, tiny_vocabulary
+
+# fp32 against fp32 in another order of operations: the book's own fp32 differs from its fp64 by as much.
+RELATIVE_TOLERANCE = 2e-6
+CHECKPOINTS = ["torch-small", "torch-small-lowvar", "torch-small-sorted-vocab", "torch-tiny", "torch-snli"]
+ATTENTION = ["eager", "sdpa"]
+
+
+def relative_difference(ours: torch.Tensor, reference) -> float:
+    reference = torch.as_tensor(reference)
+    return float((ours - reference).abs().max() / reference.abs().max())
+
+
+def mask_of(valid_lens, length: int) -> torch.Tensor | None:
+    if valid_lens is None:
+        return None
+    return (torch.arange(length)[None, :] < torch.as_tensor(valid_lens)[:, None]).long()
+
+
+def cases_of(reference) -> list[str]:
+    """The cases with an answer: a `valid_lens` of 0 has none, and one length per query is not what `transformers` does."""
+    cases = {name.split("/")[0] for name in reference.files if "/" in name}
+    return sorted(cases - {"zero", "allpad", "vl2d"})
+
+
+def outputs_of(model, tokens, segments, valid_lens, pred_positions) -> dict[str, torch.Tensor]:
+    mask = mask_of(valid_lens, tokens.shape[1])
+    inputs = {"attention_mask": mask, "token_type_ids": torch.as_tensor(segments)}
+    tokens = torch.as_tensor(tokens)
+    base = model.bert(tokens, **inputs)
+    heads = model(tokens, **inputs)
+    rows = torch.arange(len(tokens))[:, None]
+    return {
+        "encoder": base.last_hidden_state,
+        "pooled": base.pooler_output,
+        "mlm": heads.prediction_logits[rows, torch.as_tensor(pred_positions)],
+        "nsp": heads.seq_relationship_logits,
+    }
+
+
+def differences(folder: Path, output_dir: Path, attention: str) -> dict[str, float]:
+    """Largest relative difference of each output over all cases of the checkpoint in `folder`."""
+    meta = json.loads((folder / "meta.json").read_text())
+    convert(folder, output_dir, num_attention_heads=meta["geometry"]["num_heads"])
+    model = D2LBertForPreTraining.from_pretrained(output_dir, attn_implementation=attention).eval()
+    classifier = D2LBertForSequenceClassification.from_pretrained(
+        output_dir, attn_implementation=attention, num_labels=3
+    ).eval()
+    reference = np.load(folder / "reference.npz")
+    classifier.classifier.load_state_dict(
+        {"weight": torch.tensor(reference["cls_weight"]), "bias": torch.tensor(reference["cls_bias"])}
+    )
+    worst: dict[str, float] = {}
+    for case in cases_of(reference):
+        get = {name.split("/")[1]: reference[name] for name in reference.files if name.startswith(case + "/")}
+        with torch.no_grad():
+            ours = outputs_of(model, get["tokens"], get["segments"], get.get("valid_lens"), get["pred_positions"])
+            ours["cls"] = classifier(
+                torch.as_tensor(get["tokens"]),
+                attention_mask=mask_of(get.get("valid_lens"), get["tokens"].shape[1]),
+                token_type_ids=torch.as_tensor(get["segments"]),
+            ).logits
+        for name, value in ours.items():
+            worst[name] = max(worst.get(name, 0.0), relative_difference(value, get[name]))
+    return worst
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_outputs_equal_the_books_own(name: str, attention: str, tmp_path: Path):
+    worst = differences(shared(f"checkpoints/{name}"), tmp_path / "model", attention)
+    assert set(worst) == {"encoder", "pooled", "mlm", "nsp", "cls"}
+    assert max(worst.values()) <= RELATIVE_TOLERANCE, worst
+
+
+def test_a_legacy_file_from_a_gpu_holds_the_same_weights(tmp_path: Path):
+    convert(shared("checkpoints/torch-small"), tmp_path / "zip")
+    convert(shared("checkpoints/torch-small-cuda-legacy"), tmp_path / "legacy")
+    ours = D2LBertForPreTraining.from_pretrained(tmp_path / "legacy").state_dict()
+    for name, value in D2LBertForPreTraining.from_pretrained(tmp_path / "zip").state_dict().items():
+        assert torch.equal(value, ours[name]), name
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_whole_classifier_equals_the_books_own(attention: str, tmp_path: Path):
+    folder = shared("checkpoints/torch-small")
+    convert(folder / "classifier.params", tmp_path / "model")
+    model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model", attn_implementation=attention).eval()
+    assert list(model.config.id2label.values()) == ["entailment", "contradiction", "neutral"]
+    reference = np.load(folder / "reference.npz")
+    tokens = torch.tensor(reference["pairs/tokens"])
+    with torch.no_grad():
+        logits = model(
+            tokens,
+            attention_mask=mask_of(reference["pairs/valid_lens"], tokens.shape[1]),
+            token_type_ids=torch.tensor(reference["pairs/segments"]),
+        ).logits
+    assert relative_difference(logits, reference["pairs/cls"]) <= RELATIVE_TOLERANCE
+
+
+def random_batch(rows: int = 6, length: int = 20, vocab: int = 50):
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, vocab, (rows, length), generator=generator)
+    segments = torch.randint(0, 2, (rows, length), generator=generator)
+    valid_lens = torch.randint(1, length + 1, (rows,), generator=generator)
+    return tokens, segments, valid_lens
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_outputs_equal_the_books_equations(
+    attention: str, book_checkpoint: Path, book_bert: BookBERT, tmp_path: Path
+):
+    convert(book_checkpoint, tmp_path / "model", num_attention_heads=2)
+    model = D2LBertForPreTraining.from_pretrained(tmp_path / "model", attn_implementation=attention).eval()
+    tokens, segments, valid_lens = random_batch()
+    positions = torch.tensor([[1, 3, 5]] * len(tokens))
+    with torch.no_grad():
+        ours = outputs_of(model, tokens, segments, valid_lens, positions)
+        encoded, mlm, nsp = book_bert(tokens, segments, valid_lens, positions)
+    for name, value in {"encoder": encoded, "mlm": mlm, "nsp": nsp}.items():
+        assert relative_difference(ours[name], value) <= RELATIVE_TOLERANCE, name
+
+
+def test_every_layer_and_attention_map_equals_the_books(book_checkpoint: Path, book_bert: BookBERT, tmp_path: Path):
+    convert(book_checkpoint, tmp_path / "model", num_attention_heads=2)
+    model = D2LBertForPreTraining.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    tokens, segments, valid_lens = random_batch()
+    with torch.no_grad():
+        ours = model(
+            tokens,
+            mask_of(valid_lens, tokens.shape[1]),
+            segments,
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+        hidden = []
+        for block in book_bert.encoder.blks:
+            block.register_forward_hook(lambda _module, _inputs, output: hidden.append(output))
+        book_bert(tokens, segments, valid_lens)
+    assert len(ours.hidden_states) == len(hidden) + 1 and len(ours.attentions) == len(hidden)
+    for number, block in enumerate(book_bert.encoder.blks):
+        assert relative_difference(ours.hidden_states[number + 1], hidden[number]) <= RELATIVE_TOLERANCE
+        maps = block.attention.attention_weights.unflatten(0, (len(tokens), -1))
+        assert relative_difference(ours.attentions[number], maps) <= RELATIVE_TOLERANCE
+
+
+def test_a_fine_tuned_classifier_equals_the_books_equations(book_bert: BookBERT, tmp_path: Path):
+    book = BookClassifier(book_bert).eval()
+    source = save_book_checkpoint(tmp_path / "book", book.state_dict(), tiny_vocabulary())
+    convert(source, tmp_path / "model", num_attention_heads=2)
+    model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    tokens, segments, valid_lens = random_batch()
+    with torch.no_grad():
+        ours = model(tokens, mask_of(valid_lens, tokens.shape[1]), segments).logits
+        assert relative_difference(ours, book(tokens, segments, valid_lens)) <= RELATIVE_TOLERANCE
