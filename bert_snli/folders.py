@@ -40,7 +40,9 @@ def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise BertSnliError(f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder") from error
+        raise BertSnliError(
+            f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder"
+        ) from error
     try:
         yield temporary
         temporary.chmod(0o755)

@@ -121,9 +121,7 @@ def random_batch(rows: int = 6, length: int = 20, vocab: int = 50):
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_outputs_equal_the_books_equations(
-    attention: str, book_checkpoint: Path, book_bert: BookBERT, tmp_path: Path
-):
+def test_outputs_equal_the_books_equations(attention: str, book_checkpoint: Path, book_bert: BookBERT, tmp_path: Path):
     convert(book_checkpoint, tmp_path / "model", num_attention_heads=2)
     model = D2LBertForPreTraining.from_pretrained(tmp_path / "model", attn_implementation=attention).eval()
     tokens, segments, valid_lens = random_batch()

@@ -52,7 +52,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled dot-product attention spelled out (d2l 11.3); returns the values (B, L, N, H) and the weights (B, N, L, L).
+    """Scaled dot-product attention spelled out (d2l 11.3): the values (B, L, N, H) and the weights (B, N, L, L).
 
     Masked scores get the smallest finite number where the book puts −1e6: after the softmax both are exactly 0.
     """
@@ -201,6 +201,8 @@ class D2LBertPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["D2LBertEmbeddings", "D2LBertLayer"]
     _can_record_outputs = {"hidden_states": D2LBertLayer, "attentions": D2LBertAttention}
+    # The losses are means over the batch: without this, `Trainer` would add them up over accumulated batches.
+    accepts_loss_kwargs = False
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save weights, configuration and this code, so that the folder opens under every Auto class of `AUTO_MAP`."""
@@ -244,9 +246,7 @@ class D2LBertModel(D2LBertPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embedded_BLD = self.embeddings(input_ids, token_type_ids, inputs_embeds)
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=embedded_BLD, attention_mask=attention_mask
-        )
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=embedded_BLD, attention_mask=attention_mask)
         hidden_BLD = self.encoder(embedded_BLD, mask, **kwargs).last_hidden_state
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_BLD,
@@ -292,8 +292,8 @@ class D2LBertForPreTraining(D2LBertPreTrainedModel):
         next_sentence_label: torch.Tensor | None = None,
         **kwargs,
     ) -> D2LBertForPreTrainingOutput:
-        """`labels` (B, L): ids to predict, −100 elsewhere. `next_sentence_label` (B,): 1 = is next (the book's order)."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        """`labels` (B, L): ids to predict, −100 elsewhere. `next_sentence_label` (B,): 1 = is next, as in the book."""
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         prediction_BLV = self.lm_head(outputs.last_hidden_state)
         relationship_B2 = self.nsp_head(outputs.pooler_output)
         losses = []
@@ -338,7 +338,7 @@ class D2LBertForMaskedLM(D2LBertPreTrainedModel):
         **kwargs,
     ) -> MaskedLMOutput:
         """`labels` (B, L): ids to predict, −100 where nothing is; `logits` (B, L, V)."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         logits_BLV = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
@@ -395,7 +395,7 @@ class D2LBertForSequenceClassification(D2LBertPreTrainedModel):
         **kwargs,
     ) -> SequenceClassifierOutput:
         """`logits` (B, C); with `labels` also the loss that `config.problem_type` names."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         pooled_BD = outputs.pooler_output
         if pooled_BD is None:
             pooled_BD = outputs.last_hidden_state[:, 0]

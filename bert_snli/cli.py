@@ -1,0 +1,179 @@
+"""The `bert-snli` command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import conversion.command
+from bert_snli.console import OneLineErrorParser, run
+from bert_snli.errors import BertSnliError
+
+PROG = "bert-snli"
+DESCRIPTION = """\
+The BERTs of Dive into Deep Learning (d2l.ai, section 15.7) in the Hugging Face ecosystem.
+
+  bert-snli quickstart                   all of it on generated data, in two minutes
+  bert-snli convert SOURCE ...           a checkpoint of the book's -> a model folder
+  bert-snli finetune ...                 train it on SNLI
+  bert-snli evaluate MODEL ...           measure it
+  bert-snli predict MODEL ...            ask it
+
+Each has its own --help.
+"""
+
+
+QUICKSTART_HELP = """\
+Generate a small SNLI, make a tiny checkpoint in the book's format, convert it, fine-tune it, evaluate it and predict
+with it. Needs no network; two CPU cores take about two minutes.
+"""
+EVALUATE_HELP = """\
+Measure a fine-tuned model on a split of SNLI: accuracy, macro F1, precision and recall of each label, confusion matrix.
+Writes eval_results_SPLIT.json and confusion_matrix_SPLIT.png.
+
+example:
+  bert-snli evaluate runs/snli --dataset_name_or_path snli_1.0.zip --split test
+"""
+PREDICT_HELP = """\
+Say whether the hypothesis follows from the premise (entailment), contradicts it, or neither (neutral).
+
+examples:
+  bert-snli predict runs/snli --premise "A man inspects a uniform." --hypothesis "The man is sleeping."
+  bert-snli predict runs/snli --input_file pairs.csv --output_file answers.jsonl
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands but `finetune`, whose options are the fields of its recipe."""
+    parser = OneLineErrorParser(prog=PROG, description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("bert-snli"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    quickstart = commands.add_parser("quickstart", help="the whole job on generated data", description=QUICKSTART_HELP)
+    quickstart.add_argument("--output_dir", type=Path, default=Path("quickstart"), help="default: %(default)s")
+    _add_overwrite(quickstart)
+    quickstart.set_defaults(run=run_quickstart)
+
+    convert = commands.add_parser(
+        "convert", help="the book's checkpoint -> model folder", description=conversion.command.DESCRIPTION
+    )
+    conversion.command.add_arguments(convert)
+    convert.set_defaults(run=conversion.command.main)
+
+    commands.add_parser("finetune", help="train on SNLI", add_help=False)
+
+    evaluate = commands.add_parser("evaluate", help="measure a fine-tuned model", description=EVALUATE_HELP)
+    _add_model(evaluate)
+    evaluate.add_argument(
+        "--dataset_name_or_path", default="stanfordnlp/snli", help="as for finetune (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--split", choices=["train", "validation", "test"], default="test", help="default: %(default)s"
+    )
+    evaluate.add_argument("--text_source", choices=["raw", "parse"], default="raw", help="default: %(default)s")
+    evaluate.add_argument("--output_dir", type=Path, help="where the report goes (default: the model folder)")
+    _add_encoding(evaluate)
+    evaluate.set_defaults(run=run_evaluate)
+
+    predict = commands.add_parser("predict", help="label pairs of sentences", description=PREDICT_HELP)
+    _add_model(predict)
+    predict.add_argument("--premise", help="what is taken to be true")
+    predict.add_argument("--hypothesis", help="what may follow from it")
+    predict.add_argument("--input_file", type=Path, help=".jsonl, .csv or .tsv with columns premise and hypothesis")
+    predict.add_argument("--output_file", type=Path, help="answers of --input_file, as jsonl (default: the terminal)")
+    _add_encoding(predict)
+    predict.set_defaults(run=run_predict)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="fine-tuned model: a folder or a hub id")
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="write into a folder that holds files")
+
+
+def _add_encoding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max_length", type=int, default=128, help="longest pair in tokens; longer ones are truncated (%(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=256, help="pairs in a batch (default: %(default)s)")
+
+
+def run_quickstart(args: argparse.Namespace) -> None:
+    """`bert-snli quickstart`."""
+    from bert_snli.quickstart import quickstart
+
+    _quiet()
+    quickstart(args.output_dir, overwrite_output_dir=args.overwrite_output_dir)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """`bert-snli evaluate`."""
+    from bert_snli.evaluation.report import evaluate_model, format_report, save_report
+
+    _quiet()
+    if args.output_dir is None and not Path(args.model).is_dir():
+        raise BertSnliError(f"{args.model}: not a local folder to write the report into; add --output_dir")
+    results = evaluate_model(
+        args.model,
+        args.dataset_name_or_path,
+        split=args.split,
+        text_source=args.text_source,
+        max_length=args.max_length,
+        batch_size=args.batch_size,
+    )
+    files = save_report(results, args.output_dir or Path(args.model))
+    print(format_report(results), "", *files, sep="\n")
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """`bert-snli predict`."""
+    from bert_snli.data.pair_files import read_pairs, write_answers
+    from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
+
+    _quiet()
+    one_pair = args.premise is not None and args.hypothesis is not None
+    if one_pair == (args.input_file is not None):
+        raise BertSnliError("give either --premise and --hypothesis, or --input_file")
+    pairs = [(args.premise, args.hypothesis)] if one_pair else read_pairs(args.input_file)
+    answers = predict_pairs(
+        load_classifier(args.model),
+        load_tokenizer(args.model),
+        pairs,
+        max_length=args.max_length,
+        batch_size=args.batch_size,
+    )
+    if one_pair:
+        for label, probability in answers[0].items():
+            print(f"{label:15}{probability:8.4f}")
+    else:
+        write_answers(pairs, answers, args.output_file)
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own words and bars."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["finetune"]:
+        from bert_snli import launch
+
+        return launch.main(argv[1:])
+    args = build_parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = args.run
+    return run(f"{PROG} {args.command}", lambda: command(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Files of premise and hypothesis that a user wants labelled, and of the answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bert_snli.errors import BertSnliError
+
+COLUMNS = ("premise", "hypothesis")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """The (premise, hypothesis) of every row of a .jsonl, .csv or .tsv file.
+
+    Raises:
+        BertSnliError: not there, another kind of file, no rows, or a row without one of the two.
+    """
+    try:
+        pairs = [_pair(row, f"{path}: row {number}") for number, row in enumerate(_rows(path), start=1)]
+    except OSError as error:
+        raise BertSnliError(f"--input_file {path}: {error.strerror}; give a .jsonl, .csv or .tsv file") from error
+    except (ValueError, csv.Error) as error:
+        raise BertSnliError(f"--input_file {path}: cannot be read as {path.suffix} ({error})") from error
+    if not pairs:
+        raise BertSnliError(f"--input_file {path}: holds no pairs; give a row for each, with {' and '.join(COLUMNS)}")
+    return pairs
+
+
+def _rows(path: Path) -> Iterator[object]:
+    if path.suffix not in (".jsonl", *DELIMITERS):
+        raise BertSnliError(f"--input_file {path}: unknown kind {path.suffix!r}; give .jsonl, .csv or .tsv")
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            yield from (json.loads(line) for line in file if line.strip())
+        else:
+            yield from csv.DictReader(file, delimiter=DELIMITERS[path.suffix])
+
+
+def _pair(row: object, where: str) -> tuple[str, str]:
+    values = [row.get(name) if isinstance(row, dict) else None for name in COLUMNS]
+    for name, value in zip(COLUMNS, values, strict=True):
+        if not isinstance(value, str):
+            raise BertSnliError(f"{where}: no {name}; name the columns {' and '.join(COLUMNS)}")
+    return values[0], values[1]
+
+
+def write_answers(pairs: Sequence[tuple[str, str]], answers: Sequence[dict[str, float]], path: Path | None) -> None:
+    """Write a JSON line for each pair: premise, hypothesis, label and the score of each label; to `path` or stdout."""
+    lines = [
+        json.dumps({"premise": premise, "hypothesis": hypothesis, "label": next(iter(scores)), "scores": scores})
+        for (premise, hypothesis), scores in zip(pairs, answers, strict=True)
+    ]
+    text = "\n".join(lines) + "\n"
+    if path is None:
+        sys.stdout.write(text)
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BertSnliError(f"--output_file {path}: {error.strerror}; name a file that can be written") from error

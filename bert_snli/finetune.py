@@ -1,0 +1,272 @@
+"""Fine-tune a converted model on SNLI (d2l 15.7): what `accelerate launch -m bert_snli.finetune` runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import Dataset
+from transformers import HfArgumentParser, PreTrainedTokenizerFast
+
+from bert_snli.console import OneLineErrorParser, run
+from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
+from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
+from bert_snli.data.snli import load_snli
+from bert_snli.errors import BertSnliError
+from bert_snli.evaluation.metrics import nli_metrics
+from bert_snli.evaluation.plots import plot_curve
+from bert_snli.folders import check_output_dir, finished_folder
+from bert_snli.inference import label_names, load_config, load_tokenizer, predict_logits
+from bert_snli.labels import ID2LABEL, LABEL2ID
+from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.training.checkpointing import Progress, find_checkpoint, load_checkpoint
+from bert_snli.training.loop import METRICS, Trainer, num_updates
+from bert_snli.training.optimisation import make_optimizer, make_scheduler
+from bert_snli.training.recipe import FinetuneRecipe, recipe_arguments
+
+logger = logging.getLogger(__name__)
+
+PROG = "bert-snli finetune"
+DESCRIPTION = """\
+Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
+
+examples:
+  bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
+  bert-snli finetune --config recipes/d2l_book.yaml --model_name_or_path models/small --output_dir runs/book
+  bert-snli finetune ... --num_processes 2          options of `accelerate launch` are taken as well
+  accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune ...      the same, launched by hand
+"""
+
+
+class RecipeParser(OneLineErrorParser, HfArgumentParser):
+    """Options from the fields of a dataclass, with one-line errors."""
+
+
+def parse_recipe(argv: Sequence[str]) -> FinetuneRecipe:
+    """Read options; those of `--config FILE.yaml` come first, so that the command line overrides them.
+
+    Raises:
+        BertSnliError: a value that makes no sense. An unknown option exits with 2.
+    """
+    parser = RecipeParser(FinetuneRecipe, prog=PROG, description=DESCRIPTION)
+    parser.add_argument("--config", type=Path, help="YAML recipe: the options below; the command line overrides it.")
+    config = parser.parse_known_args(argv)[0].config
+    from_file = recipe_arguments(config) if config else []
+    recipe, _ = parser.parse_args_into_dataclasses([*from_file, *argv])
+    return recipe
+
+
+def check_recipe(recipe: FinetuneRecipe) -> None:
+    """What can be known to be wrong before anything is loaded or written.
+
+    Raises:
+        BertSnliError: the output folder holds something, there is nothing to resume from, a tracker is not installed.
+    """
+    if recipe.resume_from_checkpoint:
+        find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
+    else:
+        check_output_dir(Path(recipe.output_dir), overwrite=recipe.overwrite_output_dir)
+    if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
+        raise BertSnliError(f"--report_to {recipe.report_to}: is not installed; pip install {recipe.report_to}")
+
+
+def finetune(recipe: FinetuneRecipe) -> dict:
+    """Run `recipe`; returns what `train_results.json` in the output folder holds.
+
+    Raises:
+        BertSnliError: anything that the user can mend.
+    """
+    check_recipe(recipe)
+    config = classifier_config(recipe)
+    labels = label_names(config, recipe.model_name_or_path)
+    tokenizer = load_tokenizer(recipe.model_name_or_path)
+    encoder = PairEncoder(tokenizer, recipe.max_length)
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        cpu=not torch.accelerator.is_available(),
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        project_dir=recipe.output_dir,
+    )
+    with accelerator.main_process_first():
+        train, evaluation = load_encoded(recipe, labels, encoder)
+    output_dir = Path(recipe.output_dir)
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        recipe.save(output_dir / "recipe.yaml")
+    accelerator.wait_for_everyone()
+    trackable = {name: value for name, value in asdict(recipe).items() if value is not None}
+    accelerator.init_trackers("bert-snli", config=trackable)
+    trainer = prepare(recipe, accelerator, config, tokenizer, train, evaluation)
+    _start_metrics(trainer, output_dir)
+    trainer.train()
+    results = summarise(trainer, len(train))
+    if accelerator.is_main_process:
+        (output_dir / "train_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    accelerator.end_training()
+    return results
+
+
+def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
+    """The configuration of the classifier to train: the start model's, with the labels and what the recipe overrides."""
+    config = load_config(recipe.model_name_or_path)
+    if "D2LBertForSequenceClassification" not in (config.architectures or []):
+        config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
+        config.classifier_head = recipe.classifier_head
+    if recipe.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = recipe.dropout
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def load_encoded(recipe: FinetuneRecipe, labels: Sequence[str], encoder: PairEncoder) -> tuple[Dataset, Dataset]:
+    """The training and the evaluation pairs, encoded."""
+    snli = load_snli(
+        recipe.dataset_name_or_path,
+        splits=["train", recipe.eval_split],
+        text_source=recipe.text_source,
+        labels=labels,
+    )
+    limits = {"train": recipe.max_train_samples, recipe.eval_split: recipe.max_eval_samples}
+    encoded = []
+    for split, limit in limits.items():
+        pairs = snli.splits[split]
+        if limit is not None:
+            pairs = pairs.select(range(min(limit, len(pairs))))
+        encoded.append(encode_pairs(pairs, encoder, num_proc=recipe.preprocessing_num_workers))
+        logger.info("%s: %s pairs (%s rows without a gold label dropped)", split, len(pairs), snli.num_dropped[split])
+    return encoded[0], encoded[1]
+
+
+def prepare(
+    recipe: FinetuneRecipe,
+    accelerator: Accelerator,
+    config: D2LBertConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    train: Dataset,
+    evaluation: Dataset,
+) -> Trainer:
+    """Model, optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
+    set_seed(recipe.seed)
+    model = D2LBertForSequenceClassification.from_pretrained(
+        recipe.model_name_or_path,
+        config=config,
+        use_safetensors=True,
+        attn_implementation=recipe.attn_implementation or ("eager" if accelerator.device.type == "cpu" else "sdpa"),
+    )
+    set_seed(recipe.seed, device_specific=True)  # the same fresh head, but other dropout, in each process
+    sampler = GlobalBatchSampler(
+        train["length"],
+        recipe.train_batch_size,
+        seed=recipe.seed,
+        strategy=recipe.train_sampling_strategy,
+        num_passes=recipe.gradient_accumulation_steps,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    optimizer = make_optimizer(model, recipe.optim, recipe.learning_rate, recipe.weight_decay)
+    scheduler = make_scheduler(
+        optimizer,
+        recipe.lr_scheduler_type,
+        recipe.warmup_steps,
+        num_updates(recipe, sampler.batches_per_epoch),
+    )
+    accelerator.register_for_checkpointing(scheduler)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    progress = Progress()
+    if recipe.resume_from_checkpoint:
+        progress = load_checkpoint(accelerator, find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir)))
+    labels = [config.id2label[number] for number in range(config.num_labels)]
+    references = np.asarray(evaluation["labels"])
+
+    def evaluate() -> dict[str, float]:
+        logits = predict_logits(
+            model,
+            evaluation,
+            pad_token_id=tokenizer.pad_token_id,
+            batch_size=recipe.eval_batch_size,
+            accelerator=accelerator,
+        )
+        metrics = nli_metrics(logits, references, labels)
+        return {name: metrics[name] for name in ("loss", "accuracy", "macro_f1")}
+
+    def save_model() -> None:
+        if accelerator.is_main_process:
+            with finished_folder(Path(recipe.output_dir), overwrite=True) as folder:
+                accelerator.unwrap_model(model).save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+        accelerator.wait_for_everyone()
+
+    return Trainer(
+        recipe=recipe,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        pairs=PaddedPairs(train, tokenizer.pad_token_id, recipe.max_length if recipe.pad_to_max_length else None),
+        sampler=sampler,
+        evaluate=evaluate,
+        save_model=save_model,
+        after_epoch=lambda epochs: plot_curve(epochs, recipe.eval_split, Path(recipe.output_dir)),
+        progress=progress,
+    )
+
+
+def _start_metrics(trainer: Trainer, output_dir: Path) -> None:
+    """Empty `metrics.jsonl`, or cut it back to the step that the run is resumed at."""
+    if trainer.accelerator.is_main_process:
+        path = output_dir / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= trainer.progress.step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def summarise(trainer: Trainer, num_pairs: int) -> dict:
+    """The figures of the run: those of the epoch that was kept, and how fast it went."""
+    progress, recipe = trainer.progress, trainer.recipe
+    epochs = progress.epochs
+    kept = max(epochs, key=lambda entry: entry["eval_accuracy"]) if recipe.load_best_model_at_end else epochs[-1]
+    return {
+        "kept_epoch": round(kept["epoch"], 4),
+        **{name: value for name, value in kept.items() if name.startswith(("train_loss", "train_acc", "eval_"))},
+        "eval_split": recipe.eval_split,
+        "train_samples": num_pairs,
+        "train_steps": progress.step,
+        "train_runtime": progress.seconds,
+        "train_samples_per_second": num_pairs * epochs[-1]["epoch"] / progress.seconds,
+        "num_processes": trainer.accelerator.num_processes,
+        "mixed_precision": str(trainer.accelerator.mixed_precision),
+        "device": str(trainer.accelerator.device),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+
+    def command() -> None:
+        recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        results = finetune(recipe)
+        if Accelerator().is_main_process:
+            print(
+                f"{recipe.output_dir}: train loss {results['train_loss']:.3f}, "
+                f"train accuracy {results['train_accuracy']:.3f}, "
+                f"{recipe.eval_split} accuracy {results['eval_accuracy']:.3f} "
+                f"({results['train_samples_per_second']:,.0f} pairs/s); the curve is in {recipe.output_dir}/curve.png"
+            )
+
+    return run(PROG, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Pairs in, labelled probabilities out: what evaluation during training, `evaluate` and `predict` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from bert_snli.data.batching import PaddedPairs, Piece
+from bert_snli.data.pair_encoding import PairEncoder
+from bert_snli.errors import BertSnliError
+from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+
+MODEL_TYPE = D2LBertConfig.model_type
+
+
+def load_config(model_name_or_path: str) -> D2LBertConfig:
+    """The configuration of a D2L-BERT folder or hub repository.
+
+    Raises:
+        BertSnliError: nothing there, or another kind of model.
+    """
+    try:
+        config_dict, _ = D2LBertConfig.get_config_dict(model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise BertSnliError(
+            f"{model_name_or_path}: no model folder (with config.json), and none of this name can be fetched from the "
+            "hub; make one with: bert-snli convert"
+        ) from error
+    if config_dict.get("model_type") != MODEL_TYPE:
+        raise BertSnliError(
+            f"{model_name_or_path}: a {config_dict.get('model_type')!r} model, not {MODEL_TYPE!r}; "
+            "give a folder that bert-snli wrote"
+        )
+    try:
+        return D2LBertConfig.from_dict(config_dict)
+    except (ValueError, TypeError) as error:
+        raise BertSnliError(f"{model_name_or_path}/config.json: {error}") from error
+
+
+def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
+    """The tokenizer that a model folder carries.
+
+    Raises:
+        BertSnliError: it has none, or a damaged one.
+    """
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(model_name_or_path)
+    except Exception as error:  # the Rust reader raises bare Exception on a damaged tokenizer.json
+        raise BertSnliError(
+            f"{model_name_or_path}: no tokenizer.json that can be read; convert the checkpoint again"
+        ) from error
+
+
+def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification:
+    """A fine-tuned classifier, in evaluation mode.
+
+    Raises:
+        BertSnliError: nothing there, another kind of model, or one whose classifier was never trained.
+    """
+    config = load_config(model_name_or_path)
+    try:
+        model, info = D2LBertForSequenceClassification.from_pretrained(
+            model_name_or_path, config=config, output_loading_info=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BertSnliError(f"{model_name_or_path}: its weights cannot be loaded ({error})".splitlines()[0]) from error
+    if info["missing_keys"]:
+        raise BertSnliError(
+            f"{model_name_or_path}: a pretrained model without a trained classifier; fine-tune it first: "
+            f"bert-snli finetune --model_name_or_path {model_name_or_path} --output_dir ..."
+        )
+    return model.eval()
+
+
+def label_names(config: D2LBertConfig, where: str) -> list[str]:
+    """The labels of a classifier in the order of its logits.
+
+    Raises:
+        BertSnliError: they are not those of natural language inference.
+    """
+    names = [config.id2label[number].lower() for number in range(config.num_labels)]
+    if set(names) != set(BOOK_LABELS):
+        raise BertSnliError(
+            f"{where}: its labels are {', '.join(names)}, not {', '.join(BOOK_LABELS)}; "
+            "set id2label and label2id in its config.json"
+        )
+    return names
+
+
+@torch.no_grad()
+def predict_logits(
+    model: D2LBertForSequenceClassification,
+    encoded: Dataset,
+    *,
+    pad_token_id: int,
+    batch_size: int = 256,
+    accelerator: Accelerator | None = None,
+) -> np.ndarray:
+    """Logits (rows, labels) of encoded pairs, in their order; computed by length and shared among the processes."""
+    accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+    model = accelerator.unwrap_model(model).to(accelerator.device).eval()
+    pairs = PaddedPairs(encoded, pad_token_id)
+    order = np.argsort(pairs.lengths, kind="stable")
+    batches = np.split(order, range(batch_size, len(order), batch_size))
+    # Each row is filled in by one process and zero in the others, so that their sum is exact.
+    logits_RC = torch.zeros(len(pairs), model.config.num_labels, device=accelerator.device)
+    bar = tqdm(
+        total=len(pairs), desc="Predicting", unit="pair", leave=False, disable=not accelerator.is_local_main_process
+    )
+    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+        batch = pairs[Piece(rows.tolist(), counted=True)]
+        batch.pop("labels", None)
+        with accelerator.autocast():
+            logits_BC = model(**{name: value.to(accelerator.device) for name, value in batch.items()}).logits
+        logits_RC[torch.from_numpy(rows).to(accelerator.device)] = logits_BC.float()
+        bar.update(len(rows) * accelerator.num_processes)
+    bar.close()
+    return accelerator.reduce(logits_RC, "sum").cpu().numpy()
+
+
+def predict_pairs(
+    model: D2LBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    max_length: int | None = None,
+    batch_size: int = 256,
+) -> list[dict[str, float]]:
+    """Probability of each label, by name, for each (premise, hypothesis); the most probable first."""
+    encoder = PairEncoder(tokenizer, max_length or tokenizer.model_max_length)
+    premises, hypotheses = zip(*pairs, strict=True)
+    encoded = Dataset.from_dict(encoder({"premise": list(premises), "hypothesis": list(hypotheses)}))
+    logits = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    return [
+        dict(sorted(zip(names, row, strict=True), key=lambda item: -item[1]))
+        for row in torch.softmax(torch.from_numpy(logits), dim=-1).tolist()
+    ]

@@ -1,0 +1,69 @@
+"""`bert-snli finetune`: the launch line of Accelerate without typing it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from bert_snli import finetune
+from bert_snli.console import run
+from bert_snli.errors import BertSnliError
+from bert_snli.training.recipe import FinetuneRecipe
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the options of `accelerate launch` from those of the recipe; one that both know is the recipe's."""
+    ours = {f"--{entry.name}" for entry in fields(FinetuneRecipe)} | {"-h", "--help"}
+    launch_options = {
+        option: action
+        for action in launch_command_parser()._actions
+        for option in action.option_strings
+        if option not in ours
+    }
+    launch: list[str] = []
+    recipe: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        action = launch_options.get(word.split("=")[0])
+        target = recipe if action is None else launch
+        target.append(word)
+        if action is not None and action.nargs is None and "=" not in word and rest:
+            launch.append(rest.pop(0))
+    return launch, recipe
+
+
+def main(argv: Sequence[str]) -> int:
+    """Fine-tune in this process, or launch as many as are asked for (by default one for each GPU)."""
+    launch, recipe = split_arguments(argv)
+    if not launch and torch.cuda.device_count() > 1:
+        launch = ["--num_processes", str(torch.cuda.device_count())]
+    if launch in ([], ["--num_processes", "1"], ["--num_processes=1"]):
+        return finetune.main(recipe)
+    # What can be seen to be wrong is said once, here, and not by every process.
+    checked = run(finetune.PROG, lambda: finetune.check_recipe(finetune.parse_recipe(recipe)))
+    return checked or _launch(launch, recipe)
+
+
+def _launch(launch: list[str], recipe: list[str]) -> int:
+    args = launch_command_parser().parse_args([*launch, "-m", finetune.__name__, *recipe])
+    # Without a configuration file, Accelerate starts several processes only for what it takes to be several GPUs.
+    args.multi_gpu = args.multi_gpu or (args.config_file is None and (args.num_processes or 1) > 1)
+    try:
+        launch_command(args)
+    except ChildFailedError as error:
+        return max(failure.exitcode for failure in error.failures.values())
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    except ValueError:
+        return run(finetune.PROG, lambda: _refuse(error))
+    return 0
+
+
+def _refuse(error: ValueError) -> None:
+    raise BertSnliError(f"accelerate launch: {error}") from error

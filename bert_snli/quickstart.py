@@ -1,0 +1,113 @@
+"""The whole main job on generated data: corpus → book checkpoint → conversion → fine-tuning → evaluation → prediction."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from bert_snli.data.sample import write_sample
+from bert_snli.data.snli import load_snli
+from bert_snli.evaluation.report import evaluate_model, format_report, save_report
+from bert_snli.finetune import finetune
+from bert_snli.folders import check_output_dir
+from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
+from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
+from bert_snli.tokenization import SPECIAL_TOKENS
+from bert_snli.training.recipe import FinetuneRecipe
+from conversion.convert import book_state_dict, convert
+
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
+RECIPE = {"num_train_epochs": 8, "train_batch_size": 64, "learning_rate": 1e-3, "dropout": 0.0, "max_length": 64}
+"""Sizes and recipe that learn the generated corpus from random weights in about a minute on two cores."""
+
+
+def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
+    """Run every step below `output_dir`, saying what each one does.
+
+    Raises:
+        BertSnliError: `output_dir` already holds files.
+    """
+    check_output_dir(output_dir, overwrite=overwrite_output_dir)
+    data, book, start, run = (output_dir / name for name in ("mini_snli", "book_checkpoint", "converted", "finetuned"))
+
+    print(f"[1/5] Generating a mini-SNLI in {data}", flush=True)
+    data.mkdir(parents=True, exist_ok=True)
+    write_sample(data)
+
+    print(f"[2/5] Writing an untrained checkpoint in the book's own format to {book}", flush=True)
+    write_book_checkpoint(book, data)
+
+    print(f"[3/5] Converting it to {start}", flush=True)
+    convert(
+        book,
+        start,
+        num_attention_heads=SIZES["num_attention_heads"],
+        overwrite_output_dir=overwrite_output_dir,
+    )
+
+    print(f"[4/5] Fine-tuning it, into {run}", flush=True)
+    finetune(
+        FinetuneRecipe(
+            model_name_or_path=str(start),
+            dataset_name_or_path=str(data),
+            output_dir=str(run),
+            overwrite_output_dir=overwrite_output_dir,
+            **RECIPE,
+        )
+    )
+
+    print("[5/5] Evaluating and predicting", flush=True)
+    results = evaluate_model(str(run), str(data), split="test")
+    save_report(results, run)
+    print(f"\n{format_report(results)}\n")
+    _print_predictions(run, data)
+    _print_summary(output_dir, data, start, run)
+
+
+def write_book_checkpoint(folder: Path, data: Path) -> None:
+    """Random weights under the book's names, and the vocabulary of the training sentences: what the book saves."""
+    train = load_snli(str(data), splits=["train"], text_source="parse").splits["train"]
+    counts = Counter(
+        word for side in ("premise", "hypothesis") for text in train[side] for word in text.lower().split()
+    )
+    vocabulary = [*SPECIAL_TOKENS.values(), *sorted(counts, key=lambda word: (-counts[word], word))]
+    torch.manual_seed(0)
+    model = D2LBertForPreTraining(
+        D2LBertConfig(vocab_size=len(vocabulary), max_position_embeddings=RECIPE["max_length"], **SIZES)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(book_state_dict(model), folder / "pretrained.params")
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+
+
+def _print_predictions(run: Path, data: Path) -> None:
+    """One pair of each label from the test split."""
+    test = load_snli(str(data), splits=["test"]).splits["test"]
+    names = test.features["label"].names
+    rows = [test[test["label"].index(number)] for number in range(len(names))]
+    answers = predict_pairs(
+        load_classifier(str(run)), load_tokenizer(str(run)), [(row["premise"], row["hypothesis"]) for row in rows]
+    )
+    for row, answer in zip(rows, answers, strict=True):
+        label, probability = next(iter(answer.items()))
+        print(
+            f"  {row['premise']}\n  {row['hypothesis']}\n    -> {label} ({probability:.1%}); gold: {names[row['label']]}\n"
+        )
+
+
+def _print_summary(output_dir: Path, data: Path, start: Path, run: Path) -> None:
+    print(
+        f"""Everything is in {output_dir}:
+  {data}        the generated corpus, in SNLI's file layout
+  {start}        the converted model, ready for AutoModel.from_pretrained
+  {run}        the fine-tuned model; curve.png, metrics.jsonl, eval_results_test.json
+
+Next:
+  bert-snli predict {run} --premise "A tall man is sleeping." --hypothesis "A man is awake."
+  bert-snli convert bert.small.torch.zip --output_dir models/small        (the book's own checkpoint)
+  bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
+  bert-snli finetune --help"""
+    )

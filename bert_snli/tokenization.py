@@ -1,0 +1,279 @@
+"""From the book's ``vocab.json`` to a fast tokenizer that reads raw English as the book reads SNLI.
+
+The book (d2l.ai, sections 15.4 and 15.7) never tokenizes SNLI: it takes the leaves of the parse that comes
+with every sentence, lower-cases them and looks them up. Stanford's PTBTokenizer (CoreNLP) made those
+leaves, by the rules of the Penn Treebank: ``do n't``, ``'s``, ``-LRB-`` for a bracket, two backticks and
+two apostrophes for quotes. A user has no parse, only "I don't know.", so the rules are applied here. They
+run inside the Rust ``tokenizers`` library and are stored in ``tokenizer.json``; no Python code travels with
+a model.
+
+Three tables hold the rules, each row with an example: ``REWRITES`` change characters (normalizer),
+``TOKENS`` say what a token looks like (pre-tokenizer), ``JOINS`` put a decoded text together again
+(decoder). Text that is tokenized already passes unchanged: the leaves of a parse, joined by single spaces,
+come out as they went in, in lower case too. That is why no row of ``TOKENS`` tells an upper-case letter
+from its lower-case one, and why no row joins what a space separates.
+
+The patterns run on Oniguruma, which backtracks: whatever can be long repeats possessively (``++``, ``*+``),
+so that time is linear in the length of the text. Keep it so. And prefer the alternation ``\u2019|\u02bc``
+to a class: Oniguruma has a fast search for the one, not for the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from bert_snli.errors import BertSnliError
+
+SPECIAL_TOKENS: dict[str, str] = {
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+    "cls_token": "<cls>",
+    "sep_token": "<sep>",
+}
+
+
+class Rewrite(NamedTuple):
+    """Whatever matches ``pattern`` becomes ``content``."""
+
+    name: str
+    pattern: str
+    content: str
+
+
+class TokenRule(NamedTuple):
+    """What matches ``pattern``, where the token before ended, is one token."""
+
+    name: str
+    pattern: str
+
+
+# The parts of words
+_LETTER = r"[\p{L}\p{M}]"
+_CHAR = r"[\p{L}\p{M}\p{N}]"  # of a word
+_PLAIN = rf"[{_CHAR}&&[^nN]]"
+_END = rf"(?!{_CHAR})"
+_N = rf"[nN](?!'[tT]{_END})"  # an n, but not that of n't
+_RUN = rf"(?={_PLAIN}|{_N}){_PLAIN}*+(?:{_N}{_PLAIN}*+)*+"  # "don" of "donkey", "do" of "don't"
+_CLITIC = r"(?i:s|m|d|ll|re|ve)(?!\p{L})"
+
+# Abbreviations keep their period. Those of the first group may end a sentence and then get a second one.
+_MAY_END = (
+    "jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|tues|wed|thu|thurs|fri|"
+    r"calif|conn|fla|minn|okla|penn|tenn|inc|co|corp|ltd|univ|assn|est|ext|tel|sq|jr|esq|ph\.d|ed\.d|bros|bldg|etc|al"
+)
+# American states that are words as well: a period belongs to them only where a second one follows.
+_STATES = "Ala|Ariz|Ark|Colo|Del|Ill|Ind|Mass|Mich|Miss|Mo|Ore|Pa|Tex|Va|Wash"
+_GO_ON = (
+    "mr|mrs|ms|mx|dr|drs|prof|rev|hon|pres|gov|sen|rep|gen|col|maj|capt|lt|sgt|cpl|pvt|adm|sr|messrs|"
+    "st|ste|mt|ft|ave|blvd|rd|rt|dept|natl|vs|cf|ph"
+)
+_BEFORE_NUMBER = "no|nos|fig|figs|sec|pp|para|approx|ca"
+_PERIOD = (
+    rf"\.(?:(?<=\b(?i:{_MAY_END}|{_GO_ON})\.)(?!\.)"  # Mr.
+    rf"|(?<=\b(?i:{_BEFORE_NUMBER})\.)(?=\s?\d)"  # no. 7
+    rf"|(?<=\b(?i:{_STATES})\.)(?=\s\.(?!\S))"  # Miss. .
+    r"|(?<=\p{L}\.)(?=\s?[,;:]))"  # any word in ".,": CoreNLP takes it for an abbreviation
+)
+# Between two runs in one word: well-known, U.S.-based, his/her, d2l.ai, 10,000-meter, ma'am.
+_INSIDE = rf"(?:\.?-|[_/@]|[.!?](?={_LETTER})|(?<=\d)[.,:](?=\d)|(?<=\p{{L}}[aeiouyAEIOUY])'(?=[aeiouAEIOU]))"
+
+REWRITES: tuple[Rewrite, ...] = (
+    # it\u2019s -> it's
+    Rewrite("apostrophe", "\u2019|\u02bc|\u00b4", "'"),
+    # an "old" dog -> an `` old '' dog
+    Rewrite("opening double quote", "(?:\"|'')(?=[\\p{L}\\p{N}$])", " `` "),
+    Rewrite("closing double quote", '"|\u201d|\u00bb', " '' "),
+    # an \u201cold\u201d dog -> an `` old '' dog
+    Rewrite("curly double quote", "\u201c|\u201e|\u00ab", " `` "),
+    # an 'old' dog -> an ` old ' dog; nothing changes in
+    # it's, don't, get 'em, rock 'n' roll, o'clock, L'Aquila, ma'am
+    Rewrite(
+        "opening single quote",
+        rf"'(?=\p{{L}}\S|[aiuAIU]\s)(?!{_CLITIC}|[nN](?!\p{{L}}))(?!(?i:t|em|tis|twas|til|till|cause)\b)"
+        r"(?!(?<=\p{L}[aeiouyAEIOUY]')[aeiouAEIOU])(?!(?<=\b[b-hj-zB-HJ-Z]')\p{L}{2})",
+        " ` ",
+    ),
+    Rewrite("curly single quote", "\u2018|\u201a", " ` "),
+    # one (1) -> one -LRB- 1 -RRB-
+    Rewrite("opening bracket", r"\(", " -LRB- "),
+    Rewrite("closing bracket", r"\)", " -RRB- "),
+    Rewrite("opening square bracket", r"\[", " -LSB- "),
+    Rewrite("closing square bracket", r"\]", " -RSB- "),
+    Rewrite("opening brace", r"\{", " -LCB- "),
+    Rewrite("closing brace", r"\}", " -RCB- "),
+    # now\u2014or never -> now -- or never
+    Rewrite("dash", "\u2013|\u2014|\u2015|(?<!-)-{3,4}(?!-)", " -- "),
+    # well\u2026 -> well ...
+    Rewrite("ellipsis", r"\u2026|\.{4,}+", " ... "),
+    # pens, ink etc. -> pens , ink etc. .
+    Rewrite(
+        "abbreviation at the end",
+        rf"\.(?<=\b(?:(?i:{_MAY_END})|{_STATES})\.)(?=\s*+\z|\s[\s\p{{Lu}}])",
+        ". .",
+    ),
+)
+
+TOKENS: tuple[TokenRule, ...] = (
+    # https://d2l.ai/?q=a.
+    TokenRule("web address", r"(?i:https?|ftp)://(?:[.,:;!?']*+[^\s\"<>|.,:;!?'])++"),
+    # can not  gon na
+    TokenRule(
+        "two words in one",
+        rf"(?i:can(?=not{_END})|(?:gon|wan)(?=na{_END})|got(?=ta{_END})|(?:gim|lem)(?=me{_END}))",
+    ),
+    # 9.99  10,000  and the 7:30 of 7:30pm
+    TokenRule("number", rf"\d++(?:[.,:]\d++)++(?!-{_CHAR})|[-+]\d++(?:[.,:]\d++)*+|\.\d++"),
+    # U.S.  p.m.  B.
+    TokenRule("initials", rf"\p{{L}}\.(?:\p{{L}}\.)*+(?!-?{_CHAR})"),
+    # R&B
+    TokenRule("letters joined by &", rf"\p{{L}}{{1,2}}&\p{{L}}(?!{_CHAR})"),
+    # o'clock  L'Aquila  y' (of y'all)  ol' (Joe)  d' (Azur)
+    TokenRule(
+        "word with apostrophe",
+        rf"[b-hj-xzB-HJ-XZ]'(?!{_CLITIC})\p{{L}}{{2,}}+|[yY]'(?!{_CLITIC})(?=\s?\p{{L}})|(?i:ol|[dlj])'(?!\p{{L}})",
+    ),
+    # US$
+    TokenRule("currency", r"(?i:us|hk|nz|[ac])\$(?=\s?\d)"),
+    # n't
+    TokenRule("negation", rf"[nN]'[tT]{_END}"),
+    # donkey  well-known  his/her  d2l.ai  Mr.
+    TokenRule("word", rf"{_RUN}(?:{_INSIDE}{_RUN})*+(?:{_PERIOD})?+"),
+    # 's  'll
+    TokenRule("clitic", rf"'{_CLITIC}"),
+    # 'em  'n'  '60s  't (of 'tis)
+    TokenRule(
+        "apostrophe and word",
+        rf"'(?:(?i:em|till?|cause|\d\ds?){_END}|[nN]'|[nN]{_END}|[tT](?=\s?(?i:is|was){_END}))",
+    ),
+    # -LRB-
+    TokenRule("bracket", r"-(?i:[LR][RSC]B)-"),
+    # @name  #tag
+    TokenRule("name or tag", r"[@#]\p{L}\w*+"),
+    # ``  ''  ...  --  ?!
+    TokenRule("repeated mark", r"``|''|\.{3}|-++|[!?]++|\*++|#++|_++|=++|@++|<<|>>"),
+    # any other character, with its accents
+    TokenRule("mark", r"[^\s\0\u200b\ufeff]\p{M}*+"),
+)
+
+JOINS: tuple[Rewrite, ...] = (
+    # ink etc. . -> ink etc.
+    Rewrite("abbreviation at the end", r"(?<=\p{L}\.) \.(?=\s|\z)", ""),
+    # do n't go , Bob 's -> don't go, Bob's
+    Rewrite("what leans to the left", r" (?=(?:[.,:;!?%]++|(?i:n't|'(?:s|m|d|ll|re|ve)?|-r[rsc]b-))(?:\s|\z))", ""),
+    # `` old '' -> "old"
+    Rewrite("opening double quote", "`` ?", '"'),
+    Rewrite("closing double quote", " ?''", '"'),
+    Rewrite("opening single quote", "` ", "'"),
+    # -lrb- 1 -rrb- -> (1)
+    Rewrite("opening bracket", "-(?i:lrb)- ?", "("),
+    Rewrite("closing bracket", "-(?i:rrb)-", ")"),
+    Rewrite("opening square bracket", "-(?i:lsb)- ?", "["),
+    Rewrite("closing square bracket", "-(?i:rsb)-", "]"),
+    Rewrite("opening brace", "-(?i:lcb)- ?", "{"),
+    Rewrite("closing brace", "-(?i:rcb)-", "}"),
+    # $ 5, # 5, gon na, can not -> $5, #5, gonna, cannot
+    Rewrite(
+        "sign and number",
+        r"(?<=[$#]) (?=\d)|(?<=\bgon|\bwan) (?=na\b)|(?<=\bgot) (?=ta\b)|(?<=\bcan) (?=not\b)",
+        "",
+    ),
+)
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
+    """Read the book's ``vocab.json``: a JSON list of tokens, in which the index of a token is its id.
+
+    Raises:
+        BertSnliError: the file is missing, or not a list of distinct strings that holds every special token.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, encoding="utf-8") as file:
+            vocabulary = json.load(file)
+    except OSError as error:
+        raise BertSnliError(f"{name}: {error.strerror}; give the path of the book's vocab.json") from error
+    except UnicodeDecodeError as error:
+        raise BertSnliError(f"{name}: not UTF-8 at byte {error.start}; save the vocabulary as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise BertSnliError(f"{name}: not JSON ({error}); give the book's vocab.json") from error
+    problem = _problem_with(vocabulary)
+    if problem:
+        raise BertSnliError(f"{name}: {problem}")
+    return list(vocabulary)
+
+
+def _problem_with(vocabulary: object) -> str | None:
+    """What is wrong with a vocabulary and what to do, in one line; ``None`` if nothing is."""
+    if not isinstance(vocabulary, (list, tuple)):
+        return f"the vocabulary is a {type(vocabulary).__name__}; make it a list of tokens in the order of ids"
+    if not vocabulary:
+        return "the vocabulary is empty; give the one that the model was pretrained with"
+    first_index: dict[str, int] = {}
+    for index, token in enumerate(vocabulary):
+        if not isinstance(token, str):
+            return f"entry {index} of the vocabulary is {token!r}; make every entry a string"
+        if token in first_index:
+            return f"the token {token!r} has two ids, {first_index[token]} and {index}; remove one entry"
+        first_index[token] = index
+    missing = [token for token in SPECIAL_TOKENS.values() if token not in first_index]
+    if missing:
+        return f"the special token {missing[0]} is not in the vocabulary; give the model's own, which has it"
+    return None
+
+
+def build_tokenizer(
+    vocabulary: Sequence[str], *, model_max_length: int, do_lower_case: bool = True
+) -> PreTrainedTokenizerFast:
+    """Make the tokenizer of a book model. A pair is ``<cls> A <sep> B <sep>``, in segments 0 and 1.
+
+    Args:
+        vocabulary: the tokens in the order of their ids, as :func:`read_vocabulary` returns them.
+        model_max_length: the number of positions that the model has (512 in the book's).
+        do_lower_case: the book lower-cases SNLI, except in its edition before 2020.
+
+    Raises:
+        BertSnliError: ``vocabulary`` has duplicates, no special token, or entries that are not strings.
+    """
+    problem = _problem_with(list(vocabulary))
+    if problem:
+        raise BertSnliError(problem)
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL_TOKENS["unk_token"]))
+    rewrites: list[normalizers.Normalizer] = [
+        normalizers.Replace(Regex(rule.pattern), rule.content) for rule in REWRITES
+    ]
+    lower_case = [normalizers.Lowercase()] if do_lower_case else []
+    backend.normalizer = normalizers.Sequence(rewrites + lower_case)
+    any_token = "|".join(f"(?:{rule.pattern})" for rule in TOKENS)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(any_token), behavior="removed", invert=True)
+    cls, sep = SPECIAL_TOKENS["cls_token"], SPECIAL_TOKENS["sep_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(prefix=" ", cleanup=False),  # a space before every token but the first
+            decoders.Fuse(),
+            *(decoders.Replace(Regex(rule.pattern), rule.content) for rule in JOINS),
+        ]
+    )
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # its constructor has no types
+    return make(
+        tokenizer_object=backend,
+        model_max_length=model_max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # else v5 drops the segments
+        padding_side="right",
+        truncation_side="right",
+        pad_token_type_id=0,
+        clean_up_tokenization_spaces=False,  # JOINS do it
+        **SPECIAL_TOKENS,
+    )

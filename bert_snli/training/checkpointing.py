@@ -1,0 +1,98 @@
+"""Checkpoints of a run in progress: `checkpoint-N` folders from which training goes on as if it had not stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from bert_snli.errors import BertSnliError
+
+PROGRESS = "progress.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # updates made in the running epoch
+    step: int = 0  # updates made in all
+    best_accuracy: float = -1.0
+    seconds: float = 0.0  # spent on training, evaluation left out
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of the running epoch: loss, correct, pairs
+    epochs: list[dict] = field(default_factory=list)  # metrics of the finished epochs
+
+
+def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> None:
+    """Write `checkpoint-{step}` beside, rename it when it is whole, and drop the oldest beyond `limit`."""
+    target = output_dir / f"checkpoint-{progress.step}"
+    temporary = output_dir / f".{target.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    if accelerator.is_main_process:
+        (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(temporary, target)
+        for old in list_checkpoints(output_dir)[:-limit]:
+            shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
+    """Put model, optimizer, schedule and random states back as they were in `folder`.
+
+    Raises:
+        BertSnliError: it is not a checkpoint, or does not fit this run.
+    """
+    try:
+        progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+        accelerator.load_state(str(folder))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BertSnliError(
+            f"--resume_from_checkpoint {folder}: cannot be resumed from ({reason}); "
+            "give a checkpoint-N folder of a run with the same recipe"
+        ) from error
+    return progress
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The whole checkpoints in `output_dir`, oldest first."""
+    numbered = [
+        (int(match[1]), path)
+        for path in output_dir.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(numbered)]
+
+
+def find_checkpoint(resume_from_checkpoint: str, output_dir: Path) -> Path:
+    """The folder that `--resume_from_checkpoint` means.
+
+    Raises:
+        BertSnliError: there is none.
+    """
+    if resume_from_checkpoint != "auto":
+        if not (Path(resume_from_checkpoint) / PROGRESS).is_file():
+            raise BertSnliError(
+                f"--resume_from_checkpoint {resume_from_checkpoint}: no checkpoint there; "
+                "give a checkpoint-N folder, or 'auto'"
+            )
+        return Path(resume_from_checkpoint)
+    checkpoints = list_checkpoints(output_dir)
+    if not checkpoints:
+        raise BertSnliError(
+            f"--resume_from_checkpoint auto: no checkpoint in {output_dir}; start without it, with --save_steps"
+        )
+    return checkpoints[-1]

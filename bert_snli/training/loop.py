@@ -1,0 +1,162 @@
+"""The fine-tuning loop: global batches over any number of processes, evaluated after each epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs
+from bert_snli.errors import BertSnliError
+from bert_snli.training.checkpointing import Progress, save_checkpoint
+from bert_snli.training.recipe import FinetuneRecipe
+
+METRICS = "metrics.jsonl"
+
+
+def num_updates(recipe: FinetuneRecipe, batches_per_epoch: int) -> int:
+    """Updates of the whole run."""
+    return recipe.max_steps if recipe.max_steps > 0 else recipe.num_train_epochs * batches_per_epoch
+
+
+@dataclass
+class Trainer:
+    """Everything that one run needs, prepared; `train` runs it."""
+
+    recipe: FinetuneRecipe
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    pairs: PaddedPairs
+    sampler: GlobalBatchSampler
+    evaluate: Callable[[], dict[str, float]]
+    save_model: Callable[[], None]
+    after_epoch: Callable[[list[dict]], None]
+    progress: Progress
+
+    def train(self) -> None:
+        """Train to the last epoch or `max_steps`, evaluating, saving and logging on the way."""
+        total = num_updates(self.recipe, self.sampler.batches_per_epoch)
+        while self.progress.step < total:
+            self._train_epoch(total)
+            self._end_epoch()
+            self.sampler.first_batch = 0
+
+    def _train_epoch(self, total: int) -> None:
+        progress, recipe = self.progress, self.recipe
+        self.model.train()
+        self.sampler.set_epoch(progress.epoch, first_batch=progress.batch)
+        passes = iter(DataLoader(self.pairs, batch_size=None, sampler=self.sampler))
+        interval = torch.zeros(3, device=self.accelerator.device)
+        started = time.perf_counter()
+        bar = tqdm(
+            total=len(self.pairs),
+            initial=min(progress.batch * recipe.train_batch_size, len(self.pairs)),
+            desc=f"Epoch {progress.epoch + 1}",
+            unit="pair",
+            disable=not self.accelerator.is_local_main_process,
+        )
+        while progress.batch < self.sampler.batches_per_epoch and progress.step < total:
+            rows = self._global_rows(progress.batch)
+            interval += self._update(passes, rows)
+            progress.batch += 1
+            progress.step += 1
+            bar.update(rows)
+            ended = progress.batch == self.sampler.batches_per_epoch or progress.step == total
+            save = recipe.save_steps and progress.step % recipe.save_steps == 0
+            if ended or save or progress.step % recipe.logging_steps == 0:
+                loss, correct, count = self._settle(interval)
+                progress.seconds, started = progress.seconds + time.perf_counter() - started, time.perf_counter()
+                bar.set_postfix(loss=f"{loss / count:.3f}", acc=f"{correct / count:.3f}")
+                self._log(
+                    {
+                        "step": progress.step,
+                        "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,
+                        "train_loss": loss / count,
+                        "train_accuracy": correct / count,
+                        "learning_rate": self.scheduler.get_last_lr()[0],
+                    }
+                )
+                interval.zero_()
+            if save:
+                save_checkpoint(self.accelerator, progress, Path(recipe.output_dir), recipe.save_total_limit)
+        bar.close()
+
+    def _global_rows(self, batch: int) -> int:
+        return min(self.recipe.train_batch_size, len(self.pairs) - batch * self.recipe.train_batch_size)
+
+    def _update(self, passes, global_rows: int) -> torch.Tensor:
+        """One update; returns this process's sum of losses, number of right answers and number of pairs."""
+        recipe, accelerator = self.recipe, self.accelerator
+        # DistributedDataParallel takes the mean over the processes; the batch's own mean or sum is wanted.
+        scale = accelerator.num_processes / (global_rows if recipe.loss_reduction == "mean" else 1)
+        seen = torch.zeros(3, device=accelerator.device)
+        for number in range(recipe.gradient_accumulation_steps):
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(passes).items()}
+            labels = batch.pop("labels")
+            last = number == recipe.gradient_accumulation_steps - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                logits = self.model(**batch).logits
+                loss = nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
+                accelerator.backward(loss * scale)
+            right = (logits.detach().argmax(dim=-1) == labels).sum()
+            seen += torch.stack([loss.detach(), right, (labels != IGNORED_LABEL).sum()])
+        if recipe.max_grad_norm:
+            accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return seen
+
+    def _settle(self, interval: torch.Tensor) -> list[float]:
+        """Sums over all processes of what was seen since the last line, added to the epoch's.
+
+        Raises:
+            BertSnliError: the loss is no longer a number.
+        """
+        sums: list[float] = self.accelerator.reduce(interval, "sum").tolist()
+        if not math.isfinite(sums[0]):
+            raise BertSnliError(
+                f"the loss is not finite at step {self.progress.step}; lower --learning_rate, or set --max_grad_norm"
+            )
+        self.progress.totals = [a + b for a, b in zip(self.progress.totals, sums, strict=True)]
+        return sums
+
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        loss, correct, count = progress.totals
+        evaluation = self.evaluate()
+        entry = {
+            "step": progress.step,
+            "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,
+            "train_loss": loss / count,
+            "train_accuracy": correct / count,
+            "train_seconds": progress.seconds,
+            **{f"eval_{name}": value for name, value in evaluation.items()},
+        }
+        progress.epochs.append(entry)
+        self._log(entry)
+        if not self.recipe.load_best_model_at_end or evaluation["accuracy"] > progress.best_accuracy:
+            progress.best_accuracy = evaluation["accuracy"]
+            self.save_model()
+        progress.epoch, progress.batch, progress.totals = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
+        if self.accelerator.is_main_process:
+            self.after_epoch(progress.epochs)
+
+    def _log(self, entry: dict) -> None:
+        if self.accelerator.is_main_process:
+            with (Path(self.recipe.output_dir) / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        self.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=entry["step"])

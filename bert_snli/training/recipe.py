@@ -1,0 +1,160 @@
+"""What a fine-tuning run is told: one dataclass whose fields are the options of the command and the keys of a recipe.
+
+Names are those of `transformers.TrainingArguments` wherever the thing is the same. Batch sizes are global.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bert_snli.data.batching import STRATEGIES
+from bert_snli.data.snli import HUB_ID, TEXT_SOURCES
+from bert_snli.errors import BertSnliError
+from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
+from bert_snli.training.optimisation import OPTIMIZERS, SCHEDULERS
+
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field with the help that its command-line option shows."""
+    metadata: dict[str, Any] = {"help": help}
+    if choices:
+        metadata["choices"] = choices
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class FinetuneRecipe:
+    """Options of `finetune`.
+
+    Raises:
+        BertSnliError: a value that makes no sense, with the option's name and what to give instead.
+    """
+
+    model_name_or_path: str = option("", "Model folder or hub id to start from (see: bert-snli convert).")
+    dataset_name_or_path: str = option(
+        HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
+    )
+    output_dir: str = option("", "Folder for the fine-tuned model, its metrics and its curve.")
+    overwrite_output_dir: bool = option(False, "Write into an output folder that already holds files.")
+
+    text_source: str = option(
+        "raw", "Sentences to read: 'raw' as typed, or 'parse', the parse leaves that the book reads.", TEXT_SOURCES
+    )
+    max_length: int = option(128, "Longest pair in tokens, the three special ones included; longer ones are truncated.")
+    max_train_samples: int | None = option(None, "Train on the first so many pairs only.")
+    max_eval_samples: int | None = option(None, "Evaluate on the first so many pairs only.")
+    preprocessing_num_workers: int | None = option(None, "Processes that encode the pairs.")
+
+    classifier_head: str = option(
+        "pooler",
+        "'pooler': the pretrained layer of the book; 'mlp': the fresh one of its first form.",
+        CLASSIFIER_HEADS,
+    )
+    dropout: float | None = option(None, "Dropout rate of hidden states and attention (default: the model's own).")
+
+    attn_implementation: str | None = option(
+        None,
+        "Attention of the model; by default 'eager' on CPU, which is faster at SNLI's lengths, else 'sdpa'.",
+        ("eager", "sdpa"),
+    )
+
+    num_train_epochs: int = option(4, "Times that every training pair is seen.")
+    max_steps: int = option(-1, "If positive: stop after so many updates, whatever num_train_epochs says.")
+    train_batch_size: int = option(256, "Pairs per update, over all processes and accumulation passes.")
+    eval_batch_size: int = option(256, "Pairs per evaluation batch of one process.")
+    gradient_accumulation_steps: int = option(1, "Passes that an update is cut into, to save memory.")
+    train_sampling_strategy: str = option(
+        "group_by_length", "Batches of like length, or 'random' as in the book.", STRATEGIES
+    )
+    pad_to_max_length: bool = option(False, "Pad every batch to max_length as the book does: slower, same numbers.")
+
+    optim: str = option("adamw_torch_fused", "Optimizer.", tuple(OPTIMIZERS))
+    learning_rate: float = option(5e-4, "Peak learning rate.")
+    lr_scheduler_type: str = option("linear", "How the rate falls after the warm-up.", SCHEDULERS)
+    warmup_steps: float = option(0.06, "Updates of linear warm-up; below 1, a share of all updates.")
+    weight_decay: float = option(0.01, "Weight decay of all but biases and LayerNorms.")
+    max_grad_norm: float = option(1.0, "Largest norm of the gradient; 0 does not clip.")
+    loss_reduction: str = option(
+        "mean", "Loss of a batch: 'mean' of its pairs, or their 'sum' as in the book.", ("mean", "sum")
+    )
+    mixed_precision: str | None = option(
+        None, "'no', 'bf16' or 'fp16' (default: what accelerate's configuration says).", ("no", "bf16", "fp16")
+    )
+    seed: int = option(42, "Seed of the fresh head, the order of the pairs and dropout.")
+
+    eval_split: str = option(
+        "validation", "Split evaluated after each epoch; the book uses 'test'.", ("validation", "test")
+    )
+    load_best_model_at_end: bool = option(True, "Keep the epoch that evaluates best; otherwise the last.")
+    logging_steps: int = option(50, "Updates between two lines of metrics.jsonl.")
+    save_steps: int = option(0, "Updates between two checkpoints; 0 writes none.")
+    save_total_limit: int = option(2, "Checkpoints kept.")
+    resume_from_checkpoint: str | None = option(
+        None, "Checkpoint folder to go on from, or 'auto' for the newest in output_dir."
+    )
+    report_to: str = option("none", "Experiment tracker besides metrics.jsonl.", TRACKERS)
+
+    def __post_init__(self):
+        for name in ("model_name_or_path", "output_dir"):
+            if not getattr(self, name):
+                raise BertSnliError(f"--{name}: is required; give it on the command line or in the recipe")
+        for entry in fields(self):
+            choices, value = entry.metadata.get("choices"), getattr(self, entry.name)
+            if choices and value is not None and value not in choices:
+                raise BertSnliError(f"--{entry.name} {value}: choose from {', '.join(choices)}")
+        for name in (
+            "max_train_samples",
+            "max_eval_samples",
+            "preprocessing_num_workers",
+            "num_train_epochs",
+            "train_batch_size",
+            "eval_batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "save_total_limit",
+        ):
+            self._require(name, lambda value: value >= 1, "give 1 or more")
+        self._require("learning_rate", lambda value: value > 0, "give a number above 0")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "save_steps"):
+            self._require(name, lambda value: value >= 0, "give 0 or more")
+        self._require("dropout", lambda value: 0 <= value < 1, "give a rate from 0 to below 1")
+
+    def _require(self, name: str, holds, remedy: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise BertSnliError(f"--{name} {value}: {remedy}")
+
+    def save(self, path: Path) -> None:
+        """Write every option as YAML, readable by `--config`."""
+        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+
+
+def recipe_arguments(path: Path) -> list[str]:
+    """The options in a YAML recipe, as command-line arguments, so that one parser checks both.
+
+    Raises:
+        BertSnliError: not there, not YAML, or not a table of options and plain values.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BertSnliError(f"--config {path}: {error.strerror}; give a YAML recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise BertSnliError(f"--config {path}: not YAML ({reason}); see the files in recipes/") from error
+    if not isinstance(content, dict):
+        raise BertSnliError(f"--config {path}: holds no options; write lines such as 'learning_rate: 1e-4'")
+    known = {entry.name for entry in fields(FinetuneRecipe)}
+    arguments: list[str] = []
+    for key, value in content.items():
+        if key not in known:
+            raise BertSnliError(f"--config {path}: unknown option {key!r}; see bert-snli finetune --help")
+        if value is not None:
+            arguments += [f"--{key}", str(value)]
+    return arguments

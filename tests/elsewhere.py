@@ -1,0 +1,41 @@
+"""A Python in which `bert_snli` cannot be imported: what somebody has who only downloaded a model folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# None in `sys.modules` makes an import fail even where the package is installed.
+PRELUDE = """
+import json, sys
+for name in ("bert_snli", "conversion"):
+    sys.modules[name] = None
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise AssertionError(f"{name} can be imported")
+arguments = json.loads(sys.argv[1])
+"""
+
+
+def run_elsewhere(script: str, tmp_path: Path, **arguments: Any) -> Any:
+    """Run `script`, which finds `arguments` (JSON) under that name, and return the JSON of its last printed line."""
+    home = tmp_path / "elsewhere"
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PRELUDE + script, json.dumps(arguments)],
+        cwd=home,
+        env={**kept, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
