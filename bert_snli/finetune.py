@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
@@ -26,9 +26,9 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.folders import check_output_dir, finished_folder
-from bert_snli.inference import label_names, load_config, load_tokenizer, predict_logits
+from bert_snli.inference import label_names, load_config, load_tokenizer, load_weights, predict_logits
 from bert_snli.labels import ID2LABEL, LABEL2ID
-from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.modeling import D2LBertConfig
 from bert_snli.training.checkpointing import Progress, find_checkpoint, load_checkpoint
 from bert_snli.training.loop import METRICS, Trainer, num_updates
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
@@ -62,7 +62,9 @@ def parse_recipe(argv: Sequence[str]) -> FinetuneRecipe:
     parser.add_argument("--config", type=Path, help="YAML recipe: the options below; the command line overrides it.")
     config = parser.parse_known_args(argv)[0].config
     from_file = recipe_arguments(config) if config else []
-    recipe, _ = parser.parse_args_into_dataclasses([*from_file, *argv])
+    recipe, _, unknown = parser.parse_args_into_dataclasses([*from_file, *argv], return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return recipe
 
 
@@ -99,14 +101,14 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     )
     with accelerator.main_process_first():
         train, evaluation = load_encoded(recipe, labels, encoder)
+    trainer = prepare(recipe, accelerator, config, tokenizer, train, evaluation)
+    # Nothing is written before this line: all that can be wrong with options, model and data has been found by now.
     output_dir = Path(recipe.output_dir)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         recipe.save(output_dir / "recipe.yaml")
     accelerator.wait_for_everyone()
-    trackable = {name: value for name, value in asdict(recipe).items() if value is not None}
-    accelerator.init_trackers("bert-snli", config=trackable)
-    trainer = prepare(recipe, accelerator, config, tokenizer, train, evaluation)
+    accelerator.init_trackers("bert-snli", {name: value for name, value in asdict(recipe).items() if value is not None})
     _start_metrics(trainer, output_dir)
     trainer.train()
     results = summarise(trainer, len(train))
@@ -117,7 +119,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
 
 
 def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
-    """The configuration of the classifier to train: the start model's, with the labels and what the recipe overrides."""
+    """The classifier's configuration: the start model's, with the labels and what the recipe overrides."""
     config = load_config(recipe.model_name_or_path)
     if "D2LBertForSequenceClassification" not in (config.architectures or []):
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
@@ -157,12 +159,8 @@ def prepare(
 ) -> Trainer:
     """Model, optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
     set_seed(recipe.seed)
-    model = D2LBertForSequenceClassification.from_pretrained(
-        recipe.model_name_or_path,
-        config=config,
-        use_safetensors=True,
-        attn_implementation=recipe.attn_implementation or ("eager" if accelerator.device.type == "cpu" else "sdpa"),
-    )
+    attention = recipe.attn_implementation or ("eager" if accelerator.device.type == "cpu" else "sdpa")
+    model, _ = load_weights(recipe.model_name_or_path, config, attn_implementation=attention)
     set_seed(recipe.seed, device_specific=True)  # the same fresh head, but other dropout, in each process
     sampler = GlobalBatchSampler(
         train["length"],
@@ -257,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         results = finetune(recipe)
-        if Accelerator().is_main_process:
+        if PartialState().is_main_process:
             print(
                 f"{recipe.output_dir}: train loss {results['train_loss']:.3f}, "
                 f"train accuracy {results['train_accuracy']:.3f}, "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -58,20 +59,34 @@ def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
         ) from error
 
 
+def load_weights(
+    model_name_or_path: str, config: D2LBertConfig, **options
+) -> tuple[D2LBertForSequenceClassification, set[str]]:
+    """A classifier with the weights of a folder, and the names of those it lacks, which start afresh.
+
+    Raises:
+        BertSnliError: the weights are not there, damaged, or of other sizes.
+    """
+    try:
+        model, info = D2LBertForSequenceClassification.from_pretrained(
+            model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise BertSnliError(
+            f"{model_name_or_path}: its weights cannot be loaded ({reason}); get or convert the model again"
+        ) from error
+    return model, set(info["missing_keys"])
+
+
 def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification:
     """A fine-tuned classifier, in evaluation mode.
 
     Raises:
         BertSnliError: nothing there, another kind of model, or one whose classifier was never trained.
     """
-    config = load_config(model_name_or_path)
-    try:
-        model, info = D2LBertForSequenceClassification.from_pretrained(
-            model_name_or_path, config=config, output_loading_info=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BertSnliError(f"{model_name_or_path}: its weights cannot be loaded ({error})".splitlines()[0]) from error
-    if info["missing_keys"]:
+    model, missing = load_weights(model_name_or_path, load_config(model_name_or_path))
+    if missing:
         raise BertSnliError(
             f"{model_name_or_path}: a pretrained model without a trained classifier; fine-tune it first: "
             f"bert-snli finetune --model_name_or_path {model_name_or_path} --output_dir ..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -60,8 +61,8 @@ def _launch(launch: list[str], recipe: list[str]) -> int:
         return max(failure.exitcode for failure in error.failures.values())
     except subprocess.CalledProcessError as error:
         return error.returncode
-    except ValueError:
-        return run(finetune.PROG, lambda: _refuse(error))
+    except ValueError as error:
+        return run(finetune.PROG, partial(_refuse, error))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The whole main job on generated data: corpus → book checkpoint → conversion → fine-tuning → evaluation → prediction."""
+"""The whole main job on generated data, from a checkpoint in the book's format to three predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bert_snli.training.recipe import FinetuneRecipe
 from conversion.convert import book_state_dict, convert
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
-RECIPE = {"num_train_epochs": 8, "train_batch_size": 64, "learning_rate": 1e-3, "dropout": 0.0, "max_length": 64}
+RECIPE = {"num_train_epochs": 8, "train_batch_size": 64, "learning_rate": 1e-3, "dropout": 0.0}
 """Sizes and recipe that learn the generated corpus from random weights in about a minute on two cores."""
 
 
@@ -70,14 +70,11 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
 def write_book_checkpoint(folder: Path, data: Path) -> None:
     """Random weights under the book's names, and the vocabulary of the training sentences: what the book saves."""
     train = load_snli(str(data), splits=["train"], text_source="parse").splits["train"]
-    counts = Counter(
-        word for side in ("premise", "hypothesis") for text in train[side] for word in text.lower().split()
-    )
+    texts = [*train["premise"], *train["hypothesis"]]
+    counts = Counter(word for text in texts for word in text.lower().split())
     vocabulary = [*SPECIAL_TOKENS.values(), *sorted(counts, key=lambda word: (-counts[word], word))]
     torch.manual_seed(0)
-    model = D2LBertForPreTraining(
-        D2LBertConfig(vocab_size=len(vocabulary), max_position_embeddings=RECIPE["max_length"], **SIZES)
-    )
+    model = D2LBertForPreTraining(D2LBertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **SIZES))
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(book_state_dict(model), folder / "pretrained.params")
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
@@ -93,9 +90,8 @@ def _print_predictions(run: Path, data: Path) -> None:
     )
     for row, answer in zip(rows, answers, strict=True):
         label, probability = next(iter(answer.items()))
-        print(
-            f"  {row['premise']}\n  {row['hypothesis']}\n    -> {label} ({probability:.1%}); gold: {names[row['label']]}\n"
-        )
+        gold = names[row["label"]]
+        print(f"  {row['premise']}\n  {row['hypothesis']}\n    -> {label} ({probability:.1%}); gold: {gold}\n")
 
 
 def _print_summary(output_dir: Path, data: Path, start: Path, run: Path) -> None:

@@ -85,6 +85,8 @@ def read_geometry(
         BertSnliError: no preset knows the number of heads and none is given, or it does not divide the hidden size.
     """
     num_blocks = count_blocks(arrays)
+    if num_blocks == 0:
+        raise BertSnliError(f"{where}: no Transformer block (encoder.blks.*); give a checkpoint of the book's BERT")
     for name, dimensions in (
         ("encoder.token_embedding.weight", 2),
         ("encoder.segment_embedding.weight", 2),
@@ -95,7 +97,9 @@ def read_geometry(
             raise BertSnliError(f"{where}: {name} has {arrays[name].dim()} dimensions, the book's has {dimensions}")
     vocab_size, hidden_size = arrays["encoder.token_embedding.weight"].shape
     intermediate_size = arrays["encoder.blks.0.ffn.dense1.weight"].shape[0]
-    heads = num_attention_heads or HEADS.get((hidden_size, intermediate_size, num_blocks))
+    heads = num_attention_heads
+    if heads is None:
+        heads = HEADS.get((hidden_size, intermediate_size, num_blocks))
     if heads is None:
         raise BertSnliError(
             f"{where}: hidden size {hidden_size}, feed-forward {intermediate_size}, {num_blocks} blocks is none of the "

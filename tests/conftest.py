@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +19,10 @@ from tests.book import BookBERT
 SHARED = Path(os.environ.get("BERT_SNLI_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SPECIALS = ["<unk>", "<pad>", "<mask>", "<cls>", "<sep>"]
 
-# Never reach for the network: the hub's client fails at once instead of retrying.
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # never reach for the network
+CACHE = tempfile.mkdtemp(prefix="bert-snli-tests-")  # what earlier runs cached would hide faults
+os.environ["HF_DATASETS_CACHE"] = CACHE
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 
 def shared(path: str) -> Path:
@@ -48,6 +55,23 @@ def tiny_vocabulary(size: int = 50) -> list[str]:
     return SPECIALS + [f"w{number}" for number in range(size - len(SPECIALS))]
 
 
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small generated corpus in SNLI's layout."""
+    from bert_snli.data.sample import write_sample
+
+    return write_sample(tmp_path_factory.mktemp("corpus"), num_pairs={"train": 300, "dev": 60, "test": 60})
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Accelerate keeps its state for the life of a process; each test begins without."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture
 def book_bert() -> BookBERT:
     torch.manual_seed(0)
@@ -57,3 +81,19 @@ def book_bert() -> BookBERT:
 @pytest.fixture
 def book_checkpoint(tmp_path: Path, book_bert: BookBERT) -> Path:
     return save_book_checkpoint(tmp_path / "book", book_bert.state_dict(), tiny_vocabulary())
+
+
+@pytest.fixture
+def run_python():
+    """Run `python ARGUMENTS` in the repository, as a user would; returns the finished process."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=Path(__file__).resolve().parents[1],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

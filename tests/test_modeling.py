@@ -120,6 +120,13 @@ def test_auto_config_opens_a_saved_folder(tmp_path: Path):
     assert (config.hidden_size, config.classifier_head) == (HIDDEN_SIZE, "mlp")
 
 
+def test_configuration_saved_alone_carries_its_code(tmp_path: Path):
+    tiny_config().save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "configuration_d2l_bert.py"}
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map == {"AutoConfig": "configuration_d2l_bert.D2LBertConfig"}
+
+
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_saved_folder_holds_safetensors_and_the_code_of_every_auto_class(model_class, tmp_path: Path):
     make(model_class).save_pretrained(tmp_path)
@@ -139,6 +146,13 @@ def test_pretrained_encoder_is_the_same_under_every_head(tmp_path: Path):
         loaded = model_class.from_pretrained(tmp_path)
         for name, value in loaded.base_model.state_dict().items():
             assert torch.equal(value, pretrained.bert.state_dict()[name]), (model_class, name)
+
+
+@pytest.mark.parametrize("model_class", [D2LBertForMaskedLM, D2LBertForSequenceClassification])
+def test_heads_of_pretraining_that_a_task_leaves_out_are_not_reported(model_class, tmp_path: Path):
+    make(D2LBertForPreTraining).save_pretrained(tmp_path)
+    _, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"]
 
 
 RESAVE = """
@@ -480,6 +494,7 @@ def test_decoder_is_not_tied_to_the_embeddings(model_class, tmp_path: Path):
         model.get_output_embeddings().weight.fill_(2.0)
     model.save_pretrained(tmp_path)
     loaded = model_class.from_pretrained(tmp_path)
+    assert not loaded.config.tie_word_embeddings
     assert (loaded.get_input_embeddings().weight == 1).all() and (loaded.get_output_embeddings().weight == 2).all()
 
 

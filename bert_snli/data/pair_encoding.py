@@ -1,4 +1,4 @@
-"""Premise and hypothesis → `<cls> premise <sep> hypothesis <sep>` with segments, truncated as the book does (d2l 15.7.2).
+"""Pairs encoded and truncated as the book does: `<cls> premise <sep> hypothesis <sep>` with segments (d2l 15.7.2).
 
 The Rust tokenizer's own pair truncation is not used: on an odd budget it gives the extra token to the other side.
 """
@@ -40,7 +40,7 @@ def truncated_lengths(premise: int, hypothesis: int, budget: int) -> tuple[int, 
 
 
 class PairEncoder:
-    """A function for `Dataset.map(batched=True)`: columns premise, hypothesis → `input_ids`, `token_type_ids`, `length`.
+    """A function for `Dataset.map(batched=True)`: premise, hypothesis → `input_ids`, `token_type_ids`, `length`.
 
     Raises:
         BertSnliError: `max_length` does not fit the model, or leaves no room for a token of each side.

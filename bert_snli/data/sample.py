@@ -4,22 +4,23 @@ Every sentence is made by the grammar below; none is taken from SNLI (Bowman et 
 borrowed is the *form*: caption-like premises, three hypotheses each, raw sentences beside Penn-Treebank parses,
 five annotators for the held-out pairs, and about one pair in a hundred without a gold label (``-``).
 
-**Why the gold labels are right.** A premise is rendered from a *scene*: for each slot (who, how many, build,
-clothes, activity, company, place, sign, time) a path through a taxonomy, such as ``person/adult/man`` or
-``outside/park``; a slot left unsaid is the empty path. A hypothesis is a few claims, each a path as well. One claim
-is judged by comparing paths:
+**Why the gold labels are right.** A premise is rendered from a *scene*: for each slot (who, how many, clothes,
+activity, company, place) a path through a taxonomy, such as *person, child, boy* or *outside, park*; a slot left
+unsaid is the empty path. A hypothesis is a few claims, each a path as well. One claim is judged by comparing paths:
 
-* the claim is a prefix of the scene's path: it says the same or less (*guitar* to *making music*): **entailment**;
+* the claim is a prefix of the scene's path: it says the same or less (*making music* for *guitar*): **entailment**;
 * the scene's path is a proper prefix of the claim: it says more, or something unsaid: **neutral**;
-* the paths part ways: **contradiction**, except where siblings can both hold (a hat and a scarf): **neutral**.
+* the paths part ways: **contradiction**, except where siblings can both hold (a hat and a T-shirt): **neutral**.
 
-A sentence is a contradiction if any claim is, else neutral if any claim is, else entailed; a negated claim swaps
-entailment and contradiction. As SNLI's annotators do, this assumes that both sentences describe one event with one
-subject, and that numbers are exact.
+A sentence is a contradiction if any claim is, else neutral if any claim is, else entailed; a denied claim ("isn't")
+swaps entailment and contradiction. As with SNLI's annotators, both sentences are taken to describe one event with one
+subject who does one thing in one place, and numbers are exact.
 
 **Why the hypothesis alone says little.** Claims are proposed without regard to the label, from the same slots, words
-and templates, and kept if the judge returns the label that is wanted. Any hypothesis can so follow from, contradict or
-be neutral to some premise; and as each premise comes once with each label, the premise alone says nothing at all.
+and templates, and kept if the judge returns the label that is wanted. So the same hypothesis can follow from,
+contradict or be neutral to different premises; and as each premise comes once with each label, the premise alone says
+nothing at all. Words have unequal frequencies, as in any language: the frequent ones teach a small model early
+that premise and hypothesis must be compared, and the rest follows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -38,7 +40,9 @@ Facts = dict[str, Value]
 Tree = tuple[Any, ...]
 """(tag, word) for a leaf, (label, child, ...) for a phrase."""
 
-DEFAULT_PAIRS: Mapping[str, int] = MappingProxyType({"train": 9000, "dev": 600, "test": 600})
+DEFAULT_PAIRS: Mapping[str, int] = MappingProxyType({"train": 15_000, "dev": 600, "test": 600})
+MAX_PAIRS = 60_000
+"""All splits together; beyond this, new scenes become rare."""
 LABELS = ("entailment", "neutral", "contradiction")
 NO_GOLD = "-"
 UNDECIDED = 0.01
@@ -48,65 +52,50 @@ COLUMNS = (
     "captionID pairID label1 label2 label3 label4 label5"
 ).split()
 
-# Slot -> path -> phrases. "|" parts phrases that mean the same, "/" the singular from the plural.
-LEXICON: dict[str, dict[str, str]] = {
-    "count": {"one": "one", "many": "some", "many two": "two|2", "many three": "three|3"},
+# Slot -> first step of the path -> further steps -> phrases, the frequent first. "|" parts phrases that mean the same,
+# "/" the singular from the plural.
+COLOURS = ("red", "blue", "green")
+LEXICON: dict[str, dict[str, dict[str, str]]] = {
+    "count": {"one": {"": "one"}, "many": {"": "some", "two": "two|2", "three": "three|3"}},
     "who": {
-        "person": "person/people",
-        "person man": "man/men",
-        "person woman": "woman/women",
-        "person child": "child/children|kid/kids",
-        "person child boy": "boy/boys",
-        "person child girl": "girl/girls",
-        "animal": "animal/animals",
-        "animal dog": "dog/dogs",
-        "animal cat": "cat/cats",
+        "person": {
+            **{"": "person/people", "man": "man/men", "woman": "woman/women"},
+            **{"child": "child/children|kid/kids", "child boy": "boy/boys", "child girl": "girl/girls"},
+        },
+        "animal": {"": "animal/animals", "dog": "dog/dogs", "cat": "cat/cats"},
     },
-    "clothes": {},  # filled from GARMENTS and COLOURS below
+    "clothes": {
+        "hat": {"": "in a hat/in hats"} | {c: f"in a {c} hat/in {c} hats" for c in COLOURS},
+        "T-shirt": {"": "in a T-shirt/in T-shirts"} | {c: f"in a {c} T-shirt/in {c} T-shirts" for c in COLOURS},
+    },
     "activity": {
-        "music": "making music",
-        "music guitar": "playing the guitar",
-        "music drums": "playing the drums",
-        "music song": "singing `` Hello ''",
-        "meal": "eating|having a meal",
-        "meal pizza": "eating pizza",
-        "meal noodles": "eating noodles",
-        "game": "playing a game",
-        "game chess": "playing chess",
-        "game cards": "playing cards",
-        "sport": "exercising",
-        "sport run": "running",
-        "sport jump": "jumping",
-        "sleep": "sleeping|taking a nap",
+        "music": {"": "making music", "guitar": "playing the guitar", "song": "singing `` Hello ''"},
+        "meal": {"": "eating|having a meal", "pizza": "eating pizza", "noodles": "eating noodles"},
+        "game": {"": "playing a game", "chess": "playing chess", "cards": "playing cards"},
+        "sport": {"": "exercising", "run": "running", "jump": "jumping"},
+        "sleep": {"": "sleeping|taking a nap"},
     },
     "company": {
-        "alone": "alone",
-        "company": "with someone",
-        "company friend": "with a friend",
-        "company baby": "with a neighbor 's baby",
+        "alone": {"": "alone"},
+        "company": {"": "with someone", "friend": "with a friend", "baby": "with a neighbor 's baby"},
     },
     "place": {
-        "outside": "outside|outdoors",
-        "outside park": "in a park",
-        "outside beach": "on a beach",
-        "outside street": "on a street",
-        "inside": "inside|indoors",
-        "inside kitchen": "in a kitchen",
-        "inside office": "in an office",
-        "inside library": "in a library",
+        "outside": {"": "outside|outdoors", "park": "in a park", "beach": "on a beach", "street": "on a street"},
+        "inside": {"": "inside|indoors", "kitchen": "in a kitchen", "office": "in an office"},
     },
 }
-GARMENTS = ("hat/hats", "T-shirt/T-shirts")
-COLOURS = ("red", "blue", "green")
-for _one, _several in (garment.split("/") for garment in GARMENTS):
-    LEXICON["clothes"][_one] = f"in a {_one}/in {_several}"
-    LEXICON["clothes"] |= {f"{_one} {c}": f"in a {c} {_one}/in {c} {_several}" for c in COLOURS}
-
-TAXONOMY = {slot: {tuple(path.split()): text for path, text in paths.items()} for slot, paths in LEXICON.items()}
+TAXONOMY: dict[str, dict[Value, str]] = {
+    slot: {(top, *path.split()): text for top, paths in tops.items() for path, text in paths.items()}
+    for slot, tops in LEXICON.items()
+}
+LEAVES = {
+    slot: [path for path in paths if not any(path == other[: len(path)] for other in paths if other != path)]
+    for slot, paths in TAXONOMY.items()
+}
 PREDICATES = ("activity", "company", "place")
 """Slots said after the verb, in this order; the others belong to the subject."""
 COMPATIBLE_AT = {"clothes": 0, "company": 1}
-"""The depth at which siblings do not exclude each other: one can wear a hat and a scarf."""
+"""The depth at which siblings do not exclude each other: one can wear a hat and a T-shirt."""
 ANIMAL_ACTIVITIES = ("sport", "sleep")
 
 TAGS = {
@@ -116,7 +105,7 @@ TAGS = {
     **dict.fromkeys("outside outdoors inside indoors alone".split(), "RB"),
     **dict.fromkeys(COLOURS, "JJ"),
     **dict.fromkeys("men people women children kids boys girls animals dogs cats".split(), "NNS"),
-    **dict.fromkeys("cards drums noodles hats scarves T-shirts".split(), "NNS"),
+    **dict.fromkeys("cards noodles hats T-shirts".split(), "NNS"),
     **{"Hello": "UH", "'s": "POS", "``": "``", "''": "''"},
 }
 HEADS = {"IN": "PP", "VBG": "VP", "RB": "ADVP"}
@@ -143,13 +132,9 @@ class Dice:
         return [pool.pop(self.below(len(pool))) for _ in range(size)]
 
 
-# ---------------------------------------------------------------------------------------------- meaning
-
-
 def random_value(dice: Dice, slot: str) -> Value:
     """A most specific path or, as `shorten` has it, one above it; the first in the lexicon are the most frequent."""
-    paths = list(TAXONOMY[slot])
-    leaves = [path for path in paths if not any(other[: len(path)] == path and other != path for other in paths)]
+    leaves = LEAVES[slot]
     return shorten(dice, leaves[min(dice.below(len(leaves)), dice.below(len(leaves)))])
 
 
@@ -160,7 +145,7 @@ def shorten(dice: Dice, value: Value) -> Value:
 
 def judge_claim(slot: str, scene: Value, claim: Value) -> str:
     """How ``claim`` relates to what the scene says of the same slot."""
-    for depth, (told, claimed) in enumerate(zip(scene, claim)):
+    for depth, (told, claimed) in enumerate(zip(scene, claim, strict=False)):
         if told != claimed:
             return "neutral" if COMPATIBLE_AT.get(slot) == depth else "contradiction"
     return "entailment" if len(claim) <= len(scene) else "neutral"
@@ -176,7 +161,7 @@ def judge(scene: Facts, claims: Facts, negated: str | None) -> str:
 
 
 def plausible(facts: Facts) -> bool:
-    """Animals neither dress nor play the violin."""
+    """Animals neither dress nor play the guitar."""
     if facts["who"][0] != "animal":
         return True
     return "clothes" not in facts and ("activity" not in facts or facts["activity"][0] in ANIMAL_ACTIVITIES)
@@ -199,7 +184,7 @@ def draw_claims(dice: Dice, scene: Facts, label: str) -> tuple[Facts, str | None
     The subject is always named. Besides it one or two slots are in focus: half of the time their claim is what the
     scene says, else anything. How many is fixed before the label can have a say.
     """
-    size = 2 if dice.chance(0.15) else 1
+    size = 2 if dice.chance(0.08) else 1
     while True:
         focus = dice.sample(list(TAXONOMY), size)
         claims = {"who": shorten(dice, scene["who"]), "count": scene["count"][:1]}
@@ -212,9 +197,6 @@ def draw_claims(dice: Dice, scene: Facts, label: str) -> tuple[Facts, str | None
         negated = focus[0] if deniable and dice.chance(0.06) else None
         if plausible(claims) and plausible(claims | {"who": scene["who"]}) and judge(scene, claims, negated) == label:
             return claims, negated, "count" in focus
-
-
-# ---------------------------------------------------------------------------------------------- wording
 
 
 def leaf(word: str) -> Tree:
@@ -276,25 +258,13 @@ def sentence(dice: Dice, facts: Facts, *, exact: bool = False, negated: bool = F
 
 def nest(label: str, parts: Sequence[Tree]) -> Tree:
     """Attach modifiers one by one: ((a b) c) d."""
-    tree = parts[0]
-    for part in parts[1:]:
-        tree = (label, tree, part)
-    return tree
+    return reduce(lambda tree, part: (label, tree, part), parts)
 
 
 def capitalised(tree: Tree) -> Tree:
     if isinstance(tree[1], str):
         return (tree[0], tree[1][0].upper() + tree[1][1:])
     return (tree[0], capitalised(tree[1]), *tree[2:])
-
-
-# ---------------------------------------------------------------------------------------------- layout
-
-
-def words_of(tree: Tree) -> list[str]:
-    if isinstance(tree[1], str):
-        return [tree[1]]
-    return [word for child in tree[1:] for word in words_of(child)]
 
 
 def labelled(tree: Tree) -> str:
@@ -315,7 +285,7 @@ def binary(tree: Tree) -> str:
 
 def raw(tree: Tree) -> str:
     """The sentence as one would type it: contractions and punctuation joined, plain quotation marks."""
-    text = " ".join(words_of(tree))
+    text = " ".join(word for word in binary(tree).split() if word not in ("(", ")"))
     for tokens, typed in ((" n't", "n't"), (" 's", "'s"), ("`` ", '"'), (" ''", '"'), (" ,", ","), (" .", ".")):
         text = text.replace(tokens, typed)
     return text
@@ -344,7 +314,8 @@ def make_row(premise: Tree, hypothesis: Tree, caption: str, label: str, votes: l
 def make_split(dice: Dice, name: str, pairs: int, seen: set[Any]) -> list[dict[str, Any]]:
     """``pairs`` rows, three a premise; scenes in ``seen`` (those of other splits too) are not used again."""
     premises = pairs // 3
-    undecided = {(n, label) for label in LABELS for n in dice.sample(range(premises), max(1, round(pairs * UNDECIDED / 3)))}
+    ties = max(1, round(premises * UNDECIDED))
+    undecided = {(number, label) for label in LABELS for number in dice.sample(range(premises), ties)}
     rows = []
     for number in range(premises):
         scene = draw_scene(dice)
@@ -360,24 +331,25 @@ def make_split(dice: Dice, name: str, pairs: int, seen: set[Any]) -> list[dict[s
     return rows
 
 
-def as_line(row: Mapping[str, Any]) -> str:
-    votes = {f"label{i}": vote for i, vote in enumerate(row["annotator_labels"], start=1)}
-    return "\t".join((row | votes).get(column, "") for column in COLUMNS)
-
-
 def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, seed: int = 0) -> Path:
     """Write ``snli_1.0_{split}.jsonl`` and ``.txt`` for every split of ``num_pairs`` into ``folder`` and return it.
 
-    The bytes depend on ``num_pairs`` and ``seed`` alone. Sizes count all rows and are multiples of three.
+    The bytes depend on ``num_pairs`` and ``seed`` alone. Sizes count all rows, those without gold label too.
+
+    Raises:
+        ValueError: a size is not a positive multiple of three (a premise has three hypotheses), or all are too many.
     """
-    dice, seen = Dice(seed), set()
+    if any(pairs < 3 or pairs % 3 for pairs in num_pairs.values()) or sum(num_pairs.values()) > MAX_PAIRS:
+        raise ValueError(f"num_pairs is {dict(num_pairs)}: use multiples of three, at most {MAX_PAIRS} in all")
+    dice = Dice(seed)
+    seen: set[Any] = set()
     folder.mkdir(parents=True, exist_ok=True)
     for name, pairs in num_pairs.items():
-        if pairs < 3 or pairs % 3:
-            raise ValueError(f"num_pairs[{name!r}] = {pairs}: each premise has three hypotheses, so use 3, 6, 9, …")
         rows = make_split(dice, name, pairs, seen)
+        votes = [{f"label{i}": vote for i, vote in enumerate(row["annotator_labels"], start=1)} for row in rows]
+        cells = [[(row | vote).get(column, "") for column in COLUMNS] for row, vote in zip(rows, votes, strict=True)]
         jsonl = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        text = "".join(line + "\n" for line in ["\t".join(COLUMNS), *map(as_line, rows)])
+        text = "".join("\t".join(line) + "\n" for line in [COLUMNS, *cells])
         (folder / f"snli_1.0_{name}.jsonl").write_bytes(jsonl.encode())
         (folder / f"snli_1.0_{name}.txt").write_bytes(text.encode())
     return folder

@@ -14,7 +14,7 @@ import numpy as np
 
 
 def plot_curve(epochs: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
-    """The book's figure (15.7): train loss, train and evaluation accuracy over the epochs, as `curve.png` and `.svg`."""
+    """The book's figure (15.7): train loss, train and evaluation accuracy over epochs, as `curve.png` and `.svg`."""
     x = [entry["epoch"] for entry in epochs]
     figure, axes = plt.subplots(figsize=(5.5, 3.8), constrained_layout=True)
     series = (

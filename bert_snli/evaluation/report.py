@@ -59,15 +59,15 @@ def save_report(results: dict, folder: Path) -> list[Path]:
 
 def format_report(results: dict) -> str:
     """The metrics as a table for the terminal."""
+    left_out = f"{results['without_gold_label']:,} without a gold label left out"
     lines = [
-        f"{results['split']}: {results['pairs']:,} pairs ({results['without_gold_label']:,} without a gold label left out)",
+        f"{results['split']}: {results['pairs']:,} pairs, {left_out}",
         f"accuracy {results['accuracy']:.4f}   macro F1 {results['macro_f1']:.4f}   loss {results['loss']:.4f}",
         "",
         f"{'':15}{'precision':>10}{'recall':>10}{'F1':>10}{'pairs':>10}   predicted as",
     ]
     for name, row in results["per_label"].items():
-        predicted = ", ".join(f"{other} {n:,}" for other, n in results["confusion_matrix"][name].items())
-        lines.append(
-            f"{name:15}{row['precision']:>10.3f}{row['recall']:>10.3f}{row['f1']:>10.3f}{row['support']:>10,}   {predicted}"
-        )
+        figures = "".join(f"{row[key]:>10.3f}" for key in ("precision", "recall", "f1"))
+        predicted = ", ".join(f"{other} {count:,}" for other, count in results["confusion_matrix"][name].items())
+        lines.append(f"{name:15}{figures}{row['support']:>10,}   {predicted}")
     return "\n".join(lines)

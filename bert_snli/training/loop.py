@@ -58,7 +58,8 @@ class Trainer:
         progress, recipe = self.progress, self.recipe
         self.model.train()
         self.sampler.set_epoch(progress.epoch, first_batch=progress.batch)
-        passes = iter(DataLoader(self.pairs, batch_size=None, sampler=self.sampler))
+        # A loader draws a seed when it starts: from its own generator, lest a resumed epoch's dropout be shifted.
+        passes = iter(DataLoader(self.pairs, batch_size=None, sampler=self.sampler, generator=torch.Generator()))
         interval = torch.zeros(3, device=self.accelerator.device)
         started = time.perf_counter()
         bar = tqdm(

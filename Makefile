@@ -1,0 +1,50 @@
+# `make help` lists what there is. Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types imports check clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+$(VENV)/train.stamp: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (a minute or two) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -e ".[train]"
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV), with the tools of development (a minute or two) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/train.stamp
+
+install: $(VENV)/train.stamp  ## Make .venv with what users need
+
+demo: $(VENV)/train.stamp  ## The whole job on generated data, in ./quickstart
+	@$(BIN)/bert-snli quickstart --output_dir quickstart --overwrite_output_dir
+
+test: $(VENV)/dev.stamp  ## Run the tests, two at a time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/dev.stamp  ## Style and likely mistakes
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/dev.stamp  ## Put the code into its format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(VENV)/dev.stamp  ## Check the types
+	@$(BIN)/mypy
+
+imports: $(VENV)/dev.stamp  ## Check who may import whom
+	@$(BIN)/lint-imports
+
+check: lint types imports test  ## All that CI runs
+
+clean:  ## Remove .venv and what the demo wrote
+	rm -rf $(VENV) quickstart

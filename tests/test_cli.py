@@ -1,0 +1,254 @@
+"""What users type: the whole job, the help, and every mistake answered in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bert_snli import launch
+from bert_snli.cli import main
+from bert_snli.finetune import parse_recipe
+from conversion.convert import convert
+from tests.test_evaluation import model_folder, random_pairs  # noqa: F401 (a fixture)
+
+
+@pytest.fixture
+def pretrained(book_checkpoint: Path, tmp_path: Path) -> Path:
+    convert(book_checkpoint, tmp_path / "pretrained", num_attention_heads=2)
+    return tmp_path / "pretrained"
+
+
+def refused(command: list, capsys: pytest.CaptureFixture) -> str:
+    """Run `command`, which must be a mistake; returns its one line."""
+    try:
+        code = main([str(word) for word in command])
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2, error
+    lines = [line for line in error.splitlines() if "error:" in line]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", ["quickstart", "convert", "finetune", "evaluate", "predict"])
+def test_every_command_has_help_with_its_options(command: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--model_name_or_path: is required"),
+        (["--no_such_option", "1"], "unrecognized arguments: --no_such_option"),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
+        (["--train_batch_size", "0"], "--train_batch_size 0: give 1 or more"),
+        (["--dropout", "1"], "--dropout 1.0: give a rate from 0 to below 1"),
+        (["--optim", "adam"], "invalid choice: 'adam'"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
+        (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
+        (["--max_length", "4"], "--max_length 4: must be from 5 to 40"),
+        (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file"),
+        (["--resume_from_checkpoint", "auto"], "no checkpoint in"),
+        (["--resume_from_checkpoint", "nowhere"], "no checkpoint there"),
+        (["--report_to", "trackio"], "--report_to trackio: is not installed"),
+    ],
+)
+def test_a_mistake_in_finetune_is_one_line(
+    options: list[str], message: str, pretrained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    defaults = ["--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
+    command = ["finetune", *(defaults if options else []), "--output_dir", tmp_path / "run", *options]
+    assert message in refused(command, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_is_checked_as_the_command_line_is(tmp_path: Path, capsys: pytest.CaptureFixture):
+    recipe = tmp_path / "recipe.yaml"
+    for content, message in {
+        "learning_rat: 1": "unknown option 'learning_rat'",
+        "learning_rate: fast": "invalid float value: 'fast'",
+        "[1, 2]": "holds no options",
+        "a: [": "not YAML",
+    }.items():
+        recipe.write_text(content)
+        assert message in refused(["finetune", "--config", recipe, "--output_dir", tmp_path / "run"], capsys)
+
+
+def test_the_command_line_overrides_the_recipe(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 1.0e-3\nload_best_model_at_end: false\nmixed_precision: 'no'\nseed: 7\n")
+    read = parse_recipe(["--config", str(recipe), "--seed", "8", "--model_name_or_path", "m", "--output_dir", "o"])
+    assert (read.learning_rate, read.load_best_model_at_end, read.mixed_precision, read.seed) == (1e-3, False, "no", 8)
+    read.save(recipe)
+    assert parse_recipe(["--config", str(recipe)]) == read
+
+
+@pytest.mark.parametrize("name", ["d2l_book.yaml", "default.yaml"])
+def test_the_recipes_of_the_repository_are_valid(name: str):
+    recipe = Path(__file__).parents[1] / "recipes" / name
+    read = parse_recipe(["--config", str(recipe), "--model_name_or_path", "m", "--output_dir", "o"])
+    if name == "default.yaml":
+        assert read == parse_recipe(["--model_name_or_path", "m", "--output_dir", "o"])
+    else:
+        assert (read.optim, read.learning_rate, read.train_batch_size, read.loss_reduction) == (
+            "adam_torch",
+            1e-4,
+            512,
+            "sum",
+        )
+
+
+def test_an_output_folder_with_something_in_it_is_refused(
+    pretrained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", corpus]
+    assert "--overwrite_output_dir" in refused([*command, "--output_dir", tmp_path / "run"], capsys)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_bad_label_stops_before_anything_is_written(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = tmp_path / "data"
+    data.mkdir()
+    row = {"gold_label": "maybe", "sentence1": "a", "sentence2": "b"}
+    for split in ("train", "dev"):
+        (data / f"snli_1.0_{split}.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", data, "--max_length", 32]
+    assert "label 'maybe' in row 1" in refused([*command, "--output_dir", tmp_path / "run"], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_accelerate_are_told_from_ours():
+    launch_options, ours = launch.split_arguments(
+        "--num_processes 2 --seed 3 --mixed_precision bf16 --main_process_port=0 --cpu --config r.yaml".split()
+    )
+    assert launch_options == ["--num_processes", "2", "--main_process_port=0", "--cpu"]
+    assert ours == ["--seed", "3", "--mixed_precision", "bf16", "--config", "r.yaml"]
+
+
+def test_a_failure_in_two_processes_still_exits_with_2(pretrained: Path, tmp_path: Path, run_python):
+    command = ["--model_name_or_path", pretrained, "--output_dir", tmp_path / "run", "--max_length", 32]
+    done = run_python(
+        "-m",
+        "bert_snli.cli",
+        "finetune",
+        "--num_processes",
+        2,
+        *command,
+        "--dataset_name_or_path",
+        tmp_path / "nowhere.zip",
+    )
+    assert done.returncode == 2
+    assert "nowhere.zip: no such file" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_one_pair(model_folder: Path, capsys: pytest.CaptureFixture):  # noqa: F811
+    command = ["predict", str(model_folder), "--max_length", "40", "--premise", "a man runs", "--hypothesis", "a dog"]
+    assert main(command) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {name for name, _ in lines} == {"entailment", "contradiction", "neutral"}
+    assert sum(float(value) for _, value in lines) == pytest.approx(1, abs=3e-4)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
+def test_predict_a_file(suffix: str, model_folder: Path, tmp_path: Path):  # noqa: F811
+    pairs = random_pairs(9)
+    source = tmp_path / f"pairs{suffix}"
+    if suffix == ".jsonl":
+        source.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in pairs))
+    else:
+        mark = "," if suffix == ".csv" else "\t"
+        source.write_text("".join(f"{p}{mark}{h}\n" for p, h in [("premise", "hypothesis"), *pairs]))
+    command = [
+        "predict",
+        model_folder,
+        "--max_length",
+        40,
+        "--input_file",
+        source,
+        "--output_file",
+        tmp_path / "out.jsonl",
+    ]
+    assert main([str(word) for word in command]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(answer["premise"], answer["hypothesis"]) for answer in answers] == pairs
+    assert all(answer["label"] == max(answer["scores"], key=answer["scores"].get) for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--premise", "a"], "give either --premise and --hypothesis, or --input_file"),
+        (["--input_file", "nowhere.csv"], "--input_file nowhere.csv"),
+        (["--input_file", "pairs.xlsx"], "unknown kind '.xlsx'"),
+        (["--premise", "a", "--hypothesis", "b", "--max_length", "41"], "--max_length 41: must be from 5 to 40"),
+    ],
+)
+def test_a_mistake_in_predict_is_one_line(
+    options: list[str],
+    message: str,
+    model_folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture,
+):
+    assert message in refused(["predict", model_folder, "--max_length", 40, *options], capsys)
+
+
+@pytest.mark.parametrize("content", ["premise,hypothesis\na\n", "p,h\na,b\n", "premise,hypothesis\n", "\xff"])
+def test_a_bad_input_file_is_named(content: str, model_folder: Path, tmp_path: Path, capsys):  # noqa: F811
+    source = tmp_path / "pairs.csv"
+    source.write_bytes(content.encode("latin-1"))
+    assert str(source) in refused(["predict", model_folder, "--max_length", 40, "--input_file", source], capsys)
+
+
+def test_a_model_that_was_never_fine_tuned_is_not_evaluated(
+    pretrained: Path, corpus: Path, capsys: pytest.CaptureFixture
+):
+    for command in (
+        ["evaluate", pretrained, "--dataset_name_or_path", corpus],
+        ["predict", pretrained, "--premise", "a"],
+    ):
+        rest = ["--hypothesis", "b"] if command[0] == "predict" else []
+        assert "without a trained classifier" in refused([*command, *rest], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", '{"model_type": "bert"}', "a 'bert' model, not 'd2l_bert'"),
+        ("config.json", "{", "no model folder"),
+        ("tokenizer.json", "{", "no tokenizer.json that can be read"),
+        ("model.safetensors", "no weights", "its weights cannot be loaded"),
+    ],
+)
+def test_a_damaged_model_folder_is_named(
+    name: str,
+    content: str,
+    message: str,
+    model_folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture,
+):
+    (model_folder / name).write_text(content)
+    assert message in refused(["predict", model_folder, "--premise", "a", "--hypothesis", "b"], capsys)
+
+
+def test_quickstart_does_the_whole_job(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bert_snli.quickstart.RECIPE", {"max_train_samples": 300, "num_train_epochs": 1})
+    assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("-> ") == 3
+    assert "accuracy" in printed
+    assert "Next:" in printed
+    for path in ("mini_snli/snli_1.0_train.jsonl", "book_checkpoint/pretrained.params", "converted/model.safetensors"):
+        assert (tmp_path / "q" / path).is_file()
+    assert (tmp_path / "q" / "finetuned" / "eval_results_test.json").is_file()
+    assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 2

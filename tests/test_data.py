@@ -1,0 +1,329 @@
+"""SNLI from every kind of source, the pair encoder, and the batches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import DataCollatorWithPadding
+
+from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs, Piece
+from bert_snli.data.pair_encoding import PairEncoder, encode_pairs, truncated_lengths
+from bert_snli.data.snli import load_snli, read_parse
+from bert_snli.errors import BertSnliError
+from bert_snli.labels import BOOK_LABELS
+from bert_snli.tokenization import build_tokenizer
+from tests.book import encode_pair
+from tests.conftest import SPECIALS
+
+HUB_ORDER = ["entailment", "neutral", "contradiction"]
+
+
+def rows_of(corpus: Path, split: str = "train") -> list[dict]:
+    return [json.loads(line) for line in (corpus / f"snli_1.0_{split}.jsonl").read_text().splitlines()]
+
+
+def expected_pairs(corpus: Path, split: str = "train") -> list[tuple[str, str, str]]:
+    rows = [row for row in rows_of(corpus, split) if row["gold_label"] != "-"]
+    return [(row["sentence1"], row["sentence2"], row["gold_label"]) for row in rows]
+
+
+def pairs_of(split: Dataset) -> list[tuple[str, str, str]]:
+    names = split.features["label"].names
+    return [(row["premise"], row["hypothesis"], names[row["label"]]) for row in split]
+
+
+def as_parquet(corpus: Path, folder: Path) -> Path:
+    """The corpus as `stanfordnlp/snli` has it: other label numbers, −1 where there is no gold label."""
+    features = Features(
+        {"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=HUB_ORDER)}
+    )
+    for split, name in {"train": "train", "dev": "validation", "test": "test"}.items():
+        rows = rows_of(corpus, split)
+        columns = {
+            "premise": [row["sentence1"] for row in rows],
+            "hypothesis": [row["sentence2"] for row in rows],
+            "label": [HUB_ORDER.index(row["gold_label"]) if row["gold_label"] != "-" else -1 for row in rows],
+        }
+        (folder / "plain_text").mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"plain_text/{name}-00000-of-00001.parquet")
+    return folder
+
+
+def as_zip(corpus: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in corpus.iterdir():
+            archive.write(file, f"snli_1.0/{file.name}")
+            archive.writestr(f"__MACOSX/snli_1.0/._{file.name}", "not this one")
+    return path
+
+
+def only(corpus: Path, suffix: str, folder: Path) -> Path:
+    folder.mkdir()
+    for file in corpus.glob(f"*{suffix}"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["zip", "jsonl", "txt", "parquet"])
+def test_every_source_gives_the_same_pairs(kind: str, corpus: Path, tmp_path: Path):
+    sources = {
+        "zip": lambda: as_zip(corpus, tmp_path / "snli_1.0.zip"),
+        "jsonl": lambda: only(corpus, ".jsonl", tmp_path / "jsonl"),
+        "txt": lambda: only(corpus, ".txt", tmp_path / "txt"),
+        "parquet": lambda: as_parquet(corpus, tmp_path / "hub"),
+    }
+    snli = load_snli(str(sources[kind]()))
+    for split, name in {"train": "train", "validation": "dev", "test": "test"}.items():
+        expected = expected_pairs(corpus, name)
+        assert pairs_of(snli.splits[split]) == expected
+        assert snli.num_dropped[split] == len(rows_of(corpus, name)) - len(expected)
+    assert snli.num_dropped["train"] > 0
+    assert snli.splits["train"].features["label"].names == list(BOOK_LABELS)
+
+
+def test_labels_are_numbered_as_the_model_numbers_them(corpus: Path):
+    numbered = load_snli(str(corpus), splits=["test"], labels=HUB_ORDER).splits["test"]
+    assert numbered.features["label"].names == HUB_ORDER
+    assert pairs_of(numbered) == expected_pairs(corpus, "test")
+
+
+def test_parse_gives_the_leaves(corpus: Path):
+    split = load_snli(str(corpus), splits=["test"], text_source="parse").splits["test"]
+    row = next(row for row in rows_of(corpus, "test") if row["gold_label"] != "-")
+    leaves = re.sub(r"[()]", "", row["sentence1_binary_parse"]).split()
+    assert split[0]["premise"].split() == leaves
+    assert read_parse("( ( A dog ) ( runs . ) )") == "A dog runs ."
+
+
+def test_sample_is_a_source():
+    splits = load_snli("sample").splits
+    assert len(splits["train"]) > 1000
+    assert set(splits["train"]["label"]) == {0, 1, 2}
+
+
+def test_text_that_looks_like_a_missing_value_stays_text(tmp_path: Path):
+    words = ["None", "n/a", "NaN", "null", 'a "quoted word', ""]
+    with (tmp_path / "snli_1.0_test.txt").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+        writer.writerow(["gold_label", "sentence1", "sentence2"])
+        writer.writerows(["neutral", word, word] for word in words)
+    assert load_snli(str(tmp_path), splits=["test"]).splits["test"]["premise"][:] == words
+
+
+def write_jsonl(folder: Path, rows: list[dict]) -> Path:
+    (folder / "snli_1.0_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+ROW = {"gold_label": "neutral", "sentence1": "A dog.", "sentence2": "A cat."}
+
+
+@pytest.mark.parametrize(
+    ("rows", "text_source", "message"),
+    [
+        ([ROW, {**ROW, "gold_label": "maybe"}], "raw", r"label 'maybe' in row 2 is none of entailment, contradiction"),
+        ([{**ROW, "gold_label": "-"}], "raw", "no pair with a gold label"),
+        ([ROW], "parse", "no column sentence1_binary_parse; use --text_source raw"),
+        ([{"text": "A dog."}], "raw", "no column sentence1 or premise"),
+    ],
+)
+def test_bad_rows_are_named(rows: list[dict], text_source: str, message: str, tmp_path: Path):
+    with pytest.raises(BertSnliError, match=message) as caught:
+        load_snli(str(write_jsonl(tmp_path, rows)), splits=["test"], text_source=text_source)
+    assert "snli_1.0_test.jsonl" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("snli_1.0_test.jsonl", b'{"gold_label": "neu', "cannot be read as .jsonl"),
+        ("snli_1.0_test.jsonl", b"", "snli_1.0_test.jsonl"),
+        ("snli_1.0_test.parquet", b"PAR1 and nothing else", "cannot be read as .parquet"),
+        ("notes.md", b"# notes", "no .jsonl or .txt or .parquet file of the test split"),
+    ],
+)
+def test_damaged_sources_are_named(name: str, content: bytes, message: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BertSnliError, match=re.escape(message)):
+        load_snli(str(tmp_path), splits=["test"])
+
+
+@pytest.mark.parametrize("name", ["nowhere/snli_1.0.zip", "./nowhere", "data.parquet", "no-such/dataset"])
+def test_a_source_that_is_not_there_is_named(name: str):
+    with pytest.raises(BertSnliError, match=f"--dataset_name_or_path {name}"):
+        load_snli(name, splits=["test"])
+
+
+def test_an_archive_damaged_inside_is_named(tmp_path: Path):
+    (tmp_path / "damaged").mkdir()
+    path = as_zip(write_jsonl(tmp_path / "damaged", [ROW]), tmp_path / "snli_1.0.zip")
+    path.write_bytes(path.read_bytes().replace(b"A dog.", b"A cog."))
+    with pytest.raises(BertSnliError, match="snli_1.0.zip: damaged"):
+        load_snli(str(path), splits=["test"])
+
+
+def naive_truncation(premise: int, hypothesis: int, budget: int) -> tuple[int, int]:
+    while premise + hypothesis > budget:
+        if premise > hypothesis:
+            premise -= 1
+        else:
+            hypothesis -= 1
+    return premise, hypothesis
+
+
+def test_truncation_is_the_books_for_all_short_pairs():
+    for budget in range(2, 20):
+        for premise in range(25):
+            for hypothesis in range(25):
+                expected = naive_truncation(premise, hypothesis, budget)
+                assert truncated_lengths(premise, hypothesis, budget) == expected, (premise, hypothesis, budget)
+
+
+def check_encoding(pairs: Dataset, leaves: Dataset, max_length: int) -> None:
+    """Ids, segments and lengths of every pair equal those of the book's own encoding of its leaves."""
+    words = {word for side in ("premise", "hypothesis") for text in leaves[side] for word in text.lower().split()}
+    vocabulary = SPECIALS + sorted(words)[: len(words) * 9 // 10]  # so that some are unknown
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    encoder = PairEncoder(build_tokenizer(vocabulary, model_max_length=512), max_length)
+    encoded = encode_pairs(pairs, encoder)
+    for ours, row in zip(encoded, leaves, strict=True):
+        sides = (row[side].lower().split() for side in ("premise", "hypothesis"))
+        expected, segments, length = encode_pair(*sides, ids, max_length)
+        assert ours["length"] == length
+        assert ours["input_ids"] == expected[:length]
+        assert ours["token_type_ids"] == segments[:length]
+        assert ours["labels"] == row["label"]
+
+
+@pytest.mark.parametrize("max_length", [128, 17])
+@pytest.mark.parametrize("text_source", ["raw", "parse"])
+def test_encoding_equals_the_books(text_source: str, max_length: int, corpus: Path):
+    pairs = load_snli(str(corpus), splits=["train"], text_source=text_source).splits["train"]
+    leaves = load_snli(str(corpus), splits=["train"], text_source="parse").splits["train"]
+    check_encoding(pairs, leaves, max_length)
+
+
+@pytest.mark.parametrize("max_length", [128, 17])
+def test_encoding_equals_the_books_on_real_snli(max_length: int, snli_zip: Path):
+    leaves = load_snli(str(snli_zip), splits=["test"], text_source="parse").splits["test"]
+    check_encoding(leaves, leaves, max_length)
+
+
+def test_the_parquet_files_of_the_hub_equal_stanfords_zip(snli_zip: Path, snli_parquet: Path):
+    ours, hub = (load_snli(str(source), splits=["test"]) for source in (snli_zip, snli_parquet))
+    assert ours.num_dropped == hub.num_dropped == {"test": 176}
+    assert pairs_of(ours.splits["test"]) == pairs_of(hub.splits["test"])
+
+
+def test_a_second_encoding_is_read_from_the_cache(corpus: Path):
+    pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
+    first, second = (
+        encode_pairs(pairs, PairEncoder(build_tokenizer([*SPECIALS, "a"], model_max_length=64), 32)) for _ in range(2)
+    )
+    assert first.cache_files == second.cache_files
+    assert first._fingerprint == second._fingerprint
+    other = encode_pairs(pairs, PairEncoder(build_tokenizer([*SPECIALS, "a"], model_max_length=64), 31))
+    assert other._fingerprint != first._fingerprint
+
+
+def test_several_processes_encode_the_same(corpus: Path):
+    pairs = load_snli(str(corpus), splits=["train"]).splits["train"]
+    encoder = PairEncoder(build_tokenizer([*SPECIALS, "man", "."], model_max_length=64), 32)
+    assert encode_pairs(pairs, encoder, num_proc=2)[:] == encode_pairs(pairs, encoder)[:]
+
+
+@pytest.mark.parametrize("max_length", [0, 4, 65])
+def test_a_length_that_does_not_fit_is_refused(max_length: int):
+    with pytest.raises(BertSnliError, match=f"--max_length {max_length}: must be from 5 to 64"):
+        PairEncoder(build_tokenizer(SPECIALS, model_max_length=64), max_length)
+
+
+LENGTHS = np.random.default_rng(0).integers(6, 60, size=1003)
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+@pytest.mark.parametrize(("num_passes", "num_processes"), [(1, 1), (1, 2), (3, 2), (1, 4)])
+def test_each_row_comes_once_an_epoch_in_the_same_global_batches(strategy: str, num_passes: int, num_processes: int):
+    def pieces(process: int) -> list[Piece]:
+        sampler = GlobalBatchSampler(
+            LENGTHS,
+            100,
+            seed=1,
+            strategy=strategy,
+            num_passes=num_passes,
+            num_processes=num_processes,
+            process_index=process,
+        )
+        sampler.set_epoch(2)
+        assert len(list(sampler)) == len(sampler)
+        return list(sampler)
+
+    whole = GlobalBatchSampler(LENGTHS, 100, seed=1, strategy=strategy)
+    whole.set_epoch(2)
+    by_process = [pieces(process) for process in range(num_processes)]
+    for number, batch in enumerate(whole.global_batches()):
+        mine = [piece for run in by_process for piece in run[number * num_passes : (number + 1) * num_passes]]
+        assert sorted(row for piece in mine if piece.counted for row in piece.rows) == sorted(batch)
+    counted = [row for run in by_process for piece in run if piece.counted for row in piece.rows]
+    assert sorted(counted) == list(range(len(LENGTHS)))
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = GlobalBatchSampler(LENGTHS, 64, seed=seed)
+        sampler.set_epoch(epoch)
+        return np.concatenate(sampler.global_batches()).tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_an_epoch_can_be_entered_in_the_middle():
+    sampler = GlobalBatchSampler(LENGTHS, 100, seed=1, num_passes=2)
+    whole = list(sampler)
+    sampler.set_epoch(0, first_batch=4)
+    assert list(sampler) == whole[8:]
+    assert len(sampler) == len(whole) - 8
+
+
+def padding_waste(strategy: str) -> float:
+    batches = GlobalBatchSampler(LENGTHS, 50, seed=1, strategy=strategy).global_batches()
+    padded = sum(LENGTHS[batch].max() * len(batch) for batch in batches)
+    return 1 - LENGTHS.sum() / padded
+
+
+def test_grouping_by_length_saves_padding():
+    assert padding_waste("group_by_length") < 0.05 < 0.3 < padding_waste("random")
+
+
+def test_padding_equals_the_collator_of_transformers(corpus: Path):
+    pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
+    tokenizer = build_tokenizer([*SPECIALS[::-1], "man", "."], model_max_length=64)
+    encoded = encode_pairs(pairs, PairEncoder(tokenizer, 32)).select(range(10, 30))
+    rows = [3, 0, 17, 8]
+    expected = DataCollatorWithPadding(tokenizer)(
+        [{name: value for name, value in encoded[row].items() if name != "length"} for row in rows]
+    )
+    ours = PaddedPairs(encoded, tokenizer.pad_token_id)[Piece(rows, counted=True)]
+    assert ours.keys() == set(expected.keys())
+    for name, value in ours.items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_piece_that_does_not_count_has_no_labels_and_padding_can_be_fixed(corpus: Path):
+    pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
+    tokenizer = build_tokenizer(SPECIALS, model_max_length=64)
+    padded = PaddedPairs(encode_pairs(pairs, PairEncoder(tokenizer, 32)), tokenizer.pad_token_id, pad_to_length=32)
+    batch = padded[Piece([5], counted=False)]
+    assert batch["labels"].tolist() == [IGNORED_LABEL]
+    assert batch["input_ids"].shape == (1, 32)

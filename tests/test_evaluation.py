@@ -1,0 +1,136 @@
+"""Metrics against figures worked out by hand, predictions in order, and the report's files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from bert_snli.data.pair_encoding import PairEncoder
+from bert_snli.errors import BertSnliError
+from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
+from bert_snli.evaluation.report import evaluate_model, format_report, save_report
+from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits, predict_pairs
+from bert_snli.labels import BOOK_LABELS, ID2LABEL, LABEL2ID
+from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.tokenization import build_tokenizer
+from tests.conftest import SPECIALS
+
+GOLD = ["entailment"] * 4 + ["contradiction"] * 4 + ["neutral"] * 2
+PREDICTED = ["entailment"] * 3 + ["neutral"] + ["contradiction"] * 2 + ["entailment"] * 2 + ["neutral"] * 2
+
+
+def test_the_metrics_are_those_worked_out_by_hand():
+    results = evaluate.combine(
+        [m(keep_in_memory=True) for m in (Accuracy, MacroF1, PerLabel, ConfusionMatrix)]
+    ).compute(predictions=PREDICTED, references=GOLD)
+    assert results["accuracy"] == pytest.approx(0.7)
+    assert results["per_label"]["entailment"] == pytest.approx(
+        {"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "support": 4}
+    )
+    assert results["per_label"]["contradiction"] == pytest.approx(
+        {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 4}
+    )
+    assert results["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 4 / 5) / 3)
+    assert results["confusion_matrix"]["contradiction"] == {"entailment": 2, "contradiction": 2, "neutral": 0}
+
+
+def test_metrics_of_logits_follow_the_label_order():
+    names = ["neutral", "entailment", "contradiction"]
+    logits = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+    metrics = nli_metrics(logits, np.array([0, 1]), names)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["confusion_matrix"]["entailment"]["contradiction"] == 1
+    losses = [-math.log(math.e**2 / (math.e**2 + 2)), -math.log(1 / (math.e**3 + 2))]
+    assert metrics["loss"] == pytest.approx(sum(losses) / 2)
+
+
+WORDS = "a man dog is was runs sleeps sits eats not".split()
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A classifier with large random weights, so that its answers differ."""
+    torch.manual_seed(0)
+    config = D2LBertConfig(
+        vocab_size=len(SPECIALS) + len(WORDS),
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        initializer_range=0.5,
+        id2label=dict(ID2LABEL),
+        label2id=dict(LABEL2ID),
+    )
+    model = D2LBertForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    model.save_pretrained(tmp_path / "model")
+    build_tokenizer(SPECIALS + WORDS, model_max_length=40).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def random_pairs(count: int) -> list[tuple[str, str]]:
+    random = np.random.default_rng(0)
+    return [tuple(" ".join(random.choice(WORDS, random.integers(1, 12))) for _ in range(2)) for _ in range(count)]
+
+
+def test_answers_come_in_the_order_of_the_questions(model_folder: Path):
+    model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
+    pairs = random_pairs(30)
+    together = predict_pairs(model, tokenizer, pairs, batch_size=7)
+    for pair, answer in zip(pairs, together, strict=True):
+        (alone,) = predict_pairs(model, tokenizer, [pair])
+        assert answer == pytest.approx(alone, abs=1e-5)
+        assert list(answer.values()) == sorted(answer.values(), reverse=True)
+        assert sum(answer.values()) == pytest.approx(1)
+    assert len({next(iter(answer)) for answer in together}) > 1
+
+
+def test_logits_equal_a_plain_forward_pass(model_folder: Path):
+    model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
+    premises, hypotheses = map(list, zip(*random_pairs(20), strict=True))
+    plain = tokenizer(premises, hypotheses, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**plain).logits.numpy()
+    encoded = Dataset.from_dict(PairEncoder(tokenizer, 40)({"premise": premises, "hypothesis": hypotheses}))
+    ours = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=6)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_the_report_is_saved_for_people_and_for_tools(model_folder: Path, corpus: Path, tmp_path: Path):
+    results = evaluate_model(str(model_folder), str(corpus), split="test", max_length=40)
+    table, picture = save_report(results, tmp_path / "report")
+    saved = json.loads(table.read_text())
+    assert saved == results
+    assert saved["pairs"] == sum(row["support"] for row in saved["per_label"].values())
+    assert saved["without_gold_label"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"accuracy {results['accuracy']:.4f}" in format_report(results)
+
+
+def test_a_model_with_another_label_order_scores_the_same(model_folder: Path, corpus: Path, tmp_path: Path):
+    model = load_classifier(str(model_folder))
+    order = [2, 0, 1]
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter[order].clone())
+    model.config.id2label = {new: BOOK_LABELS[old] for new, old in enumerate(order)}
+    model.config.label2id = {name: number for number, name in model.config.id2label.items()}
+    model.save_pretrained(tmp_path / "permuted")
+    load_tokenizer(str(model_folder)).save_pretrained(tmp_path / "permuted")
+    before = evaluate_model(str(model_folder), str(corpus), max_length=40)
+    after = evaluate_model(str(tmp_path / "permuted"), str(corpus), max_length=40)
+    for name in ("accuracy", "macro_f1", "per_label", "confusion_matrix"):
+        assert after[name] == before[name]
+
+
+def test_labels_of_another_task_are_refused():
+    config = D2LBertConfig(id2label={0: "positive", 1: "negative"}, label2id={"positive": 0, "negative": 1})
+    with pytest.raises(BertSnliError, match="its labels are positive, negative, not entailment"):
+        label_names(config, "models/sentiment")

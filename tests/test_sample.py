@@ -1,0 +1,192 @@
+"""The generated corpus: reproducible bytes, SNLI's layout, sound parses, balance, and no label leak."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_snli.data.sample import LABELS, NO_GOLD, judge, judge_claim, write_sample
+
+PAIRS = {"train": 3000, "dev": 300, "test": 600}
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def leaves(parse: str) -> list[str]:
+    return [token for token in parse.split() if token not in "()"]
+
+
+def is_binary(parse: str) -> bool:
+    """A single leaf, or brackets that hold exactly two nodes each and close into one tree."""
+    stack: list[list[str]] = [[]]
+    for token in parse.split():
+        if token == "(":
+            stack.append([])
+        elif token == ")":
+            if len(stack) < 2 or len(stack.pop()) != 2:
+                return False
+            stack[-1].append("node")
+        else:
+            stack[-1].append(token)
+    return len(stack) == 1 and len(stack[0]) == 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("sample")
+    assert write_sample(target, num_pairs=PAIRS, seed=1) == target
+    return target
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> Rows:
+    return {name: read_jsonl(folder / f"snli_1.0_{name}.jsonl") for name in PAIRS}
+
+
+@pytest.fixture(scope="module")
+def every(rows: Rows) -> list[dict[str, Any]]:
+    return [row for split in rows.values() for row in split]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
+    small = {"train": 60, "dev": 30}
+    first, second, other = (
+        contents(write_sample(tmp_path / name, num_pairs=small, seed=seed))
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert sorted(first) == [f"snli_1.0_{n}.{e}" for n in ("dev", "train") for e in ("jsonl", "txt")]
+    assert first == second
+    assert all(first[name] != other[name] for name in first)
+
+
+@pytest.mark.parametrize("size", [0, 2, 100, 300_000])
+def test_sizes_are_multiples_of_three_and_bounded(tmp_path: Path, size: int) -> None:
+    with pytest.raises(ValueError, match=f"'dev': {size}.*multiples of three"):
+        write_sample(tmp_path, num_pairs={"dev": size})
+
+
+def test_sizes_and_balance(rows: Rows) -> None:
+    for name, split in rows.items():
+        assert len(split) == PAIRS[name]
+        intended = Counter(row["pairID"][-1] for row in split)
+        assert intended == {label[0]: PAIRS[name] // 3 for label in LABELS}
+        gold = Counter(row["gold_label"] for row in split)
+        undecided = gold.pop(NO_GOLD)
+        assert 0.005 <= undecided / PAIRS[name] <= 0.015
+        assert len(set(gold.values())) == 1 and set(gold) == set(LABELS)
+
+
+def test_gold_is_the_majority_of_the_annotators(rows: Rows) -> None:
+    for row in (row for split in rows.values() for row in split):
+        votes = row["annotator_labels"]
+        majority = [label for label in LABELS if votes.count(label) * 2 > len(votes)]
+        assert [row["gold_label"]] == (majority or [NO_GOLD])
+        assert row["gold_label"] in (NO_GOLD, votes[0])
+    assert {len(row["annotator_labels"]) for row in rows["test"]} == {5}
+    assert Counter(len(row["annotator_labels"]) for row in rows["train"])[1] > 0.8 * PAIRS["train"]
+
+
+def test_each_premise_has_the_three_labels_and_one_split(rows: Rows) -> None:
+    homes = defaultdict(set)
+    for name, split in rows.items():
+        by_caption = defaultdict(list)
+        for row in split:
+            homes[row["sentence1"]].add(name)
+            by_caption[row["captionID"]].append(row)
+        for group in by_caption.values():
+            assert sorted(row["pairID"][-1] for row in group) == ["c", "e", "n"]
+            assert len({row["sentence1"] for row in group}) == 1
+    assert all(len(names) == 1 for names in homes.values())
+    pair_ids = [row["pairID"] for split in rows.values() for row in split]
+    assert len(set(pair_ids)) == len(pair_ids)
+
+
+def test_parses_are_binary_and_agree_with_the_sentences(every: list[dict[str, Any]]) -> None:
+    def letters(text: str) -> str:
+        return "".join(char for char in text.lower() if char.isalnum())
+
+    for row in every:
+        for name in ("sentence1", "sentence2"):
+            raw, parse, labelled = row[name], row[f"{name}_binary_parse"], row[f"{name}_parse"]
+            assert is_binary(parse), parse
+            assert letters(raw) == letters("".join(leaves(parse)))
+            assert [word.rstrip(")") for word in labelled.split() if not word.startswith("(")] == leaves(parse)
+            assert labelled.count("(") == labelled.count(")") and labelled.startswith("(ROOT (S ")
+            assert raw[0] == raw[0].upper()
+
+
+def test_the_text_has_what_makes_penn_tokenisation_matter(every: list[dict[str, Any]]) -> None:
+    raws = {row[name] for row in every for name in ("sentence1", "sentence2")}
+    tokens = {
+        leaf for row in every for name in ("sentence1", "sentence2") for leaf in leaves(row[f"{name}_binary_parse"])
+    }
+    assert {"n't", "'s", "``", "''", ",", ".", "T-shirt", "2", "two"} <= tokens
+    for mark in ("n't", "neighbor's", "There's", '"', ", "):
+        assert any(mark in raw for raw in raws), mark
+    assert 0.05 < sum(not raw.endswith(".") for raw in raws) / len(raws) < 0.2
+    assert 60 <= len({token.lower() for token in tokens}) <= 400
+
+
+def test_the_two_files_say_the_same(folder: Path, rows: Rows) -> None:
+    for name, split in rows.items():
+        lines = (folder / f"snli_1.0_{name}.txt").read_text(encoding="utf-8").splitlines()
+        header = lines[0].split("\t")
+        assert (header[0], header[5:9], header[-1]) == (
+            "gold_label",
+            ["sentence1", "sentence2", "captionID", "pairID"],
+            "label5",
+        )
+        for line, row in zip(lines[1:], split, strict=True):
+            cells = dict(zip(header, line.split("\t"), strict=True))
+            votes = [cells[f"label{i}"] for i in range(1, 6)]
+            assert [vote for vote in votes if vote] == row["annotator_labels"]
+            assert all(cells[key] == row[key] for key in header if not key.startswith("label"))
+
+
+@pytest.mark.parametrize(
+    ("slot", "scene", "claim", "label"),
+    [
+        ("who", "person man", "person", "entailment"),
+        ("who", "person", "person man", "neutral"),
+        ("who", "person man", "person woman", "contradiction"),
+        ("place", "", "outside park", "neutral"),
+        ("place", "outside", "inside office", "contradiction"),
+        ("clothes", "hat red", "T-shirt red", "neutral"),
+        ("clothes", "hat red", "hat blue", "contradiction"),
+        ("company", "company friend", "company baby", "neutral"),
+        ("company", "company friend", "alone", "contradiction"),
+    ],
+)
+def test_a_claim_is_judged_by_its_path(slot: str, scene: str, claim: str, label: str) -> None:
+    assert judge_claim(slot, tuple(scene.split()), tuple(claim.split())) == label
+
+
+def test_a_denial_swaps_and_the_worst_claim_decides() -> None:
+    scene = {"who": ("person", "man"), "place": ("outside", "park")}
+    true, false, unsaid = {"place": ("outside",)}, {"place": ("inside",)}, {"activity": ("meal",)}
+    assert judge(scene, true, "place") == "contradiction"
+    assert judge(scene, false, "place") == "entailment"
+    assert judge(scene, unsaid, "activity") == "neutral"
+    assert judge(scene, true | unsaid, None) == "neutral"
+    assert judge(scene, false | unsaid, None) == "contradiction"
+
+
+def test_the_hypothesis_alone_does_not_give_the_label_away(rows: Rows) -> None:
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    linear = pytest.importorskip("sklearn.linear_model")
+    bags = {name: [" ".join(leaves(row["sentence2_binary_parse"])) for row in split] for name, split in rows.items()}
+    labels = {name: [row["pairID"][-1] for row in split] for name, split in rows.items()}
+    bag = text.CountVectorizer(token_pattern=r"\S+", ngram_range=(1, 2))
+    model = linear.LogisticRegression(C=0.3, max_iter=500).fit(bag.fit_transform(bags["train"]), labels["train"])
+    assert model.score(bag.transform(bags["test"]), labels["test"]) < 0.62

@@ -1,0 +1,266 @@
+"""Fine-tuning against the book's own loop, over processes, passes and interruptions."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bert_snli.data.batching import GlobalBatchSampler
+from bert_snli.finetune import finetune
+from bert_snli.modeling import D2LBertForSequenceClassification
+from bert_snli.training.recipe import FinetuneRecipe
+from conversion.convert import convert
+from tests.book import BookBERT, BookClassifier, encode_pair, train_step
+from tests.conftest import SPECIALS, save_book_checkpoint
+
+STEPS, ROWS, BATCH, MAX_LENGTH = 30, 97, 32, 40  # 97 = 3 · 32 + 1: the last batch of an epoch is a single row
+LABELS = {"entailment": 0, "contradiction": 1, "neutral": 2}
+BOOK_RECIPE = {
+    "text_source": "parse",
+    "max_length": MAX_LENGTH,
+    "max_train_samples": ROWS,
+    "max_eval_samples": 30,
+    "dropout": 0.0,
+    "max_steps": STEPS,
+    "train_batch_size": BATCH,
+    "train_sampling_strategy": "random",
+    "optim": "adam_torch",
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+    "loss_reduction": "sum",
+    "logging_steps": 1,
+}
+
+
+def book_rows(corpus: Path, split: str = "train") -> list[tuple[list[str], list[str], int]]:
+    """SNLI as the book reads it: leaves of the binary parses of the labelled rows, lower-cased."""
+    lines = (corpus / f"snli_1.0_{split}.txt").read_text(encoding="utf-8").splitlines()[1:]
+    cells = [line.split("\t") for line in lines]
+
+    def leaves(parse: str) -> list[str]:
+        return re.sub(r"\s{2,}", " ", re.sub(r"[()]", "", parse)).strip().lower().split()
+
+    return [(leaves(cell[1]), leaves(cell[2]), LABELS[cell[0]]) for cell in cells if cell[0] in LABELS]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(corpus: Path) -> list[str]:
+    return SPECIALS + sorted({word for row in book_rows(corpus) for side in row[:2] for word in side})
+
+
+@pytest.fixture(scope="module")
+def book_classifier(vocabulary: list[str]) -> dict[str, torch.Tensor]:
+    """Weights of a whole classifier of the book's, so that its output layer is shared as well."""
+    torch.manual_seed(0)
+    return BookClassifier(BookBERT(vocab=len(vocabulary))).state_dict()
+
+
+@pytest.fixture(scope="module")
+def start(book_classifier, vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    convert(save_book_checkpoint(folder / "book", book_classifier, vocabulary), folder / "hf", num_attention_heads=2)
+    return folder / "hf"
+
+
+@pytest.fixture(scope="module")
+def book_losses(corpus: Path, vocabulary: list[str], book_classifier) -> np.ndarray:
+    """The losses of the book's loop on our batches: padded to the full length, one pass, plain Adam."""
+    net = BookClassifier(BookBERT(vocab=len(vocabulary)))
+    net.load_state_dict(book_classifier)
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    rows = book_rows(corpus)[:ROWS]
+    tokens, segments, valid_lens = (
+        torch.tensor(column) for column in zip(*(encode_pair(p, h, ids, MAX_LENGTH) for p, h, _ in rows), strict=True)
+    )
+    labels = torch.tensor([label for *_, label in rows])
+    sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42, strategy="random")
+    trainer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    losses: list[float] = []
+    while len(losses) < STEPS:
+        sampler.set_epoch(len(losses) // sampler.batches_per_epoch)
+        for batch in sampler.global_batches()[: STEPS - len(losses)]:
+            losses.append(train_step(net, (tokens[batch], segments[batch], valid_lens[batch]), labels[batch], trainer))
+    return np.array(losses)
+
+
+def run_recipe(start: Path, corpus: Path, output_dir: Path, **changes) -> np.ndarray:
+    """Fine-tune in this process; returns the loss of each step."""
+    options = {**BOOK_RECIPE, **changes}
+    finetune(
+        FinetuneRecipe(
+            model_name_or_path=str(start), dataset_name_or_path=str(corpus), output_dir=str(output_dir), **options
+        )
+    )
+    return step_losses(output_dir)
+
+
+def metrics(output_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def step_losses(output_dir: Path) -> np.ndarray:
+    return np.array([entry["train_loss"] for entry in metrics(output_dir) if "learning_rate" in entry])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pad_to_max_length": True},
+        {"gradient_accumulation_steps": 3},
+        {"attn_implementation": "sdpa"},
+        {"text_source": "raw"},
+    ],
+    ids=lambda changes: ",".join(f"{k}={v}" for k, v in changes.items()) or "as the book",
+)
+def test_losses_follow_the_books_loop(
+    changes: dict, start: Path, corpus: Path, book_losses: np.ndarray, tmp_path: Path
+):
+    ours = run_recipe(start, corpus, tmp_path / "run", **changes)
+    assert len(ours) == STEPS
+    np.testing.assert_allclose(ours, book_losses, rtol=1e-5)
+
+
+def test_two_processes_follow_it_as_well(
+    start: Path, corpus: Path, book_losses: np.ndarray, tmp_path: Path, run_python
+):
+    options = [word for name, value in BOOK_RECIPE.items() for word in (f"--{name}", value)]
+    command = ["--model_name_or_path", start, "--dataset_name_or_path", corpus, *options]
+    done = run_python(
+        "-m", "bert_snli.cli", "finetune", "--num_processes", 2, *command, "--output_dir", tmp_path / "two"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "train_results.json").read_text())["num_processes"] == 2
+    np.testing.assert_allclose(step_losses(tmp_path / "two"), book_losses, rtol=1e-5)
+    one = run_recipe(start, corpus, tmp_path / "one")
+    np.testing.assert_allclose(step_losses(tmp_path / "two"), one, rtol=1e-5)
+    for name in ("eval_accuracy", "eval_loss"):
+        assert metrics(tmp_path / "two")[-1][name] == pytest.approx(metrics(tmp_path / "one")[-1][name], rel=1e-5)
+
+
+def test_the_launch_line_of_the_readme_works_with_its_configuration(
+    start: Path, corpus: Path, book_losses: np.ndarray, tmp_path: Path, run_python
+):
+    options = [word for name, value in {**BOOK_RECIPE, "max_steps": 5}.items() for word in (f"--{name}", value)]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml", "-m", "bert_snli.finetune"]
+    where = ["--model_name_or_path", start, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "run"]
+    done = run_python(*launch, *where, *options)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(step_losses(tmp_path / "run"), book_losses[:5], rtol=1e-5)
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(start: Path, corpus: Path, tmp_path: Path):
+    changes = {"dropout": 0.1, "max_steps": 7, "save_steps": 3, "save_total_limit": 1, "load_best_model_at_end": False}
+    whole = run_recipe(start, corpus, tmp_path / "run", **changes)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    first = run_recipe(start, corpus, tmp_path / "cut", **{**changes, "save_steps": 6})
+    assert len(first) == 7
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-6"]
+    (tmp_path / "cut" / "model.safetensors").unlink()
+    resumed = run_recipe(start, corpus, tmp_path / "cut", **changes, resume_from_checkpoint="auto")
+    np.testing.assert_array_equal(resumed, whole)
+    for name, value in load_file(tmp_path / "cut" / "model.safetensors").items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_checkpoints_beyond_the_limit_are_dropped(start: Path, corpus: Path, tmp_path: Path):
+    run_recipe(start, corpus, tmp_path / "run", max_steps=6, save_steps=2, save_total_limit=2)
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_the_best_epoch_is_kept_or_the_last(start: Path, corpus: Path, tmp_path: Path):
+    changes = {"max_steps": -1, "num_train_epochs": 3, "learning_rate": 3e-3, "logging_steps": 100}
+    saved = {}
+    for best in (True, False):
+        run_recipe(start, corpus, tmp_path / str(best), load_best_model_at_end=best, **changes)
+        saved[best] = json.loads((tmp_path / str(best) / "train_results.json").read_text())
+    epochs = [entry for entry in metrics(tmp_path / "True") if "eval_accuracy" in entry]
+    assert len(epochs) == 3
+    best_accuracy = max(entry["eval_accuracy"] for entry in epochs)
+    assert saved[True]["eval_accuracy"] == best_accuracy
+    assert saved[False]["eval_accuracy"] == epochs[-1]["eval_accuracy"]
+    assert saved[False]["kept_epoch"] == 3
+
+
+def test_the_output_folder_holds_what_other_tools_read(start: Path, corpus: Path, tmp_path: Path):
+    run_recipe(start, corpus, tmp_path / "run", max_steps=2)
+    for name in ("model.safetensors", "tokenizer.json", "modeling_d2l_bert.py", "recipe.yaml", "train_results.json"):
+        assert (tmp_path / "run" / name).is_file(), name
+    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "run" / "curve.svg").read_text()
+    model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert list(model.config.id2label.values()) == list(LABELS)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adam_torch"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_schedules_warm_up_and_end_as_named(optim: str, schedule: str):
+    from bert_snli.training.optimisation import make_optimizer, make_scheduler
+
+    layer = torch.nn.Linear(3, 3)
+    optimizer = make_optimizer(layer, optim, learning_rate=1.0, weight_decay=0.5)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert [group["params"][0].dim() for group in optimizer.param_groups] == [2, 1]
+    scheduler = make_scheduler(optimizer, schedule, warmup_steps=0.2, num_training_steps=10)
+    rates = []
+    for _ in range(10):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    warm = [1.0] if schedule == "constant" else [0.0, 0.5, 1.0]
+    assert rates[: len(warm)] == warm
+    assert scheduler.get_last_lr()[0] == pytest.approx(1.0 if schedule.startswith("constant") else 0.0)
+
+
+def test_clipping_bounds_the_step(start: Path, corpus: Path, tmp_path: Path):
+    """Under plain gradient descent a step is as long as its gradient; Adam's is not, so the norm is asked of torch."""
+    free = run_recipe(start, corpus, tmp_path / "free", max_steps=3)
+    clipped = run_recipe(start, corpus, tmp_path / "clipped", max_steps=3, max_grad_norm=1e-9)
+    assert free[0] == clipped[0]
+    assert abs(clipped[2] - free[2]) > 1e-6
+
+
+def test_bf16_trains_to_about_the_same_loss(start: Path, corpus: Path, book_losses: np.ndarray, tmp_path: Path):
+    ours = run_recipe(start, corpus, tmp_path / "run", mixed_precision="bf16", max_steps=5)
+    np.testing.assert_allclose(ours, book_losses[:5], rtol=0.02)
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["mixed_precision"] == "bf16"
+
+
+def test_the_older_head_is_fresh_and_trains(start: Path, corpus: Path, tmp_path: Path, book_checkpoint_of):
+    pretrained = book_checkpoint_of(corpus)
+    run_recipe(pretrained, corpus, tmp_path / "run", classifier_head="mlp", max_steps=3)
+    model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert model.config.classifier_head == "mlp"
+    assert [tuple(p.shape) for p in model.classifier.parameters()] == [(256, 16), (256,), (3, 256), (3,)]
+
+
+@pytest.fixture
+def book_checkpoint_of(tmp_path: Path, vocabulary: list[str]):
+    def make(corpus: Path) -> Path:
+        state = BookBERT(vocab=len(vocabulary)).state_dict()
+        convert(save_book_checkpoint(tmp_path / "b", state, vocabulary), tmp_path / "c", num_attention_heads=2)
+        return tmp_path / "c"
+
+    return make
+
+
+def test_tensorboard_gets_the_metrics(start: Path, corpus: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    run_recipe(start, corpus, tmp_path / "run", report_to="tensorboard", max_steps=2)
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_a_loss_that_is_no_number_is_said_at_once(start: Path, corpus: Path, tmp_path: Path):
+    from bert_snli.errors import BertSnliError
+
+    with pytest.raises(BertSnliError, match="loss is not finite at step"):
+        run_recipe(start, corpus, tmp_path / "run", learning_rate=1e30)
