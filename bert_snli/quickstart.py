@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from bert_snli.training.recipe import FinetuneRecipe
 from conversion.convert import book_state_dict, convert
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
-RECIPE = {"num_train_epochs": 8, "train_batch_size": 64, "learning_rate": 1e-3, "dropout": 0.0}
+RECIPE: dict[str, Any] = {"num_train_epochs": 8, "train_batch_size": 64, "learning_rate": 1e-3, "dropout": 0.0}
 """Sizes and recipe that learn the generated corpus from random weights in about a minute on two cores."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bert_snli.data import sample
 from bert_snli.data.sample import LABELS, NO_GOLD, judge, judge_claim, write_sample
 
 PAIRS = {"train": 3000, "dev": 300, "test": 600}
@@ -180,6 +181,12 @@ def test_a_denial_swaps_and_the_worst_claim_decides() -> None:
     assert judge(scene, unsaid, "activity") == "neutral"
     assert judge(scene, true | unsaid, None) == "neutral"
     assert judge(scene, false | unsaid, None) == "contradiction"
+
+
+def test_an_impossible_label_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "judge", lambda *_: "neutral")
+    with pytest.raises(RuntimeError, match="no (entailment|contradiction) for"):
+        write_sample(tmp_path, num_pairs={"dev": 3})
 
 
 def test_the_hypothesis_alone_does_not_give_the_label_away(rows: Rows) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bert_snli.errors import BertSnliError
 
@@ -41,12 +42,11 @@ def _rows(path: Path) -> Iterator[object]:
             yield from csv.DictReader(file, delimiter=DELIMITERS[path.suffix])
 
 
-def _pair(row: object, where: str) -> tuple[str, str]:
-    values = [row.get(name) if isinstance(row, dict) else None for name in COLUMNS]
-    for name, value in zip(COLUMNS, values, strict=True):
-        if not isinstance(value, str):
+def _pair(row: Any, where: str) -> tuple[str, str]:
+    for name in COLUMNS:
+        if not isinstance(row, dict) or not isinstance(row.get(name), str):
             raise BertSnliError(f"{where}: no {name}; name the columns {' and '.join(COLUMNS)}")
-    return values[0], values[1]
+    return row["premise"], row["hypothesis"]
 
 
 def write_answers(pairs: Sequence[tuple[str, str]], answers: Sequence[dict[str, float]], path: Path | None) -> None:

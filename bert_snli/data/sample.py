@@ -43,6 +43,8 @@ Tree = tuple[Any, ...]
 DEFAULT_PAIRS: Mapping[str, int] = MappingProxyType({"train": 15_000, "dev": 600, "test": 600})
 MAX_PAIRS = 60_000
 """All splits together; beyond this, new scenes become rare."""
+MAX_DRAWS = 10_000
+"""Far more than any hypothesis needs; a changed lexicon that makes a label impossible ends here, not in a loop."""
 LABELS = ("entailment", "neutral", "contradiction")
 NO_GOLD = "-"
 UNDECIDED = 0.01
@@ -185,7 +187,7 @@ def draw_claims(dice: Dice, scene: Facts, label: str) -> tuple[Facts, str | None
     scene says, else anything. How many is fixed before the label can have a say.
     """
     size = 2 if dice.chance(0.08) else 1
-    while True:
+    for _ in range(MAX_DRAWS):
         focus = dice.sample(list(TAXONOMY), size)
         claims = {"who": shorten(dice, scene["who"]), "count": scene["count"][:1]}
         for slot in focus:
@@ -197,6 +199,7 @@ def draw_claims(dice: Dice, scene: Facts, label: str) -> tuple[Facts, str | None
         negated = focus[0] if deniable and dice.chance(0.06) else None
         if plausible(claims) and plausible(claims | {"who": scene["who"]}) and judge(scene, claims, negated) == label:
             return claims, negated, "count" in focus
+    raise RuntimeError(f"the lexicon offers no {label} for {scene}; {MAX_DRAWS} draws tried")
 
 
 def leaf(word: str) -> Tree:

@@ -365,7 +365,7 @@ class D2LBertForSequenceClassification(D2LBertPreTrainedModel):
         with_pooler = config.classifier_head == "pooler"
         self.bert = D2LBertModel(config, add_pooling_layer=with_pooler)
         if with_pooler:
-            self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+            self.classifier: nn.Module = nn.Linear(config.hidden_size, config.num_labels)
         else:
             self.classifier = nn.Sequential(
                 nn.Linear(config.hidden_size, config.classifier_hidden_size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 # adam_torch is the book's (d2l 15.7.4): plain Adam, no weight decay.
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw_torch_fused": partial(torch.optim.AdamW, fused=True),
     "adamw_torch": torch.optim.AdamW,
     "adam_torch": torch.optim.Adam,
