@@ -93,12 +93,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     labels = label_names(config, recipe.model_name_or_path)
     tokenizer = load_tokenizer(recipe.model_name_or_path)
     encoder = PairEncoder(tokenizer, recipe.max_length)
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        cpu=not torch.accelerator.is_available(),
-        log_with=None if recipe.report_to == "none" else recipe.report_to,
-        project_dir=recipe.output_dir,
-    )
+    accelerator = make_accelerator(recipe)
     with accelerator.main_process_first():
         train, evaluation = load_encoded(recipe, labels, encoder)
     trainer = prepare(recipe, accelerator, config, tokenizer, train, evaluation)
@@ -118,12 +113,39 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     return results
 
 
+def make_accelerator(recipe: FinetuneRecipe) -> Accelerator:
+    """Devices, processes, precision and tracker; on a machine without an accelerator, processes talk over gloo.
+
+    Raises:
+        BertSnliError: the device cannot compute in the precision asked for.
+    """
+    try:
+        return Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            cpu=not torch.accelerator.is_available(),
+            log_with=None if recipe.report_to == "none" else recipe.report_to,
+            project_dir=recipe.output_dir,
+        )
+    except ValueError as error:
+        raise BertSnliError(f"--mixed_precision {recipe.mixed_precision}: {error}; choose 'no' or 'bf16'") from error
+
+
 def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
-    """The classifier's configuration: the start model's, with the labels and what the recipe overrides."""
+    """The classifier's configuration: the start model's, with the labels and what the recipe overrides.
+
+    Raises:
+        BertSnliError: there is no such model, or it is a classifier with another head than the recipe's.
+    """
     config = load_config(recipe.model_name_or_path)
-    if "D2LBertForSequenceClassification" not in (config.architectures or []):
+    is_classifier = "D2LBertForSequenceClassification" in (config.architectures or [])
+    if not is_classifier:
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
-        config.classifier_head = recipe.classifier_head
+        config.classifier_head = recipe.classifier_head or config.classifier_head
+    elif recipe.classifier_head not in (None, config.classifier_head):
+        raise BertSnliError(
+            f"--classifier_head {recipe.classifier_head}: {recipe.model_name_or_path} is a classifier with the "
+            f"{config.classifier_head} head; leave the option out, or start from a pretrained model"
+        )
     if recipe.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = recipe.dropout
     config.problem_type = "single_label_classification"

@@ -58,6 +58,7 @@ def test_every_command_has_help_with_its_options(command: str, capsys: pytest.Ca
         (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file"),
         (["--resume_from_checkpoint", "auto"], "no checkpoint in"),
         (["--resume_from_checkpoint", "nowhere"], "no checkpoint there"),
+        (["--mixed_precision", "fp16"], "--mixed_precision fp16"),
         (["--report_to", "trackio"], "--report_to trackio: is not installed"),
     ],
 )
@@ -125,6 +126,17 @@ def test_a_bad_label_stops_before_anything_is_written(pretrained: Path, tmp_path
     command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", data, "--max_length", 32]
     assert "label 'maybe' in row 1" in refused([*command, "--output_dir", tmp_path / "run"], capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_the_start_model_does_not_have_is_refused(
+    model_folder: Path,  # noqa: F811
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    command = ["finetune", "--model_name_or_path", model_folder, "--dataset_name_or_path", corpus]
+    error = refused([*command, "--classifier_head", "mlp", "--output_dir", tmp_path / "run"], capsys)
+    assert "a classifier with the pooler head" in error
 
 
 def test_options_of_accelerate_are_told_from_ours():

@@ -133,7 +133,8 @@ def test_losses_follow_the_books_loop(
 def test_two_processes_follow_it_as_well(
     start: Path, corpus: Path, book_losses: np.ndarray, tmp_path: Path, run_python
 ):
-    options = [word for name, value in BOOK_RECIPE.items() for word in (f"--{name}", value)]
+    recipe = {**BOOK_RECIPE, "gradient_accumulation_steps": 2}
+    options = [word for name, value in recipe.items() for word in (f"--{name}", value)]
     command = ["--model_name_or_path", start, "--dataset_name_or_path", corpus, *options]
     done = run_python(
         "-m", "bert_snli.cli", "finetune", "--num_processes", 2, *command, "--output_dir", tmp_path / "two"

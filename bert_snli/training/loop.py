@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -149,6 +150,12 @@ class Trainer:
         }
         progress.epochs.append(entry)
         self._log(entry)
+        if self.accelerator.is_main_process:
+            tqdm.write(
+                f"Epoch {progress.epoch + 1}: train loss {entry['train_loss']:.3f}, train accuracy "
+                f"{entry['train_accuracy']:.3f}, {self.recipe.eval_split} accuracy {evaluation['accuracy']:.3f}",
+                file=sys.stderr,
+            )
         if not self.recipe.load_best_model_at_end or evaluation["accuracy"] > progress.best_accuracy:
             progress.best_accuracy = evaluation["accuracy"]
             self.save_model()

@@ -51,9 +51,9 @@ class FinetuneRecipe:
     max_eval_samples: int | None = option(None, "Evaluate on the first so many pairs only.")
     preprocessing_num_workers: int | None = option(None, "Processes that encode the pairs.")
 
-    classifier_head: str = option(
-        "pooler",
-        "'pooler': the pretrained layer of the book; 'mlp': the fresh one of its first form.",
+    classifier_head: str | None = option(
+        None,
+        "'pooler': the book's pretrained layer (the default); 'mlp': the fresh one of the chapter's first form.",
         CLASSIFIER_HEADS,
     )
     dropout: float | None = option(None, "Dropout rate of hidden states and attention (default: the model's own).")
