@@ -93,7 +93,12 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     labels = label_names(config, recipe.model_name_or_path)
     tokenizer = load_tokenizer(recipe.model_name_or_path)
     encoder = PairEncoder(tokenizer, recipe.max_length)
-    accelerator = make_accelerator(recipe)
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        cpu=not torch.accelerator.is_available(),
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        project_dir=recipe.output_dir,
+    )
     with accelerator.main_process_first():
         train, evaluation = load_encoded(recipe, labels, encoder)
     trainer = prepare(recipe, accelerator, config, tokenizer, train, evaluation)
@@ -111,23 +116,6 @@ def finetune(recipe: FinetuneRecipe) -> dict:
         (output_dir / "train_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     accelerator.end_training()
     return results
-
-
-def make_accelerator(recipe: FinetuneRecipe) -> Accelerator:
-    """Devices, processes, precision and tracker; on a machine without an accelerator, processes talk over gloo.
-
-    Raises:
-        BertSnliError: the device cannot compute in the precision asked for.
-    """
-    try:
-        return Accelerator(
-            mixed_precision=recipe.mixed_precision,
-            cpu=not torch.accelerator.is_available(),
-            log_with=None if recipe.report_to == "none" else recipe.report_to,
-            project_dir=recipe.output_dir,
-        )
-    except ValueError as error:
-        raise BertSnliError(f"--mixed_precision {recipe.mixed_precision}: {error}; choose 'no' or 'bf16'") from error
 
 
 def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:

@@ -58,7 +58,6 @@ def test_every_command_has_help_with_its_options(command: str, capsys: pytest.Ca
         (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file"),
         (["--resume_from_checkpoint", "auto"], "no checkpoint in"),
         (["--resume_from_checkpoint", "nowhere"], "no checkpoint there"),
-        (["--mixed_precision", "fp16"], "--mixed_precision fp16"),
         (["--report_to", "trackio"], "--report_to trackio: is not installed"),
     ],
 )
