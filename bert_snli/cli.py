@@ -6,11 +6,13 @@ import argparse
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import conversion.command
-from bert_snli.console import OneLineErrorParser, run
+from bert_snli.console import OneLineErrorParser, run, say_what_is_missing
 from bert_snli.errors import BertSnliError
+from bert_snli.folders import check_output_dir
 
 PROG = "bert-snli"
 DESCRIPTION = """\
@@ -99,9 +101,15 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 def _add_encoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max_length", type=int, default=128, help="longest pair in tokens; longer ones are truncated (%(default)s)"
+        "--max_length", type=int, help="longest pair in tokens; longer ones are truncated (default: 128 or the model's)"
     )
-    parser.add_argument("--batch_size", type=int, default=256, help="pairs in a batch (default: %(default)s)")
+    parser.add_argument("--batch_size", type=_positive, default=256, help="pairs in a batch (default: %(default)s)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return int(text)
 
 
 def run_quickstart(args: argparse.Namespace) -> None:
@@ -119,6 +127,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     _quiet()
     if args.output_dir is None and not Path(args.model).is_dir():
         raise BertSnliError(f"{args.model}: not a local folder to write the report into; add --output_dir")
+    output_dir = args.output_dir or Path(args.model)
+    check_output_dir(output_dir, overwrite=True)
     results = evaluate_model(
         args.model,
         args.dataset_name_or_path,
@@ -127,20 +137,24 @@ def run_evaluate(args: argparse.Namespace) -> None:
         max_length=args.max_length,
         batch_size=args.batch_size,
     )
-    files = save_report(results, args.output_dir or Path(args.model))
+    files = save_report(results, output_dir)
     print(format_report(results), "", *files, sep="\n")
 
 
 def run_predict(args: argparse.Namespace) -> None:
     """`bert-snli predict`."""
-    from bert_snli.data.pair_files import read_pairs, write_answers
+    from bert_snli.data.pair_files import check_writable, read_pairs, write_answers
     from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
 
     _quiet()
-    one_pair = args.premise is not None and args.hypothesis is not None
-    if one_pair == (args.input_file is not None):
+    one_pair = args.input_file is None
+    if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         raise BertSnliError("give either --premise and --hypothesis, or --input_file")
+    if one_pair and args.output_file:
+        raise BertSnliError("--output_file goes with --input_file; leave it out for a single pair")
     pairs = [(args.premise, args.hypothesis)] if one_pair else read_pairs(args.input_file)
+    if args.output_file:
+        check_writable(args.output_file)
     answers = predict_pairs(
         load_classifier(args.model),
         load_tokenizer(args.model),
@@ -155,6 +169,15 @@ def run_predict(args: argparse.Namespace) -> None:
         write_answers(pairs, answers, args.output_file)
 
 
+def run_finetune(argv: list[str]) -> int:
+    """`bert-snli finetune`."""
+    try:
+        from bert_snli import launch
+    except ModuleNotFoundError as error:
+        return run(f"{PROG} finetune", partial(say_what_is_missing, error))
+    return launch.main(argv)
+
+
 def _quiet() -> None:
     """Leave the terminal to our own words and bars."""
     import transformers
@@ -167,9 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["finetune"]:
-        from bert_snli import launch
-
-        return launch.main(argv[1:])
+        return run_finetune(argv[1:])
     args = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], None] = args.run
     return run(f"{PROG} {args.command}", lambda: command(args))

@@ -27,8 +27,20 @@ class OneLineErrorParser(argparse.ArgumentParser):
 def run(prog: str, command: Callable[[], None]) -> int:
     """Run `command`; a `BertSnliError` becomes one line on stderr and exit code 2."""
     try:
-        command()
+        try:
+            command()
+        except ModuleNotFoundError as error:
+            say_what_is_missing(error)
     except BertSnliError as error:
         sys.stderr.write(f"{prog}: error: {error}\n")
         return USER_ERROR
     return 0
+
+
+def say_what_is_missing(error: ModuleNotFoundError) -> NoReturn:
+    """Conversion needs little; what the other commands need besides is an extra of the package.
+
+    Raises:
+        BertSnliError: always.
+    """
+    raise BertSnliError(f"{error.name} is not installed; pip install 'bert-snli[train]'") from error

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
@@ -25,18 +25,19 @@ from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
-from bert_snli.folders import check_output_dir, finished_folder
+from bert_snli.folders import check_output_dir, finished_folder, make_output_dir
 from bert_snli.inference import label_names, load_config, load_tokenizer, load_weights, predict_logits
 from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig
-from bert_snli.training.checkpointing import Progress, find_checkpoint, load_checkpoint
-from bert_snli.training.loop import METRICS, Trainer, num_updates
+from bert_snli.training.checkpointing import Progress, drop_checkpoints_after, find_checkpoint, load_checkpoint
+from bert_snli.training.loop import METRICS, FinetuningLoop, num_updates
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import FinetuneRecipe, recipe_arguments
 
 logger = logging.getLogger(__name__)
 
 PROG = "bert-snli finetune"
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 DESCRIPTION = """\
 Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
 
@@ -78,6 +79,8 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
         find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
     else:
         check_output_dir(Path(recipe.output_dir), overwrite=recipe.overwrite_output_dir)
+    if recipe.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise BertSnliError("--mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise BertSnliError(f"--report_to {recipe.report_to}: is not installed; pip install {recipe.report_to}")
 
@@ -99,19 +102,22 @@ def finetune(recipe: FinetuneRecipe) -> dict:
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )
+    if accelerator.distributed_type not in SUPPORTED:
+        raise BertSnliError(f"accelerate's {accelerator.distributed_type.value} is not supported; use MULTI_GPU")
     with accelerator.main_process_first():
         train, evaluation = load_encoded(recipe, labels, encoder)
-    trainer = prepare(recipe, accelerator, config, tokenizer, train, evaluation)
+    loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
     # Nothing is written before this line: all that can be wrong with options, model and data has been found by now.
     output_dir = Path(recipe.output_dir)
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        make_output_dir(output_dir)
         recipe.save(output_dir / "recipe.yaml")
+        drop_checkpoints_after(loop.progress.step, output_dir)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("bert-snli", {name: value for name, value in asdict(recipe).items() if value is not None})
-    _start_metrics(trainer, output_dir)
-    trainer.train()
-    results = summarise(trainer, len(train))
+    _start_metrics(loop, output_dir)
+    loop.run()
+    results = summarise(loop, len(train))
     if accelerator.is_main_process:
         (output_dir / "train_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     accelerator.end_training()
@@ -163,14 +169,18 @@ def prepare(
     recipe: FinetuneRecipe,
     accelerator: Accelerator,
     config: D2LBertConfig,
+    labels: Sequence[str],
     tokenizer: PreTrainedTokenizerFast,
     train: Dataset,
     evaluation: Dataset,
-) -> Trainer:
+) -> FinetuningLoop:
     """Model, optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
     set_seed(recipe.seed)
     attention = recipe.attn_implementation or ("eager" if accelerator.device.type == "cpu" else "sdpa")
-    model, _ = load_weights(recipe.model_name_or_path, config, attn_implementation=attention)
+    model, fresh = load_weights(recipe.model_name_or_path, config, attn_implementation=attention, dtype=torch.float32)
+    lacking = sorted(name for name in fresh if not name.startswith("classifier."))
+    if lacking:
+        raise BertSnliError(f"{recipe.model_name_or_path}: lacks {lacking[0]}; start from a converted checkpoint")
     set_seed(recipe.seed, device_specific=True)  # the same fresh head, but other dropout, in each process
     sampler = GlobalBatchSampler(
         train["length"],
@@ -188,12 +198,13 @@ def prepare(
         recipe.warmup_steps,
         num_updates(recipe, sampler.batches_per_epoch),
     )
-    accelerator.register_for_checkpointing(scheduler)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress()
     if recipe.resume_from_checkpoint:
-        progress = load_checkpoint(accelerator, find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir)))
-    labels = [config.id2label[number] for number in range(config.num_labels)]
+        checkpoint = find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
+        progress = load_checkpoint(accelerator, checkpoint, recipe.batches())
+        scheduler.load_state_dict(progress.scheduler)
+    progress.batches = recipe.batches()
     references = np.asarray(evaluation["labels"])
 
     def evaluate() -> dict[str, float]:
@@ -201,7 +212,7 @@ def prepare(
             model,
             evaluation,
             pad_token_id=tokenizer.pad_token_id,
-            batch_size=recipe.eval_batch_size,
+            batch_size=recipe.per_device_eval_batch_size,
             accelerator=accelerator,
         )
         metrics = nli_metrics(logits, references, labels)
@@ -214,7 +225,7 @@ def prepare(
                 tokenizer.save_pretrained(folder)
         accelerator.wait_for_everyone()
 
-    return Trainer(
+    return FinetuningLoop(
         recipe=recipe,
         accelerator=accelerator,
         model=model,
@@ -229,18 +240,28 @@ def prepare(
     )
 
 
-def _start_metrics(trainer: Trainer, output_dir: Path) -> None:
-    """Empty `metrics.jsonl`, or cut it back to the step that the run is resumed at."""
-    if trainer.accelerator.is_main_process:
+def _start_metrics(loop: FinetuningLoop, output_dir: Path) -> None:
+    """Empty `metrics.jsonl`, or cut it back to where the run is resumed."""
+    progress = loop.progress
+    if loop.accelerator.is_main_process:
         path = output_dir / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= trainer.progress.step]
+        lines = path.read_text(encoding="utf-8").splitlines() if progress.step and path.exists() else []
+        kept = [line for line in lines if _belongs(line, progress)]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def summarise(trainer: Trainer, num_pairs: int) -> dict:
+def _belongs(line: str, progress: Progress) -> bool:
+    """Whether a line of metrics was written before the checkpoint was; a killed run may leave half a line."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return entry in progress.epochs if "eval_loss" in entry else entry["step"] <= progress.step
+
+
+def summarise(loop: FinetuningLoop, num_pairs: int) -> dict:
     """The figures of the run: those of the epoch that was kept, and how fast it went."""
-    progress, recipe = trainer.progress, trainer.recipe
+    progress, recipe = loop.progress, loop.recipe
     epochs = progress.epochs
     kept = max(epochs, key=lambda entry: entry["eval_accuracy"]) if recipe.load_best_model_at_end else epochs[-1]
     return {
@@ -251,9 +272,9 @@ def summarise(trainer: Trainer, num_pairs: int) -> dict:
         "train_steps": progress.step,
         "train_runtime": progress.seconds,
         "train_samples_per_second": num_pairs * epochs[-1]["epoch"] / progress.seconds,
-        "num_processes": trainer.accelerator.num_processes,
-        "mixed_precision": str(trainer.accelerator.mixed_precision),
-        "device": str(trainer.accelerator.device),
+        "num_processes": loop.accelerator.num_processes,
+        "mixed_precision": str(loop.accelerator.mixed_precision),
+        "device": str(loop.accelerator.device),
     }
 
 

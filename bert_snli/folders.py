@@ -28,7 +28,7 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder whose files move into `folder` only when the block ends without an error.
+    """Yield a temporary folder whose files come to be in `folder` only when the block ends without an error.
 
     With `overwrite`, files of the same name are replaced and all others in `folder` are left alone.
 
@@ -36,26 +36,41 @@ def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         BertSnliError: `folder` is a file, holds something already, or cannot be written.
     """
     check_output_dir(folder, overwrite=overwrite)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise BertSnliError(
-            f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder"
-        ) from error
+    exists = folder.is_dir()
+    # On the file system of the folder itself, which may be a mounted one, so that the files can be moved.
+    beside = folder if exists else folder.parent
+    with _said_plainly(folder):
+        beside.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=beside))
     try:
         yield temporary
-        temporary.chmod(0o755)
-        if folder.is_dir():
-            for path in temporary.iterdir():
-                _replace(path, folder / path.name)
-        else:
-            os.rename(temporary, folder)
+        with _said_plainly(folder):
+            temporary.chmod(0o755)
+            if exists:
+                for path in temporary.iterdir():
+                    os.replace(path, folder / path.name)
+            else:
+                os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replace(source: Path, target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    os.replace(source, target)
+def make_output_dir(folder: Path) -> None:
+    """Make `folder`, and see that files can be written in it.
+
+    Raises:
+        BertSnliError: they cannot.
+    """
+    with _said_plainly(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def _said_plainly(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BertSnliError(
+            f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder"
+        ) from error

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bert_snli.data.batching import PaddedPairs, Piece
-from bert_snli.data.pair_encoding import PairEncoder
+from bert_snli.data.pair_encoding import PairEncoder, default_max_length
 from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
@@ -42,7 +42,8 @@ def load_config(model_name_or_path: str) -> D2LBertConfig:
     try:
         return D2LBertConfig.from_dict(config_dict)
     except (ValueError, TypeError) as error:
-        raise BertSnliError(f"{model_name_or_path}/config.json: {error}") from error
+        reason = " ".join(str(error).split())
+        raise BertSnliError(f"{model_name_or_path}/config.json: not the sizes of a model ({reason})") from error
 
 
 def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
@@ -118,7 +119,10 @@ def predict_logits(
     batch_size: int = 256,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """Logits (rows, labels) of encoded pairs, in their order; computed by length and shared among the processes."""
+    """Logits (rows, labels) of encoded pairs, in their order; computed by length and shared among the processes.
+
+    The model is moved to the accelerator's device and left in evaluation mode.
+    """
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     model = accelerator.unwrap_model(model).to(accelerator.device).eval()
     pairs = PaddedPairs(encoded, pad_token_id)
@@ -149,7 +153,7 @@ def predict_pairs(
     batch_size: int = 256,
 ) -> list[dict[str, float]]:
     """Probability of each label, by name, for each (premise, hypothesis); the most probable first."""
-    encoder = PairEncoder(tokenizer, max_length or tokenizer.model_max_length)
+    encoder = PairEncoder(tokenizer, max_length or default_max_length(tokenizer))
     premises, hypotheses = zip(*pairs, strict=True)
     encoded = Dataset.from_dict(encoder({"premise": list(premises), "hypothesis": list(hypotheses)}))
     logits = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)

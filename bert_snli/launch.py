@@ -53,8 +53,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _launch(launch: list[str], recipe: list[str]) -> int:
     args = launch_command_parser().parse_args([*launch, "-m", finetune.__name__, *recipe])
-    # Without a configuration file, Accelerate starts several processes only for what it takes to be several GPUs.
-    args.multi_gpu = args.multi_gpu or (args.config_file is None and (args.num_processes or 1) > 1)
+    # Without a configuration file, Accelerate starts several processes only for what it takes to be several GPUs;
+    # where there is none, they talk over gloo.
+    if args.config_file is None and (args.num_processes or 1) > 1:
+        args.multi_gpu, args.cpu = True, False
     try:
         launch_command(args)
     except ChildFailedError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,8 +54,11 @@ def _is_archive(path: Path) -> bool:
     # PyTorch's own checkpoints are zip files too; theirs hold a data.pkl.
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise BertSnliError(f"{path}: damaged zip ({error}); get the file again") from error
 
 
 def _unpack(path: Path, folder: Path) -> Source:
@@ -69,6 +73,6 @@ def _unpack(path: Path, folder: Path) -> Source:
                     )
                 with archive.open(members[0]) as source, (folder / wanted).open("wb") as target:
                     shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise BertSnliError(f"{path}: damaged or unsupported zip ({error}); get the file again") from error
     return Source(folder / PARAMS, folder / VOCABULARY)

@@ -20,6 +20,7 @@ SHARED = Path(os.environ.get("BERT_SNLI_SHARED", Path(__file__).resolve().parent
 SPECIALS = ["<unk>", "<pad>", "<mask>", "<cls>", "<sep>"]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # never reach for the network
+os.environ["ACCELERATE_USE_CPU"] = "1"  # the same numbers on a machine with a GPU
 CACHE = tempfile.mkdtemp(prefix="bert-snli-tests-")  # what earlier runs cached would hide faults
 os.environ["HF_DATASETS_CACHE"] = CACHE
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)

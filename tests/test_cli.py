@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def test_every_command_has_help_with_its_options(command: str, capsys: pytest.Ca
         (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file"),
         (["--resume_from_checkpoint", "auto"], "no checkpoint in"),
         (["--resume_from_checkpoint", "nowhere"], "no checkpoint there"),
+        (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU"),
+        (["--seed", "-1"], "--seed -1: give a number from 0"),
         (["--report_to", "trackio"], "--report_to trackio: is not installed"),
     ],
 )
@@ -164,7 +167,7 @@ def test_a_failure_in_two_processes_still_exits_with_2(pretrained: Path, tmp_pat
 
 
 def test_predict_one_pair(model_folder: Path, capsys: pytest.CaptureFixture):  # noqa: F811
-    command = ["predict", str(model_folder), "--max_length", "40", "--premise", "a man runs", "--hypothesis", "a dog"]
+    command = ["predict", str(model_folder), "--premise", "a man runs", "--hypothesis", "a dog"]
     assert main(command) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert {name for name, _ in lines} == {"entailment", "contradiction", "neutral"}
@@ -183,8 +186,6 @@ def test_predict_a_file(suffix: str, model_folder: Path, tmp_path: Path):  # noq
     command = [
         "predict",
         model_folder,
-        "--max_length",
-        40,
         "--input_file",
         source,
         "--output_file",
@@ -203,6 +204,9 @@ def test_predict_a_file(suffix: str, model_folder: Path, tmp_path: Path):  # noq
         (["--input_file", "nowhere.csv"], "--input_file nowhere.csv"),
         (["--input_file", "pairs.xlsx"], "unknown kind '.xlsx'"),
         (["--premise", "a", "--hypothesis", "b", "--max_length", "41"], "--max_length 41: must be from 5 to 40"),
+        (["--premise", "a", "--input_file", "pairs.csv"], "give either --premise and --hypothesis, or --input_file"),
+        (["--premise", "a", "--hypothesis", "b", "--output_file", "x"], "--output_file goes with --input_file"),
+        (["--premise", "a", "--hypothesis", "b", "--batch_size", "0"], "0: give 1 or more"),
     ],
 )
 def test_a_mistake_in_predict_is_one_line(
@@ -211,14 +215,51 @@ def test_a_mistake_in_predict_is_one_line(
     model_folder: Path,  # noqa: F811
     capsys: pytest.CaptureFixture,
 ):
-    assert message in refused(["predict", model_folder, "--max_length", 40, *options], capsys)
+    assert message in refused(["predict", model_folder, *options], capsys)
+
+
+def test_an_output_file_that_cannot_be_written_is_said_at_once(
+    model_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    source = tmp_path / "pairs.csv"
+    source.write_text("\ufeffpremise,hypothesis\na man,a dog\n", encoding="utf-8")  # as Excel writes it
+    command = ["predict", model_folder, "--input_file", source, "--output_file"]
+    for target in (tmp_path, tmp_path / "nowhere" / "out.jsonl"):
+        assert f"--output_file {target}: cannot be written" in refused([*command, target], capsys)
+    assert main([str(word) for word in [*command, tmp_path / "out.jsonl"]]) == 0
+
+
+def test_a_report_cannot_be_written_over_a_file(
+    model_folder: Path,  # noqa: F811
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    (tmp_path / "report").write_text("mine")
+    command = ["evaluate", model_folder, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "report"]
+    assert "is a file; name a folder" in refused(command, capsys)
+
+
+def test_an_output_folder_below_a_file_is_one_line(
+    pretrained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "file").write_text("mine")
+    command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
+    assert "cannot be written" in refused([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
+
+
+def test_a_package_that_is_missing_is_named(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bert_snli.inference", None)
+    assert "pip install 'bert-snli[train]'" in refused(["predict", "m", "--premise", "a", "--hypothesis", "b"], capsys)
 
 
 @pytest.mark.parametrize("content", ["premise,hypothesis\na\n", "p,h\na,b\n", "premise,hypothesis\n", "\xff"])
 def test_a_bad_input_file_is_named(content: str, model_folder: Path, tmp_path: Path, capsys):  # noqa: F811
     source = tmp_path / "pairs.csv"
     source.write_bytes(content.encode("latin-1"))
-    assert str(source) in refused(["predict", model_folder, "--max_length", 40, "--input_file", source], capsys)
+    assert str(source) in refused(["predict", model_folder, "--input_file", source], capsys)
 
 
 def test_a_model_that_was_never_fine_tuned_is_not_evaluated(
@@ -237,6 +278,7 @@ def test_a_model_that_was_never_fine_tuned_is_not_evaluated(
     [
         ("config.json", '{"model_type": "bert"}', "a 'bert' model, not 'd2l_bert'"),
         ("config.json", "{", "no model folder"),
+        ("config.json", '{"model_type": "d2l_bert", "hidden_size": "wide"}', "not the sizes of a model"),
         ("tokenizer.json", "{", "no tokenizer.json that can be read"),
         ("model.safetensors", "no weights", "its weights cannot be loaded"),
     ],

@@ -171,6 +171,32 @@ def test_an_archive_damaged_inside_is_named(tmp_path: Path):
         load_snli(str(path), splits=["test"])
 
 
+def test_all_shards_of_a_split_are_read_and_nothing_else(corpus: Path, tmp_path: Path):
+    folder = as_parquet(corpus, tmp_path / "hub") / "plain_text"
+    (folder / "test-00000-of-00001.parquet").rename(folder / "test-00000-of-00002.parquet")
+    (folder / "validation-00000-of-00001.parquet").rename(folder / "test-00001-of-00002.parquet")
+    both = expected_pairs(corpus, "test") + expected_pairs(corpus, "dev")
+    with zipfile.ZipFile(tmp_path / "hub.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+    for source in (tmp_path / "hub", tmp_path / "hub.zip"):
+        assert pairs_of(load_snli(str(source), splits=["test"]).splits["test"]) == both
+    (folder / "other_test.parquet").write_bytes(b"")
+    with pytest.raises(BertSnliError, match="both other_test.parquet and test-00000-of-00002.parquet"):
+        load_snli(str(tmp_path / "hub"), splits=["test"])
+
+
+def test_a_zip_whose_compressed_bytes_are_damaged_is_named(tmp_path: Path):
+    path = tmp_path / "snli_1.0.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("snli_1.0_test.jsonl", json.dumps({**ROW, "sentence1": "A bird. " * 500}))
+    content = bytearray(path.read_bytes())
+    content[52:60] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(BertSnliError, match="snli_1.0.zip: damaged"):
+        load_snli(str(path), splits=["test"])
+
+
 def naive_truncation(premise: int, hypothesis: int, budget: int) -> tuple[int, int]:
     while premise + hypothesis > budget:
         if premise > hypothesis:

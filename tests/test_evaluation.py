@@ -51,6 +51,11 @@ def test_metrics_of_logits_follow_the_label_order():
     assert metrics["loss"] == pytest.approx(sum(losses) / 2)
 
 
+def test_answers_that_are_no_numbers_are_said_to_be_so():
+    with pytest.raises(BertSnliError, match="not finite"):
+        nli_metrics(np.array([[np.nan, 0.0, 0.0]]), np.array([0]), BOOK_LABELS)
+
+
 WORDS = "a man dog is was runs sleeps sits eats not".split()
 
 
@@ -104,7 +109,7 @@ def test_logits_equal_a_plain_forward_pass(model_folder: Path):
 
 
 def test_the_report_is_saved_for_people_and_for_tools(model_folder: Path, corpus: Path, tmp_path: Path):
-    results = evaluate_model(str(model_folder), str(corpus), split="test", max_length=40)
+    results = evaluate_model(str(model_folder), str(corpus), split="test")
     table, picture = save_report(results, tmp_path / "report")
     saved = json.loads(table.read_text())
     assert saved == results
@@ -124,8 +129,8 @@ def test_a_model_with_another_label_order_scores_the_same(model_folder: Path, co
     model.config.label2id = {name: number for number, name in model.config.id2label.items()}
     model.save_pretrained(tmp_path / "permuted")
     load_tokenizer(str(model_folder)).save_pretrained(tmp_path / "permuted")
-    before = evaluate_model(str(model_folder), str(corpus), max_length=40)
-    after = evaluate_model(str(tmp_path / "permuted"), str(corpus), max_length=40)
+    before = evaluate_model(str(model_folder), str(corpus))
+    after = evaluate_model(str(tmp_path / "permuted"), str(corpus))
     for name in ("accuracy", "macro_f1", "per_label", "confusion_matrix"):
         assert after[name] == before[name]
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from bert_snli.data.batching import GlobalBatchSampler
-from bert_snli.finetune import finetune
+from bert_snli.errors import BertSnliError
+from bert_snli.finetune import finetune, parse_recipe
 from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.training.recipe import FinetuneRecipe
 from conversion.convert import convert
@@ -71,17 +74,20 @@ def start(book_classifier, vocabulary: list[str], tmp_path_factory: pytest.TempP
     return folder / "hf"
 
 
+def book_tensors(corpus: Path, vocabulary: list[str]) -> tuple[torch.Tensor, ...]:
+    """Tokens, segments, valid lengths and labels of the training rows, encoded by the book's rules."""
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    rows = book_rows(corpus)[:ROWS]
+    encoded = [(*encode_pair(p, h, ids, MAX_LENGTH), label) for p, h, label in rows]
+    return tuple(torch.tensor(column) for column in zip(*encoded, strict=True))
+
+
 @pytest.fixture(scope="module")
 def book_losses(corpus: Path, vocabulary: list[str], book_classifier) -> np.ndarray:
     """The losses of the book's loop on our batches: padded to the full length, one pass, plain Adam."""
     net = BookClassifier(BookBERT(vocab=len(vocabulary)))
     net.load_state_dict(book_classifier)
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    rows = book_rows(corpus)[:ROWS]
-    tokens, segments, valid_lens = (
-        torch.tensor(column) for column in zip(*(encode_pair(p, h, ids, MAX_LENGTH) for p, h, _ in rows), strict=True)
-    )
-    labels = torch.tensor([label for *_, label in rows])
+    tokens, segments, valid_lens, labels = book_tensors(corpus, vocabulary)
     sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42, strategy="random")
     trainer = torch.optim.Adam(net.parameters(), lr=1e-4)
     losses: list[float] = []
@@ -173,6 +179,141 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(start: Path, corpus
         assert torch.equal(value, weights[name]), name
 
 
+@pytest.mark.parametrize("max_steps", [4, 8])
+def test_a_run_stopped_at_the_end_of_an_epoch_is_evaluated_once_when_resumed(
+    max_steps: int, start: Path, corpus: Path, tmp_path: Path
+):
+    changes = {"dropout": 0.1, "max_steps": max_steps, "save_steps": 4, "load_best_model_at_end": False}
+    run_recipe(start, corpus, tmp_path / "run", **changes)
+    before = untimed(metrics(tmp_path / "run"))
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "train_results.json"):
+        (tmp_path / "run" / name).unlink()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "train_l')  # what a killed run may leave
+    run_recipe(start, corpus, tmp_path / "run", **changes, resume_from_checkpoint=str(tmp_path / "run/checkpoint-4"))
+    assert untimed(metrics(tmp_path / "run")) == before
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["train_steps"] == max_steps
+
+
+def untimed(entries: list[dict]) -> list[dict]:
+    return [{name: value for name, value in entry.items() if name != "train_seconds"} for entry in entries]
+
+
+def test_checkpoints_of_an_earlier_run_do_not_outlive_it(start: Path, corpus: Path, tmp_path: Path):
+    run_recipe(start, corpus, tmp_path / "run", max_steps=6, save_steps=6)
+    run_recipe(start, corpus, tmp_path / "run", max_steps=2, save_steps=2, overwrite_output_dir=True)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_batch_size": 16}, "was made with --train_batch_size 32, not 16"),
+        ({"output_dir": "elsewhere"}, "is not in .*elsewhere"),
+        ({"damage": "model.safetensors"}, "cannot be resumed from"),
+        ({"damage": "optimizer.bin"}, "cannot be resumed from"),
+        ({"damage": "progress.json"}, "cannot be resumed from"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    changes: dict, message: str, start: Path, corpus: Path, tmp_path: Path
+):
+    run_recipe(start, corpus, tmp_path / "run", max_steps=2, save_steps=2)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    changes = dict(changes)
+    if name := changes.pop("damage", None):
+        (checkpoint / name).write_bytes(b"{")
+    output_dir = tmp_path / changes.pop("output_dir", "run")
+    with pytest.raises(BertSnliError, match=message):
+        run_recipe(start, corpus, output_dir, max_steps=3, resume_from_checkpoint=str(checkpoint), **changes)
+
+
+def test_the_saved_recipe_repeats_the_run(start: Path, corpus: Path, tmp_path: Path):
+    first = run_recipe(start, corpus, tmp_path / "run", max_steps=3, overwrite_output_dir=True)
+    command = ["--config", str(tmp_path / "run" / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]
+    finetune(parse_recipe(command))
+    np.testing.assert_array_equal(step_losses(tmp_path / "again"), first)
+
+
+def plain_default_loop(net: BookClassifier, inputs, labels, batches: list[np.ndarray], total: int) -> list[float]:
+    """What `recipes/default.yaml` means, spelled out: mean loss, clipping to 1, AdamW, linear warm-up and decay."""
+    matrices = [p for p in net.parameters() if p.dim() > 1]
+    vectors = [p for p in net.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=5e-4
+    )
+    warm, losses = round(0.06 * total), []
+    for step, batch in enumerate(batches):
+        rate = 5e-4 * (step / warm if step < warm else (total - step) / (total - warm))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = torch.nn.functional.cross_entropy(net(*(column[batch] for column in inputs)), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_the_default_recipe_is_what_it_says(
+    start: Path, corpus: Path, vocabulary: list[str], book_classifier, tmp_path: Path
+):
+    net = BookClassifier(BookBERT(vocab=len(vocabulary)))
+    net.load_state_dict(book_classifier)
+    tokens, segments, valid_lens, labels = book_tensors(corpus, vocabulary)
+    sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42)
+    batches: list[np.ndarray] = []
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        batches += sampler.global_batches()
+    expected = plain_default_loop(net, (tokens, segments, valid_lens), labels, batches[:STEPS], STEPS)
+    finetune(
+        FinetuneRecipe(
+            model_name_or_path=str(start),
+            dataset_name_or_path=str(corpus),
+            output_dir=str(tmp_path / "run"),
+            max_length=MAX_LENGTH,
+            max_train_samples=ROWS,
+            train_batch_size=BATCH,
+            max_steps=STEPS,
+            dropout=0.0,
+            logging_steps=1,
+        )
+    )
+    np.testing.assert_allclose(step_losses(tmp_path / "run"), expected, rtol=1e-5)
+
+
+def test_a_half_precision_folder_is_trained_in_fp32(start: Path, corpus: Path, tmp_path: Path):
+    half = D2LBertForSequenceClassification.from_pretrained(start, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(tmp_path / "half")
+    run_recipe(tmp_path / "half", corpus, tmp_path / "run", max_steps=2)
+    assert {value.dtype for value in load_file(tmp_path / "run" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_labels_in_capitals_are_the_same_labels(start: Path, corpus: Path, tmp_path: Path):
+    model = D2LBertForSequenceClassification.from_pretrained(start)
+    model.config.id2label = {number: name.upper() for number, name in model.config.id2label.items()}
+    model.config.label2id = {name: number for number, name in model.config.id2label.items()}
+    model.save_pretrained(tmp_path / "capitals")
+    PreTrainedTokenizerFast.from_pretrained(start).save_pretrained(tmp_path / "capitals")
+    expected = run_recipe(start, corpus, tmp_path / "one", max_steps=2)
+    np.testing.assert_array_equal(run_recipe(tmp_path / "capitals", corpus, tmp_path / "two", max_steps=2), expected)
+
+
+def test_a_folder_without_the_pooler_is_not_trained_from(start: Path, corpus: Path, tmp_path: Path):
+    shutil.copytree(start, tmp_path / "start")
+    weights = load_file(start / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(kept, tmp_path / "start" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BertSnliError, match="lacks bert.pooler.dense.bias"):
+        run_recipe(tmp_path / "start", corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_checkpoints_beyond_the_limit_are_dropped(start: Path, corpus: Path, tmp_path: Path):
     run_recipe(start, corpus, tmp_path / "run", max_steps=6, save_steps=2, save_total_limit=2)
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
@@ -222,8 +363,8 @@ def test_schedules_warm_up_and_end_as_named(optim: str, schedule: str):
     assert scheduler.get_last_lr()[0] == pytest.approx(1.0 if schedule.startswith("constant") else 0.0)
 
 
-def test_clipping_bounds_the_step(start: Path, corpus: Path, tmp_path: Path):
-    """Under plain gradient descent a step is as long as its gradient; Adam's is not, so the norm is asked of torch."""
+def test_clipping_shortens_the_gradient(start: Path, corpus: Path, tmp_path: Path):
+    """Adam's steps do not shrink with the gradient, but for its epsilon, which a gradient this small falls under."""
     free = run_recipe(start, corpus, tmp_path / "free", max_steps=3)
     clipped = run_recipe(start, corpus, tmp_path / "clipped", max_steps=3, max_grad_norm=1e-9)
     assert free[0] == clipped[0]
@@ -261,7 +402,5 @@ def test_tensorboard_gets_the_metrics(start: Path, corpus: Path, tmp_path: Path)
 
 
 def test_a_loss_that_is_no_number_is_said_at_once(start: Path, corpus: Path, tmp_path: Path):
-    from bert_snli.errors import BertSnliError
-
     with pytest.raises(BertSnliError, match="loss is not finite at step"):
         run_recipe(start, corpus, tmp_path / "run", learning_rate=1e30)

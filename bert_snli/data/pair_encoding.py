@@ -39,6 +39,11 @@ def truncated_lengths(premise: int, hypothesis: int, budget: int) -> tuple[int, 
     return premise_half, hypothesis_half
 
 
+def default_max_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The book's 128 tokens, or all that a smaller model has positions for."""
+    return min(128, tokenizer.model_max_length)
+
+
 class PairEncoder:
     """A function for `Dataset.map(batched=True)`: premise, hypothesis → `input_ids`, `token_type_ids`, `length`.
 

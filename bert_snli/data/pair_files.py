@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 def _rows(path: Path) -> Iterator[object]:
     if path.suffix not in (".jsonl", *DELIMITERS):
         raise BertSnliError(f"--input_file {path}: unknown kind {path.suffix!r}; give .jsonl, .csv or .tsv")
-    with path.open(encoding="utf-8", newline="") as file:
+    # utf-8-sig: Excel begins its files with a byte-order mark.
+    with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".jsonl":
             yield from (json.loads(line) for line in file if line.strip())
         else:
@@ -49,6 +51,16 @@ def _pair(row: Any, where: str) -> tuple[str, str]:
     return row["premise"], row["hypothesis"]
 
 
+def check_writable(path: Path) -> None:
+    """See before the work is done that its answers can be written.
+
+    Raises:
+        BertSnliError: they cannot.
+    """
+    if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
+        raise BertSnliError(f"--output_file {path}: cannot be written; name a file in a folder that exists")
+
+
 def write_answers(pairs: Sequence[tuple[str, str]], answers: Sequence[dict[str, float]], path: Path | None) -> None:
     """Write a JSON line for each pair: premise, hypothesis, label and the score of each label; to `path` or stdout."""
     lines = [
@@ -59,7 +71,4 @@ def write_answers(pairs: Sequence[tuple[str, str]], answers: Sequence[dict[str, 
     if path is None:
         sys.stdout.write(text)
         return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BertSnliError(f"--output_file {path}: {error.strerror}; name a file that can be written") from error
+    path.write_text(text, encoding="utf-8")

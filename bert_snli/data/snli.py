@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,7 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("csv", {"delimiter": "\t", "quoting": 3, "keep_default_na": False}),
     ".parquet": ("parquet", {}),
 }
+SHARD = re.compile(r"-\d+-of-\d+$")
 # Stanford's column names and the hub's.
 COLUMNS = {
     "raw": (("sentence1", "premise"), ("sentence2", "hypothesis")),
@@ -93,7 +95,7 @@ def _read_split(name_or_path: str, split: str) -> tuple[Dataset, str]:
         files = _files_of_split(sorted(path.rglob("*")), split, name_or_path)
         return _read_files(files), ", ".join(map(str, files))
     if zipfile.is_zipfile(path):
-        return _read_files([_extract(path, split)]), f"{path} ({split})"
+        return _read_files(_extract(path, split)), f"{path} ({split})"
     if path.exists() or path.suffix in {".zip", *READERS} or name_or_path.startswith((".", "/", "~")):
         what = "not a zip or a folder" if path.exists() else "no such file or folder"
         raise BertSnliError(
@@ -130,12 +132,17 @@ def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: st
     """The files of `split` among `paths`, all of the first kind that is there.
 
     Raises:
-        BertSnliError: there is none.
+        BertSnliError: there is none, or several that are not shards of one.
     """
     named = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(SPLITS[split])})(?:[^a-z]|$)")
     visible = [path for path in paths if not path.name.startswith(".") and named.search(path.name)]
     for suffix in READERS:
         files = [path for path in visible if path.suffix == suffix]
+        if len(files) > 1 and not all(SHARD.search(path.stem) for path in files):
+            raise BertSnliError(
+                f"--dataset_name_or_path {where}: both {files[0].name} and {files[1].name} look like the {split} "
+                "split; give a folder with one of them"
+            )
         if files:
             return files
     raise BertSnliError(
@@ -148,24 +155,26 @@ def _cache_folder() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "bert_snli"
 
 
-def _extract(archive_path: Path, split: str) -> Path:
-    """Copy the one member of `split` into the cache, under a name made of its checksum and size."""
-    with zipfile.ZipFile(archive_path) as archive:
-        names = _files_of_split([PurePosixPath(name) for name in archive.namelist()], split, str(archive_path))
-        member = archive.getinfo(str(names[0]))
-        target = _cache_folder() / f"{member.CRC:08x}-{member.file_size}" / f"{split}{names[0].suffix}"
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with (
-                    archive.open(member) as source,
-                    tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy,
-                ):
-                    shutil.copyfileobj(source, copy)
-            except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-                Path(copy.name).unlink(missing_ok=True)
-                raise BertSnliError(f"{archive_path}: damaged or unsupported zip ({error}); get it again") from error
-            os.replace(copy.name, target)
+def _extract(archive_path: Path, split: str) -> list[Path]:
+    """Copy the members of `split`, and nothing else, into the cache."""
+    try:
+        with zipfile.ZipFile(archive_path) as archive:
+            names = _files_of_split([PurePosixPath(name) for name in archive.namelist()], split, str(archive_path))
+            return [_extract_member(archive, archive.getinfo(str(name))) for name in names]
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise BertSnliError(f"{archive_path}: damaged or unsupported zip ({error}); get it again") from error
+
+
+def _extract_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Path:
+    """Where the member lies unpacked: a name of ours, made of its checksum and size, so that it is unpacked once."""
+    target = _cache_folder() / f"{member.CRC:08x}-{member.file_size}{PurePosixPath(member.filename).suffix}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            copy = Path(folder) / target.name
+            with archive.open(member) as source, copy.open("wb") as file:
+                shutil.copyfileobj(source, file)
+            os.replace(copy, target)
     return target
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.special
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
+from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS
 
 NAMES = list(BOOK_LABELS)
@@ -72,7 +73,12 @@ def nli_metrics(logits: np.ndarray, references: np.ndarray, label_names: Sequenc
     """Loss, accuracy, macro F1, per-label figures and confusion matrix.
 
     `logits` (R, 3) and the numbers in `references` (R,) are in the order of `label_names`.
+
+    Raises:
+        BertSnliError: a logit is not finite.
     """
+    if not np.isfinite(logits).all():
+        raise BertSnliError("the model's answers are not finite numbers; it has diverged: train with a lower rate")
     names = np.asarray(label_names)
     modules = [metric(keep_in_memory=True) for metric in (Accuracy, MacroF1, PerLabel, ConfusionMatrix)]
     results = evaluate.combine(modules).compute(

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen needed
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure  # not pyplot, which would switch a notebook's own figures
 
 
 def plot_curve(epochs: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
     """The book's figure (15.7): train loss, train and evaluation accuracy over epochs, as `curve.png` and `.svg`."""
     x = [entry["epoch"] for entry in epochs]
-    figure, axes = plt.subplots(figsize=(5.5, 3.8), constrained_layout=True)
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    axes = figure.subplots()
     series = (
         ("train loss", "train_loss", "-"),
         ("train accuracy", "train_accuracy", "--"),
@@ -37,7 +35,6 @@ def plot_curve(epochs: Sequence[dict[str, Any]], eval_split: str, folder: Path) 
     )
     for suffix in ("png", "svg"):
         figure.savefig(folder / f"curve.{suffix}", dpi=150)
-    plt.close(figure)
 
 
 def plot_confusion_matrix(matrix: dict[str, dict[str, int]], title: str, path: Path) -> None:
@@ -45,7 +42,8 @@ def plot_confusion_matrix(matrix: dict[str, dict[str, int]], title: str, path: P
     names = list(matrix)
     counts = np.array([[matrix[gold][predicted] for predicted in names] for gold in names])
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    figure, axes = plt.subplots(figsize=(4.8, 4.2), constrained_layout=True)
+    figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+    axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names, rotation=90, va="center")
@@ -56,4 +54,3 @@ def plot_confusion_matrix(matrix: dict[str, dict[str, int]], title: str, path: P
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{count:,}\n{shares[row, column]:.1%}", ha="center", va="center", color=shade)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

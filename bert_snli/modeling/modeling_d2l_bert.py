@@ -204,10 +204,10 @@ class D2LBertPreTrainedModel(PreTrainedModel):
     # The losses are means over the batch: without this, `Trainer` would add them up over accumulated batches.
     accepts_loss_kwargs = False
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """Save weights, configuration and this code, so that the folder opens under every Auto class of `AUTO_MAP`."""
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class D2LBertModel(D2LBertPreTrainedModel):

@@ -8,8 +8,10 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from bert_snli.errors import BertSnliError
 
@@ -27,6 +29,8 @@ class Progress:
     seconds: float = 0.0  # spent on training, evaluation left out
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of the running epoch: loss, correct, pairs
     epochs: list[dict] = field(default_factory=list)  # metrics of the finished epochs
+    scheduler: dict = field(default_factory=dict)  # its state
+    batches: dict = field(default_factory=dict)  # the options that decide which rows are in which batch
 
 
 def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> None:
@@ -49,21 +53,36 @@ def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Pa
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
-    """Put model, optimizer, schedule and random states back as they were in `folder`.
+def drop_checkpoints_after(step: int, output_dir: Path) -> None:
+    """Remove the checkpoints of an earlier run, which would be taken for newer ones of this."""
+    for folder in list_checkpoints(output_dir):
+        if int(folder.name.split("-")[1]) > step:
+            shutil.rmtree(folder)
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path, batches: dict) -> Progress:
+    """Put model, optimizer and random states back as they were in `folder`.
 
     Raises:
-        BertSnliError: it is not a checkpoint, or does not fit this run.
+        BertSnliError: it is not a checkpoint, or one of a run with other batches, or does not fit the model.
     """
     try:
         progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-        accelerator.load_state(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        changed = {name for name, value in batches.items() if progress.batches.get(name) != value}
+        if not changed:
+            accelerator.load_state(str(folder))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BertSnliError(
             f"--resume_from_checkpoint {folder}: cannot be resumed from ({reason}); "
             "give a checkpoint-N folder of a run with the same recipe"
         ) from error
+    if changed:
+        name = min(changed)
+        raise BertSnliError(
+            f"--resume_from_checkpoint {folder}: was made with --{name} {progress.batches.get(name)}, "
+            f"not {batches[name]}; resume with the same recipe"
+        )
     return progress
 
 
@@ -84,12 +103,17 @@ def find_checkpoint(resume_from_checkpoint: str, output_dir: Path) -> Path:
         BertSnliError: there is none.
     """
     if resume_from_checkpoint != "auto":
-        if not (Path(resume_from_checkpoint) / PROGRESS).is_file():
+        folder = Path(resume_from_checkpoint)
+        if not (folder / PROGRESS).is_file():
             raise BertSnliError(
-                f"--resume_from_checkpoint {resume_from_checkpoint}: no checkpoint there; "
-                "give a checkpoint-N folder, or 'auto'"
+                f"--resume_from_checkpoint {folder}: no checkpoint there; give a checkpoint-N folder, or 'auto'"
             )
-        return Path(resume_from_checkpoint)
+        if folder.resolve().parent != output_dir.resolve():
+            raise BertSnliError(
+                f"--resume_from_checkpoint {folder}: is not in {output_dir}, where the best model so far is kept; "
+                f"give --output_dir {folder.parent}"
+            )
+        return folder
     checkpoints = list_checkpoints(output_dir)
     if not checkpoints:
         raise BertSnliError(

@@ -32,8 +32,8 @@ def num_updates(recipe: FinetuneRecipe, batches_per_epoch: int) -> int:
 
 
 @dataclass
-class Trainer:
-    """Everything that one run needs, prepared; `train` runs it."""
+class FinetuningLoop:
+    """Everything that one run needs, prepared; `run` runs it."""
 
     recipe: FinetuneRecipe
     accelerator: Accelerator
@@ -47,20 +47,28 @@ class Trainer:
     after_epoch: Callable[[list[dict]], None]
     progress: Progress
 
-    def train(self) -> None:
+    def run(self) -> None:
         """Train to the last epoch or `max_steps`, evaluating, saving and logging on the way."""
         total = num_updates(self.recipe, self.sampler.batches_per_epoch)
-        while self.progress.step < total:
+        # A checkpoint may have been written after an epoch's last update and before its evaluation.
+        while self.progress.step < total or self.progress.batch:
             self._train_epoch(total)
             self._end_epoch()
-            self.sampler.first_batch = 0
 
     def _train_epoch(self, total: int) -> None:
         progress, recipe = self.progress, self.recipe
         self.model.train()
         self.sampler.set_epoch(progress.epoch, first_batch=progress.batch)
         # A loader draws a seed when it starts: from its own generator, lest a resumed epoch's dropout be shifted.
-        passes = iter(DataLoader(self.pairs, batch_size=None, sampler=self.sampler, generator=torch.Generator()))
+        passes = iter(
+            DataLoader(
+                self.pairs,
+                batch_size=None,
+                sampler=self.sampler,
+                generator=torch.Generator(),
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
         interval = torch.zeros(3, device=self.accelerator.device)
         started = time.perf_counter()
         bar = tqdm(
@@ -93,8 +101,12 @@ class Trainer:
                 )
                 interval.zero_()
             if save:
-                save_checkpoint(self.accelerator, progress, Path(recipe.output_dir), recipe.save_total_limit)
+                self._save_checkpoint()
         bar.close()
+
+    def _save_checkpoint(self) -> None:
+        self.progress.scheduler = self.scheduler.state_dict()
+        save_checkpoint(self.accelerator, self.progress, Path(self.recipe.output_dir), self.recipe.save_total_limit)
 
     def _global_rows(self, batch: int) -> int:
         return min(self.recipe.train_batch_size, len(self.pairs) - batch * self.recipe.train_batch_size)
@@ -118,7 +130,8 @@ class Trainer:
         if recipe.max_grad_norm:
             accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
-        self.scheduler.step()
+        if not accelerator.optimizer_step_was_skipped:  # the gradient overflowed in fp16
+            self.scheduler.step()
         self.optimizer.zero_grad()
         return seen
 

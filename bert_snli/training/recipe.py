@@ -18,6 +18,15 @@ from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.training.optimisation import OPTIMIZERS, SCHEDULERS
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+STARTING = ("overwrite_output_dir", "resume_from_checkpoint")
+BATCHING = (
+    "dataset_name_or_path",
+    "text_source",
+    "max_train_samples",
+    "train_batch_size",
+    "train_sampling_strategy",
+    "seed",
+)
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -67,8 +76,8 @@ class FinetuneRecipe:
     num_train_epochs: int = option(4, "Times that every training pair is seen.")
     max_steps: int = option(-1, "If positive: stop after so many updates, whatever num_train_epochs says.")
     train_batch_size: int = option(256, "Pairs per update, over all processes and accumulation passes.")
-    eval_batch_size: int = option(256, "Pairs per evaluation batch of one process.")
-    gradient_accumulation_steps: int = option(1, "Passes that an update is cut into, to save memory.")
+    per_device_eval_batch_size: int = option(256, "Pairs per evaluation batch of one process.")
+    gradient_accumulation_steps: int = option(1, "Passes that each update of train_batch_size pairs is cut into.")
     train_sampling_strategy: str = option(
         "group_by_length", "Batches of like length, or 'random' as in the book.", STRATEGIES
     )
@@ -84,7 +93,7 @@ class FinetuneRecipe:
         "mean", "Loss of a batch: 'mean' of its pairs, or their 'sum' as in the book.", ("mean", "sum")
     )
     mixed_precision: str | None = option(
-        None, "'no', 'bf16' or 'fp16' (default: what accelerate's configuration says).", ("no", "bf16", "fp16")
+        None, "Default: what `accelerate launch` is told, else 'no'. fp16 needs a GPU.", ("no", "bf16", "fp16")
     )
     seed: int = option(42, "Seed of the fresh head, the order of the pairs and dropout.")
 
@@ -114,7 +123,7 @@ class FinetuneRecipe:
             "preprocessing_num_workers",
             "num_train_epochs",
             "train_batch_size",
-            "eval_batch_size",
+            "per_device_eval_batch_size",
             "gradient_accumulation_steps",
             "logging_steps",
             "save_total_limit",
@@ -123,6 +132,7 @@ class FinetuneRecipe:
         self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "save_steps"):
             self._require(name, lambda value: value >= 0, "give 0 or more")
+        self._require("seed", lambda value: 0 <= value < 2**32, "give a number from 0 to below 2**32")
         self._require("dropout", lambda value: 0 <= value < 1, "give a rate from 0 to below 1")
 
     def _require(self, name: str, holds, remedy: str) -> None:
@@ -131,8 +141,13 @@ class FinetuneRecipe:
             raise BertSnliError(f"--{name} {value}: {remedy}")
 
     def save(self, path: Path) -> None:
-        """Write every option as YAML, readable by `--config`."""
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+        """Write the options as YAML, so that `--config` repeats the run: all but those that say how it was started."""
+        options = {name: value for name, value in asdict(self).items() if name not in STARTING}
+        path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+
+    def batches(self) -> dict[str, Any]:
+        """The options that decide which rows are in which batch: a run is resumed with the same."""
+        return {name: getattr(self, name) for name in BATCHING}
 
 
 def recipe_arguments(path: Path) -> list[str]:
