@@ -69,22 +69,23 @@ class FinetuningLoop:
                 pin_memory=torch.cuda.is_available(),
             )
         )
+        sizes = [len(batch) for batch in self.sampler.global_batches()]  # the short one may be anywhere
         interval = torch.zeros(3, device=self.accelerator.device)
         started = time.perf_counter()
         bar = tqdm(
             total=len(self.pairs),
-            initial=min(progress.batch * recipe.train_batch_size, len(self.pairs)),
+            initial=sum(sizes[: progress.batch]),
             desc=f"Epoch {progress.epoch + 1}",
             unit="pair",
             disable=not self.accelerator.is_local_main_process,
         )
-        while progress.batch < self.sampler.batches_per_epoch and progress.step < total:
-            rows = self._global_rows(progress.batch)
+        while progress.batch < len(sizes) and progress.step < total:
+            rows = sizes[progress.batch]
             interval += self._update(passes, rows)
             progress.batch += 1
             progress.step += 1
             bar.update(rows)
-            ended = progress.batch == self.sampler.batches_per_epoch or progress.step == total
+            ended = progress.batch == len(sizes) or progress.step == total
             save = recipe.save_steps and progress.step % recipe.save_steps == 0
             if ended or save or progress.step % recipe.logging_steps == 0:
                 loss, correct, count = self._settle(interval)
@@ -107,9 +108,6 @@ class FinetuningLoop:
     def _save_checkpoint(self) -> None:
         self.progress.scheduler = self.scheduler.state_dict()
         save_checkpoint(self.accelerator, self.progress, Path(self.recipe.output_dir), self.recipe.save_total_limit)
-
-    def _global_rows(self, batch: int) -> int:
-        return min(self.recipe.train_batch_size, len(self.pairs) - batch * self.recipe.train_batch_size)
 
     def _update(self, passes, global_rows: int) -> torch.Tensor:
         """One update; returns this process's sum of losses, number of right answers and number of pairs."""
