@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import conversion.command
-from bert_snli.console import OneLineErrorParser, run, say_what_is_missing
+from bert_snli.console import OneLineErrorParser, quiet_libraries, run, say_what_is_missing
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import check_output_dir
 
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     quickstart = commands.add_parser("quickstart", help="the whole job on generated data", description=QUICKSTART_HELP)
-    quickstart.add_argument("--output_dir", type=Path, default=Path("quickstart"), help="default: %(default)s")
+    quickstart.add_argument("--output_dir", type=Path, default=Path("quickstart"), help="where everything goes")
     _add_overwrite(quickstart)
     quickstart.set_defaults(run=run_quickstart)
 
@@ -69,13 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="measure a fine-tuned model", description=EVALUATE_HELP)
     _add_model(evaluate)
+    evaluate.add_argument("--dataset_name_or_path", default="stanfordnlp/snli", help="as for finetune")
+    evaluate.add_argument("--split", choices=["train", "validation", "test"], default="test", help="which part")
     evaluate.add_argument(
-        "--dataset_name_or_path", default="stanfordnlp/snli", help="as for finetune (default: %(default)s)"
+        "--text_source", choices=["raw", "parse"], default="raw", help="sentences as typed, or the leaves of parses"
     )
-    evaluate.add_argument(
-        "--split", choices=["train", "validation", "test"], default="test", help="default: %(default)s"
-    )
-    evaluate.add_argument("--text_source", choices=["raw", "parse"], default="raw", help="default: %(default)s")
     evaluate.add_argument("--output_dir", type=Path, help="where the report goes (default: the model folder)")
     _add_encoding(evaluate)
     evaluate.set_defaults(run=run_evaluate)
@@ -103,7 +101,7 @@ def _add_encoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_length", type=int, help="longest pair in tokens; longer ones are truncated (default: 128 or the model's)"
     )
-    parser.add_argument("--batch_size", type=_positive, default=256, help="pairs in a batch (default: %(default)s)")
+    parser.add_argument("--batch_size", type=_positive, default=256, help="pairs in a batch")
 
 
 def _positive(text: str) -> int:
@@ -116,7 +114,7 @@ def run_quickstart(args: argparse.Namespace) -> None:
     """`bert-snli quickstart`."""
     from bert_snli.quickstart import quickstart
 
-    _quiet()
+    quiet_libraries()
     quickstart(args.output_dir, overwrite_output_dir=args.overwrite_output_dir)
 
 
@@ -124,7 +122,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """`bert-snli evaluate`."""
     from bert_snli.evaluation.report import evaluate_model, format_report, save_report
 
-    _quiet()
+    quiet_libraries()
     if args.output_dir is None and not Path(args.model).is_dir():
         raise BertSnliError(f"{args.model}: not a local folder to write the report into; add --output_dir")
     output_dir = args.output_dir or Path(args.model)
@@ -146,7 +144,7 @@ def run_predict(args: argparse.Namespace) -> None:
     from bert_snli.data.pair_files import check_writable, read_pairs, write_answers
     from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
 
-    _quiet()
+    quiet_libraries()
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         raise BertSnliError("give either --premise and --hypothesis, or --input_file")
@@ -176,14 +174,6 @@ def run_finetune(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         return run(f"{PROG} finetune", partial(say_what_is_missing, error))
     return launch.main(argv)
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own words and bars."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

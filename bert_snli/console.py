@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from bert_snli.errors import BertSnliError
@@ -12,12 +13,16 @@ from bert_snli.errors import BertSnliError
 USER_ERROR = 2
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Examples as they are written, and the default of each option."""
+
+
 class OneLineErrorParser(argparse.ArgumentParser):
     """An `ArgumentParser` that answers a wrong option with one line instead of the whole usage."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -35,6 +40,21 @@ def run(prog: str, command: Callable[[], None]) -> int:
         sys.stderr.write(f"{prog}: error: {error}\n")
         return USER_ERROR
     return 0
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own words, and to bars only where somebody watches."""
+    import huggingface_hub
+    import transformers
+
+    huggingface_hub.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        with suppress(ModuleNotFoundError):  # conversion does without
+            import datasets
+
+            datasets.disable_progress_bars()
 
 
 def say_what_is_missing(error: ModuleNotFoundError) -> NoReturn:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, set_seed
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
-from bert_snli.console import OneLineErrorParser, run
+from bert_snli.console import OneLineErrorParser, quiet_libraries, run
 from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import load_snli
@@ -40,6 +39,7 @@ PROG = "bert-snli finetune"
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 DESCRIPTION = """\
 Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
+Without --config it follows recipes/default.yaml, whose values are the defaults below.
 
 examples:
   bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
@@ -60,7 +60,7 @@ def parse_recipe(argv: Sequence[str]) -> FinetuneRecipe:
         BertSnliError: a value that makes no sense. An unknown option exits with 2.
     """
     parser = RecipeParser(FinetuneRecipe, prog=PROG, description=DESCRIPTION)
-    parser.add_argument("--config", type=Path, help="YAML recipe: the options below; the command line overrides it.")
+    parser.add_argument("--config", type=Path, help="YAML recipe: any of these options; the command line overrides it.")
     config = parser.parse_known_args(argv)[0].config
     from_file = recipe_arguments(config) if config else []
     recipe, _, unknown = parser.parse_args_into_dataclasses([*from_file, *argv], return_remaining_strings=True)
@@ -283,8 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        quiet_libraries()
         results = finetune(recipe)
         if PartialState().is_main_process:
             print(

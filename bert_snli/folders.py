@@ -12,6 +12,16 @@ from pathlib import Path
 from bert_snli.errors import BertSnliError
 
 
+def looks_local(name_or_path: str) -> bool:
+    """Whether a name that is no file or folder was meant as one, rather than as an id on the hub."""
+    parent = Path(name_or_path).parent
+    return (
+        name_or_path.startswith((".", "/", "~"))
+        or name_or_path.count("/") > 1
+        or (parent != Path(".") and parent.is_dir())
+    )
+
+
 def check_output_dir(folder: Path, *, overwrite: bool) -> None:
     """Refuse a file, and a folder that already holds something unless `overwrite` is set.
 
@@ -45,7 +55,7 @@ def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         with _said_plainly(folder):
-            temporary.chmod(0o755)
+            _open_to_readers(temporary)
             if exists:
                 for path in temporary.iterdir():
                     os.replace(path, folder / path.name)
@@ -53,6 +63,15 @@ def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give `folder` and its files the rights that the user's umask gives; temporary ones are the owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
 
 
 def make_output_dir(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,10 +16,13 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from bert_snli.data.batching import PaddedPairs, Piece
 from bert_snli.data.pair_encoding import PairEncoder, default_max_length
 from bert_snli.errors import BertSnliError
+from bert_snli.folders import looks_local
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
 MODEL_TYPE = D2LBertConfig.model_type
+REMEDY = "a folder that bert-snli convert or bert-snli finetune wrote, or the hub id of such a model"
+PARAMS = "pretrained.params"  # what the book's own folders hold
 
 
 def load_config(model_name_or_path: str) -> D2LBertConfig:
@@ -27,17 +31,25 @@ def load_config(model_name_or_path: str) -> D2LBertConfig:
     Raises:
         BertSnliError: nothing there, or another kind of model.
     """
+    path = Path(model_name_or_path)
+    if (path / PARAMS).is_file():
+        raise BertSnliError(
+            f"{path}: a checkpoint of the book's; convert it first: bert-snli convert {path} --output_dir ..."
+        )
+    if path.is_file() or (not path.is_dir() and looks_local(model_name_or_path)):
+        what = "a file" if path.is_file() else "no such folder"
+        raise BertSnliError(f"{model_name_or_path}: {what}; give {REMEDY}")
     try:
         config_dict, _ = D2LBertConfig.get_config_dict(model_name_or_path)
     except (OSError, ValueError) as error:
         raise BertSnliError(
-            f"{model_name_or_path}: no model folder (with config.json), and none of this name can be fetched from the "
-            "hub; make one with: bert-snli convert"
+            f"{model_name_or_path}: no model folder (with a config.json that can be read), and none of this name can "
+            f"be fetched from the hub; give {REMEDY}"
         ) from error
     if config_dict.get("model_type") != MODEL_TYPE:
         raise BertSnliError(
-            f"{model_name_or_path}: a {config_dict.get('model_type')!r} model, not {MODEL_TYPE!r}; "
-            "give a folder that bert-snli wrote"
+            f"{model_name_or_path}: a model of type {config_dict.get('model_type')!r}, not {MODEL_TYPE!r}; "
+            f"give {REMEDY}"
         )
     try:
         return D2LBertConfig.from_dict(config_dict)
@@ -142,6 +154,11 @@ def predict_logits(
         bar.update(len(rows) * accelerator.num_processes)
     bar.close()
     return accelerator.reduce(logits_RC, "sum").cpu().numpy()
+
+
+def _hidden(accelerator: Accelerator, batches: Sequence) -> bool | None:
+    """For `tqdm(disable=...)`: nothing to wait for, or another process's bar; None hides it where nobody watches."""
+    return True if len(batches) == 1 or not accelerator.is_local_main_process else None
 
 
 def predict_pairs(

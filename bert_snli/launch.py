@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
+from typing import NoReturn
 
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -48,11 +48,14 @@ def main(argv: Sequence[str]) -> int:
         return finetune.main(recipe)
     # What can be seen to be wrong is said once, here, and not by every process.
     checked = run(finetune.PROG, lambda: finetune.check_recipe(finetune.parse_recipe(recipe)))
-    return checked or _launch(launch, recipe)
+    return checked or run(finetune.PROG, lambda: _launch(launch, recipe))
 
 
-def _launch(launch: list[str], recipe: list[str]) -> int:
-    args = launch_command_parser().parse_args([*launch, "-m", finetune.__name__, *recipe])
+def _launch(launch: list[str], recipe: list[str]) -> None:
+    """Run the launcher; a process that fails has said why, and its exit code is ours."""
+    parser = launch_command_parser()
+    parser.error = _refuse  # one line instead of Accelerate's whole usage
+    args = parser.parse_args([*launch, "-m", finetune.__name__, *recipe])
     # Without a configuration file, Accelerate starts several processes only for what it takes to be several GPUs;
     # where there is none, they talk over gloo.
     if args.config_file is None and (args.num_processes or 1) > 1:
@@ -60,13 +63,12 @@ def _launch(launch: list[str], recipe: list[str]) -> int:
     try:
         launch_command(args)
     except ChildFailedError as error:
-        return max(failure.exitcode for failure in error.failures.values())
+        raise SystemExit(max(failure.exitcode for failure in error.failures.values())) from error
     except subprocess.CalledProcessError as error:
-        return error.returncode
+        raise SystemExit(error.returncode) from error
     except ValueError as error:
-        return run(finetune.PROG, partial(_refuse, error))
-    return 0
+        _refuse(str(error))
 
 
-def _refuse(error: ValueError) -> None:
-    raise BertSnliError(f"accelerate launch: {error}") from error
+def _refuse(message: str) -> NoReturn:
+    raise BertSnliError(f"accelerate launch: {message}")

@@ -115,9 +115,11 @@ def _print_summary(output_dir: Path, data: Path, start: Path, run: Path) -> None
   {start}        the converted model, ready for AutoModel.from_pretrained
   {run}        the fine-tuned model; curve.png, metrics.jsonl, eval_results_test.json
 
-Next:
-  bert-snli predict {run} --premise "A tall man is sleeping." --hypothesis "A man is awake."
-  bert-snli convert bert.small.torch.zip --output_dir models/small        (the book's own checkpoint)
-  bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
-  bert-snli finetune --help"""
+Next (after `source .venv/bin/activate`, if `make demo` brought you here):
+  bert-snli predict {run} --premise "A man is sleeping in a park." --hypothesis "A person is outside."
+  bert-snli finetune --help
+
+and with the book's own model, from http://d2l-data.s3-accelerate.amazonaws.com/bert.small.torch.zip:
+  bert-snli convert bert.small.torch.zip --output_dir models/small
+  bert-snli finetune --model_name_or_path models/small --output_dir runs/snli"""
     )

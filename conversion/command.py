@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bert_snli.console import quiet_libraries
+
 DESCRIPTION = """\
 Convert a checkpoint of the book's (d2l.ai) into a normal `transformers` model folder.
 
 SOURCE is a folder or a zip archive with pretrained.params and vocab.json, or a params file with vocab.json beside it.
 Sizes are read from the shapes; the number of heads is known for the book's own models and asked for otherwise.
+
+The book's own archives are at http://d2l-data.s3-accelerate.amazonaws.com/bert.small.torch.zip and bert.base.torch.zip.
 
 examples:
   bert-snli convert bert.small.torch.zip --output_dir models/small
@@ -38,6 +42,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         BertSnliError: see `conversion.convert.convert`.
     """
+    quiet_libraries()
     from conversion.convert import convert  # torch and transformers are slow to import; --help need not wait
 
     done = convert(
@@ -53,3 +58,5 @@ def main(args: argparse.Namespace) -> None:
         f"{config.num_hidden_layers} layers x {config.hidden_size} hidden, {config.num_attention_heads} heads, "
         f"{config.vocab_size:,} tokens"
     )
+    if done.form == "pretraining":
+        print(f"Next: bert-snli finetune --model_name_or_path {args.output_dir} --output_dir runs/snli")

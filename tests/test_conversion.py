@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -182,6 +183,16 @@ def test_a_folder_that_holds_something_is_left_alone_unless_told_otherwise(
     assert main([*command, "--overwrite_output_dir"]) == 0
     assert (output / "thesis.tex").read_text() == "years of work"
     assert (output / "model.safetensors").is_file()
+
+
+def test_others_may_read_what_was_written(book_checkpoint: Path, tmp_path: Path):
+    umask = os.umask(0o027)
+    try:
+        convert(book_checkpoint, tmp_path / "model", num_attention_heads=2)
+    finally:
+        os.umask(umask)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == {"0o640"}
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
 
 
 def test_an_archive_with_two_checkpoints_is_refused(

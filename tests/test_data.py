@@ -157,7 +157,9 @@ def test_damaged_sources_are_named(name: str, content: bytes, message: str, tmp_
         load_snli(str(tmp_path), splits=["test"])
 
 
-@pytest.mark.parametrize("name", ["nowhere/snli_1.0.zip", "./nowhere", "data.parquet", "no-such/dataset"])
+@pytest.mark.parametrize(
+    "name", ["nowhere/snli_1.0.zip", "./nowhere", "data.parquet", "tests/nowhere", "no-such/dataset"]
+)
 def test_a_source_that_is_not_there_is_named(name: str):
     with pytest.raises(BertSnliError, match=f"--dataset_name_or_path {name}"):
         load_snli(name, splits=["test"])

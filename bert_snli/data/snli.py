@@ -23,6 +23,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 
 from bert_snli.data.sample import write_sample
 from bert_snli.errors import BertSnliError
+from bert_snli.folders import looks_local
 from bert_snli.labels import BOOK_LABELS
 
 logger = logging.getLogger(__name__)
@@ -93,10 +94,10 @@ def _read_split(name_or_path: str, split: str) -> tuple[Dataset, str]:
         path = _sample_folder()
     if path.is_dir():
         files = _files_of_split(sorted(path.rglob("*")), split, name_or_path)
-        return _read_files(files), ", ".join(map(str, files))
+        return _read_files(files, split), ", ".join(map(str, files))
     if zipfile.is_zipfile(path):
-        return _read_files(_extract(path, split)), f"{path} ({split})"
-    if path.exists() or path.suffix in {".zip", *READERS} or name_or_path.startswith((".", "/", "~")):
+        return _read_files(_extract(path, split), split), f"{path} ({split})"
+    if path.exists() or path.suffix in {".zip", *READERS} or looks_local(name_or_path):
         what = "not a zip or a folder" if path.exists() else "no such file or folder"
         raise BertSnliError(
             f"--dataset_name_or_path {name_or_path}: {what}; "
@@ -116,10 +117,10 @@ def _read_hub(name: str, split: str) -> Dataset:
         ) from error
 
 
-def _read_files(files: Sequence[Path]) -> Dataset:
+def _read_files(files: Sequence[Path], split: str) -> Dataset:
     builder, options = READERS[files[0].suffix]
     try:
-        return load_dataset(builder, data_files={"rows": [str(file) for file in files]}, split="rows", **options)
+        return load_dataset(builder, data_files={split: [str(file) for file in files]}, split=split, **options)
     except Exception as error:  # a damaged file ends in any of the builders' many errors
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__

@@ -23,13 +23,13 @@ def plot_curve(epochs: Sequence[dict[str, Any]], eval_split: str, folder: Path) 
     for label, key, style in series:
         axes.plot(x, [entry[key] for entry in epochs], style, marker="o", markersize=3, label=label)
     axes.set_xlabel("epoch")
-    axes.set_xlim(0, max(x) + 0.1)
+    axes.set_xlim(0, 1.03 * max(x))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.4)
     axes.legend(loc="best", fontsize=9)
     last = epochs[-1]
     axes.set_title(
-        f"loss {last['train_loss']:.3f}, train acc {last['train_accuracy']:.3f}, "
+        f"train loss {last['train_loss']:.3f}, train acc {last['train_accuracy']:.3f}, "
         f"{eval_split} acc {last['eval_accuracy']:.3f}",
         fontsize=10,
     )

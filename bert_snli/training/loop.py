@@ -77,7 +77,7 @@ class FinetuningLoop:
             initial=sum(sizes[: progress.batch]),
             desc=f"Epoch {progress.epoch + 1}",
             unit="pair",
-            disable=not self.accelerator.is_local_main_process,
+            disable=None if self.accelerator.is_local_main_process else True,  # None: hidden where nobody watches
         )
         while progress.batch < len(sizes) and progress.step < total:
             rows = sizes[progress.batch]
