@@ -142,9 +142,7 @@ def predict_logits(
     batches = np.split(order, range(batch_size, len(order), batch_size))
     # Each row is filled in by one process and zero in the others, so that their sum is exact.
     logits_RC = torch.zeros(len(pairs), model.config.num_labels, device=accelerator.device)
-    bar = tqdm(
-        total=len(pairs), desc="Predicting", unit="pair", leave=False, disable=not accelerator.is_local_main_process
-    )
+    bar = tqdm(total=len(pairs), desc="Predicting", unit="pair", leave=False, disable=_hidden(accelerator, batches))
     for rows in batches[accelerator.process_index :: accelerator.num_processes]:
         batch = pairs[Piece(rows.tolist(), counted=True)]
         batch.pop("labels", None)

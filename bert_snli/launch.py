@@ -19,7 +19,8 @@ from bert_snli.training.recipe import FinetuneRecipe
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part the options of `accelerate launch` from those of the recipe; one that both know is the recipe's."""
-    ours = {f"--{entry.name}" for entry in fields(FinetuneRecipe)} | {"-h", "--help"}
+    names = [entry.name for entry in fields(FinetuneRecipe)]
+    ours = {"-h", "--help", *(f"--{name}" for name in names), *(f"--{name.replace('_', '-')}" for name in names)}
     launch_options = {
         option: action
         for action in launch_command_parser()._actions
