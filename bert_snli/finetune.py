@@ -36,7 +36,7 @@ from bert_snli.training.recipe import FinetuneRecipe, recipe_arguments
 logger = logging.getLogger(__name__)
 
 PROG = "bert-snli finetune"
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 DESCRIPTION = """\
 Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
 Without --config it follows recipes/default.yaml, whose values are the defaults below.
@@ -102,7 +102,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )
-    if accelerator.distributed_type not in SUPPORTED:
+    if accelerator.distributed_type in SHARDED:
         raise BertSnliError(f"accelerate's {accelerator.distributed_type.value} is not supported; use MULTI_GPU")
     with accelerator.main_process_first():
         train, evaluation = load_encoded(recipe, labels, encoder)

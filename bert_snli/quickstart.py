@@ -78,7 +78,7 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
     save_report(results, run)
     print(f"\n{format_report(results)}\n")
     _print_predictions(run, data)
-    _print_summary(output_dir, data, start, run)
+    _print_summary(output_dir, data, start, run, results["accuracy"])
 
 
 def write_book_checkpoint(folder: Path, data: Path) -> None:
@@ -108,12 +108,13 @@ def _print_predictions(run: Path, data: Path) -> None:
         print(f"  {row['premise']}\n  {row['hypothesis']}\n    -> {label} ({probability:.1%}); gold: {gold}\n")
 
 
-def _print_summary(output_dir: Path, data: Path, start: Path, run: Path) -> None:
+def _print_summary(output_dir: Path, data: Path, start: Path, run: Path, accuracy: float) -> None:
     print(
         f"""Everything is in {output_dir}:
   {data}        the generated corpus, in SNLI's file layout
   {start}        the converted model, ready for AutoModel.from_pretrained
-  {run}        the fine-tuned model; curve.png, metrics.jsonl, eval_results_test.json
+  {run}        the fine-tuned model, a toy that is right on {accuracy:.0%} of such pairs;
+        with it curve.png, metrics.jsonl, eval_results_test.json, confusion_matrix_test.png
 
 Next (after `source .venv/bin/activate`, if `make demo` brought you here):
   bert-snli predict {run} --premise "A man is sleeping in a park." --hypothesis "A person is outside."
