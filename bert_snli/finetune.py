@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,8 +31,6 @@ from bert_snli.training.checkpointing import Progress, drop_checkpoints_after, f
 from bert_snli.training.loop import METRICS, FinetuningLoop, num_updates
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import FinetuneRecipe, recipe_arguments
-
-logger = logging.getLogger(__name__)
 
 PROG = "bert-snli finetune"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -105,7 +102,8 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     if accelerator.distributed_type in SHARDED:
         raise BertSnliError(f"accelerate's {accelerator.distributed_type.value} is not supported; use MULTI_GPU")
     with accelerator.main_process_first():
-        train, evaluation = load_encoded(recipe, labels, encoder)
+        train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
+    accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
     loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
     # Nothing is written before this line: all that can be wrong with options, model and data has been found by now.
     output_dir = Path(recipe.output_dir)
@@ -117,7 +115,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     accelerator.init_trackers("bert-snli", {name: value for name, value in asdict(recipe).items() if value is not None})
     _start_metrics(loop, output_dir)
     loop.run()
-    results = summarise(loop, len(train))
+    results = {**summarise(loop, len(train)), "without_gold_label": num_dropped}
     if accelerator.is_main_process:
         (output_dir / "train_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     accelerator.end_training()
@@ -146,8 +144,8 @@ def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
     return config
 
 
-def load_encoded(recipe: FinetuneRecipe, labels: Sequence[str], encoder: PairEncoder) -> tuple[Dataset, Dataset]:
-    """The training and the evaluation pairs, encoded."""
+def load_encoded(recipe: FinetuneRecipe, labels: Sequence[str], encoder: PairEncoder) -> tuple[Dataset, Dataset, int]:
+    """The training and the evaluation pairs, encoded, and how many training rows had no gold label."""
     snli = load_snli(
         recipe.dataset_name_or_path,
         splits=["train", recipe.eval_split],
@@ -161,8 +159,7 @@ def load_encoded(recipe: FinetuneRecipe, labels: Sequence[str], encoder: PairEnc
         if limit is not None:
             pairs = pairs.select(range(min(limit, len(pairs))))
         encoded.append(encode_pairs(pairs, encoder, num_proc=recipe.preprocessing_num_workers))
-        logger.info("%s: %s pairs (%s rows without a gold label dropped)", split, len(pairs), snli.num_dropped[split])
-    return encoded[0], encoded[1]
+    return encoded[0], encoded[1], snli.num_dropped["train"]
 
 
 def prepare(

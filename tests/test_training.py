@@ -341,6 +341,9 @@ def test_the_output_folder_holds_what_other_tools_read(start: Path, corpus: Path
     assert "<svg" in (tmp_path / "run" / "curve.svg").read_text()
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "run")
     assert list(model.config.id2label.values()) == list(LABELS)
+    rows = (corpus / "snli_1.0_train.jsonl").read_text().splitlines()
+    unlabelled = sum(json.loads(row)["gold_label"] == "-" for row in rows)
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["without_gold_label"] == unlabelled > 0
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adam_torch"])

@@ -6,7 +6,6 @@ them, or `parse`, the leaves of the binary parse, which is what the book reads (
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -25,8 +24,6 @@ from bert_snli.data.sample import write_sample
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import looks_local
 from bert_snli.labels import BOOK_LABELS
-
-logger = logging.getLogger(__name__)
 
 HUB_ID = "stanfordnlp/snli"
 SAMPLE = "sample"
@@ -83,7 +80,6 @@ def load_snli(
         rows, where = _read_split(dataset_name_or_path, split)
         loaded[split] = _normalise(rows, text_source, labels, where)
         num_dropped[split] = len(rows) - len(loaded[split])
-        logger.info("%s: %s pairs, %s without a gold label dropped", where, len(loaded[split]), num_dropped[split])
     return SNLI(loaded, num_dropped)
 
 

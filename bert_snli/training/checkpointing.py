@@ -91,7 +91,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     numbered = [
         (int(match[1]), path)
         for path in output_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / PROGRESS).is_file()
     ]
     return [path for _, path in sorted(numbered)]
 

@@ -50,7 +50,9 @@ class FinetuneRecipe:
         HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
     )
     output_dir: str = option("", "Folder for the fine-tuned model, its metrics and its curve.")
-    overwrite_output_dir: bool = option(False, "Write into an output folder that already holds files.")
+    overwrite_output_dir: bool = option(
+        False, "Write into an output folder that already holds files; checkpoints of its earlier run are removed."
+    )
 
     text_source: str = option(
         "raw", "Sentences to read: 'raw' as typed, or 'parse', the parse leaves that the book reads.", TEXT_SOURCES
