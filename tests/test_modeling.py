@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +215,17 @@ def test_eager_and_sdpa_agree():
         expected = outputs(model, **inputs)
         model.set_attn_implementation("eager")
         assert_same(outputs(model, **inputs), expected, atol=EXACT)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="flex attention is compiled for the CPU by g++")
+def test_flex_attention_agrees_where_it_works():
+    """On CPU that is inference: it has no backward there."""
+    inputs = batch()
+    eager = make(D2LBertModel, "eager", hidden_size=64)
+    flex = make(D2LBertModel, "flex_attention", hidden_size=64)
+    with torch.no_grad():
+        difference = flex(**inputs).last_hidden_state - eager(**inputs).last_hidden_state
+    assert difference.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
