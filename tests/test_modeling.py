@@ -422,6 +422,17 @@ def test_pooler_head_is_linear_on_the_pooled_output():
     torch.testing.assert_close(model(**inputs).logits, pooled @ model.classifier.weight.T + model.classifier.bias)
 
 
+def test_pooler_rounds_once_in_evaluation_and_as_any_linear_in_training():
+    model = D2LBertModel(tiny_config()).eval()
+    cls = torch.randn(64, model.config.hidden_size)
+    dense = model.pooler.dense
+    in_fp32 = torch.nn.functional.linear(cls, dense.weight, dense.bias)
+    in_fp64 = torch.nn.functional.linear(cls.double(), dense.weight.double(), dense.bias.double())
+    assert torch.equal(dense(cls), in_fp64.float()) and not torch.equal(in_fp32, in_fp64.float())
+    assert torch.equal(model.train().pooler.dense(cls), in_fp32)
+    assert model.eval().bfloat16().pooler.dense(cls.bfloat16()).dtype == torch.bfloat16
+
+
 def test_mlp_head_reads_the_first_position_through_relu():
     model, inputs = make(D2LBertForSequenceClassification, classifier_head="mlp"), batch()
     first, second = model.classifier[0], model.classifier[2]
