@@ -9,10 +9,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import conversion.command
 from bert_snli.console import OneLineErrorParser, quiet_libraries, run, say_what_is_missing
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import check_output_dir
+from conversion.command import (
+    CONVERT_HELP,
+    EXPORT_HELP,
+    VERIFY_HELP,
+    add_convert_arguments,
+    add_export_arguments,
+    add_verify_arguments,
+    run_convert,
+    run_export,
+    run_verify,
+)
 
 PROG = "bert-snli"
 DESCRIPTION = """\
@@ -23,6 +33,8 @@ The BERTs of Dive into Deep Learning (d2l.ai, section 15.7) in the Hugging Face 
   bert-snli finetune ...                 train it on SNLI
   bert-snli evaluate MODEL ...           measure it
   bert-snli predict MODEL ...            ask it
+  bert-snli verify MODEL ...             check a conversion again
+  bert-snli export MODEL ...             back to the book's files
 
 Each has its own --help.
 """
@@ -59,11 +71,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_overwrite(quickstart)
     quickstart.set_defaults(run=run_quickstart)
 
-    convert = commands.add_parser(
-        "convert", help="the book's checkpoint -> model folder", description=conversion.command.DESCRIPTION
-    )
-    conversion.command.add_arguments(convert)
-    convert.set_defaults(run=conversion.command.main)
+    convert = commands.add_parser("convert", help="the book's checkpoint -> model folder", description=CONVERT_HELP)
+    add_convert_arguments(convert)
+    convert.set_defaults(run=run_convert)
+
+    export = commands.add_parser("export", help="model folder -> the book's files", description=EXPORT_HELP)
+    add_export_arguments(export)
+    export.set_defaults(run=run_export)
+
+    verify = commands.add_parser("verify", help="check a converted folder again", description=VERIFY_HELP)
+    add_verify_arguments(verify)
+    verify.set_defaults(run=run_verify)
 
     commands.add_parser("finetune", help="train on SNLI", add_help=False)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NoReturn
 
 from bert_snli.errors import BertSnliError
@@ -51,10 +51,9 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if not sys.stderr.isatty():
-        with suppress(ModuleNotFoundError):  # conversion does without
-            import datasets
-
-            datasets.disable_progress_bars()
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when it is imported, if ever: conversion does not
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
 
 
 def say_what_is_missing(error: ModuleNotFoundError) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from bert_snli.finetune import finetune
 from bert_snli.folders import check_output_dir
 from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
-from bert_snli.tokenization import SPECIAL_TOKENS
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.recipe import FinetuneRecipe
-from conversion.convert import book_state_dict, convert
+from conversion.convert import convert
+from conversion.export import export
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -89,9 +90,11 @@ def write_book_checkpoint(folder: Path, data: Path) -> None:
     vocabulary = [*SPECIAL_TOKENS.values(), *sorted(counts, key=lambda word: (-counts[word], word))]
     torch.manual_seed(0)
     model = D2LBertForPreTraining(D2LBertConfig(vocab_size=len(vocabulary), **SIZES))
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(book_state_dict(model), folder / "pretrained.params")
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    tokenizer = build_tokenizer(vocabulary, model_max_length=model.config.max_position_embeddings)
+    with tempfile.TemporaryDirectory() as ours:
+        model.save_pretrained(ours)
+        tokenizer.save_pretrained(ours)
+        export(Path(ours), folder, format="d2l-torch", overwrite_output_dir=True)
 
 
 def _print_predictions(run: Path, data: Path) -> None:

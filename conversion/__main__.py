@@ -3,9 +3,9 @@
 import sys
 
 from bert_snli.console import OneLineErrorParser, run
-from conversion.command import DESCRIPTION, add_arguments, main
+from conversion.command import CONVERT_HELP, add_convert_arguments, run_convert
 
-parser = OneLineErrorParser(prog="python -m conversion", description=DESCRIPTION)
-add_arguments(parser)
+parser = OneLineErrorParser(prog="python -m conversion", description=CONVERT_HELP)
+add_convert_arguments(parser)
 args = parser.parse_args()
-sys.exit(run("python -m conversion", lambda: main(args)))
+sys.exit(run("python -m conversion", lambda: run_convert(args)))

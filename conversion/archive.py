@@ -1,53 +1,63 @@
-"""Where the book's files lie: a folder, a zip archive, or a params file with its vocabulary beside it."""
+"""Where the book's files lie: a folder, a zip archive, or a params file with its vocabulary beside it or named."""
 
 from __future__ import annotations
 
 import shutil
+import stat
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from bert_snli.errors import BertSnliError
 
 PARAMS, VOCABULARY = "pretrained.params", "vocab.json"
+# Weights hardly shrink, vocabularies to a quarter: an archive that would grow more than this is made to fill a disk.
+LARGEST_EXPANSION = 20
+SMALL_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Source:
-    """The two files of a checkpoint, on disk."""
+    """The two files of a checkpoint, on disk, and the archive that they came in, if they did."""
 
     params: Path
     vocabulary: Path
+    archive: Path | None = None
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
+def open_source(path: Path, vocabulary: Path | None = None) -> Iterator[Source]:
     """Find `pretrained.params` and `vocab.json` in `path`; an archive is unpacked for as long as the block runs.
+
+    `vocabulary` stands in for the `vocab.json` of `path`.
 
     Raises:
         BertSnliError: `path` does not exist, or one of the two files is not there, or is there twice.
     """
     if path.is_dir():
-        yield _beside(path / PARAMS)
+        yield _beside(path / PARAMS, vocabulary)
     elif not path.is_file():
         raise BertSnliError(f"{path}: no such file or folder; give a folder or zip with {PARAMS} and {VOCABULARY}")
     elif _is_archive(path):
         with tempfile.TemporaryDirectory() as folder:
-            yield _unpack(path, Path(folder))
+            yield _unpack(path, Path(folder), vocabulary)
     else:
-        yield _beside(path)
+        yield _beside(path, vocabulary)
 
 
-def _beside(params: Path) -> Source:
-    vocabulary = params.parent / VOCABULARY
-    for file in (params, vocabulary):
+def _beside(params: Path, vocabulary: Path | None) -> Source:
+    source = Source(params, vocabulary or params.parent / VOCABULARY)
+    for file, remedy in (
+        (source.params, f"a checkpoint is {PARAMS} with {VOCABULARY} beside it"),
+        (source.vocabulary, f"name the {VOCABULARY} that was saved with the weights with --vocab"),
+    ):
         if not file.is_file():
-            raise BertSnliError(f"{file}: not found; a checkpoint is {PARAMS} with {VOCABULARY} beside it")
-    return Source(params, vocabulary)
+            raise BertSnliError(f"{file}: not found; {remedy}")
+    return source
 
 
 def _is_archive(path: Path) -> bool:
@@ -56,23 +66,41 @@ def _is_archive(path: Path) -> bool:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
-    except zipfile.BadZipFile as error:
+            names = [PurePosixPath(name).name for name in archive.namelist()]
+    except Exception as error:  # zipfile raises nearly any type on a damaged file
         raise BertSnliError(f"{path}: damaged zip ({error}); get the file again") from error
+    if any(name.endswith(".npy") for name in names):
+        raise BertSnliError(f"{path}: an .npz, as MXNet 2 writes; save the network with MXNet 1 or PyTorch")
+    return "data.pkl" not in names
 
 
-def _unpack(path: Path, folder: Path) -> Source:
+def _unpack(path: Path, folder: Path, vocabulary: Path | None) -> Source:
     """Copy the two members, and nothing else, to fixed names in `folder`: no path of the archive's is followed."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for wanted in (PARAMS, VOCABULARY):
+            for member in archive.infolist():
+                _check_member(member, path)
+            for wanted in (PARAMS,) if vocabulary else (PARAMS, VOCABULARY):
                 members = [info for info in archive.infolist() if PurePosixPath(info.filename).name == wanted]
                 if len(members) != 1:
                     raise BertSnliError(
                         f"{path}: holds {len(members)} files named {wanted}; an archive of the book's holds one"
                     )
+                if members[0].file_size > LARGEST_EXPANSION * path.stat().st_size + SMALL_BYTES:
+                    raise BertSnliError(f"{path}: {wanted} would take {members[0].file_size:,} bytes; not unpacked")
                 with archive.open(members[0]) as source, (folder / wanted).open("wb") as target:
                     shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except OSError as error:
+        raise BertSnliError(f"{path}: cannot be unpacked into {folder} ({error.strerror}); make room there") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BertSnliError(f"{path}: damaged or unsupported zip ({error}); get the file again") from error
-    return Source(folder / PARAMS, folder / VOCABULARY)
+    return Source(folder / PARAMS, vocabulary or folder / VOCABULARY, archive=path)
+
+
+def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
+    name = member.filename
+    outside = ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive
+    if outside or stat.S_ISLNK(member.external_attr >> 16):
+        raise BertSnliError(
+            f"{path}: its member {name[:80]!r} points outside; no archive of the book's does, get another"
+        )

@@ -1,42 +1,88 @@
-"""The `convert` command: its options and its closing line. `bert-snli convert` and `python -m conversion` are this."""
+"""The commands `convert`, `export` and `verify`: their options and what they print."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from bert_snli.console import quiet_libraries
+from bert_snli.errors import BertSnliError
 
-DESCRIPTION = """\
-Convert a checkpoint of the book's (d2l.ai) into a normal `transformers` model folder.
+CONVERT_HELP = """\
+Convert a checkpoint of the book's (d2l.ai) into a normal `transformers` model folder, and prove it the same model.
 
-SOURCE is a folder or a zip archive with pretrained.params and vocab.json, or a params file with vocab.json beside it.
+SOURCE is bert.small or bert.base (the book's own, downloaded once and cached), a folder or a zip archive with
+pretrained.params and vocab.json, or a params file; files of PyTorch and of MXNet are told apart by their content.
 Sizes are read from the shapes; the number of heads is known for the book's own models and asked for otherwise.
 
-The book's own archives are at http://d2l-data.s3-accelerate.amazonaws.com/bert.small.torch.zip and bert.base.torch.zip.
+The folder gets a conversion_certificate.json: every tensor with its SHA-256, and how far each layer's output
+is from the book's equations.
 
 examples:
-  bert-snli convert bert.small.torch.zip --output_dir models/small
+  bert-snli convert bert.small --output_dir models/small
   bert-snli convert my_checkpoint/ --output_dir models/mine --num_attention_heads 3
+  bert-snli convert net.params --vocab vocab.json --output_dir models/mine
+"""
+EXPORT_HELP = """\
+Write a model folder as pretrained.params and vocab.json, which the book's own code loads: with load_state_dict
+(d2l-torch) or load_parameters (d2l-mxnet). Converting and exporting again gives back every tensor bit by bit.
+
+example:
+  bert-snli export models/small --format d2l-mxnet --output_dir small-mxnet
+"""
+VERIFY_HELP = """\
+Check a converted folder against its certificate: sizes, vocabulary, every bit of every tensor, and each layer's output
+against the book's equations. With --against, the source's tensors too.
+
+examples:
+  bert-snli verify models/small
+  bert-snli verify models/small --against bert.small.torch.zip
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `convert` to `parser`."""
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="folder, zip archive or params file")
+    parser.add_argument("source", metavar="SOURCE", help="bert.small, bert.base, a folder, zip archive or params file")
     parser.add_argument("--output_dir", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--vocab", type=Path, help="vocabulary, where it does not lie beside the params file")
+    parser.add_argument(
+        "--framework",
+        choices=["pytorch", "mxnet"],
+        help="which of the book's two files of bert.small or bert.base to fetch (default: pytorch)",
+    )
     parser.add_argument(
         "--num_attention_heads", type=int, help="needed only when the sizes are none of the book's own models"
     )
     parser.add_argument(
         "--keep_case", action="store_true", help="do not lower-case text (the chapter's first form did not)"
     )
+    parser.add_argument("--allow_nonfinite", action="store_true", help="convert weights that hold NaN or infinity")
+    _add_overwrite(parser)
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export` to `parser`."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
+    parser.add_argument("--format", choices=["d2l-torch", "d2l-mxnet"], required=True, help="whose code is to load it")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for pretrained.params and vocab.json")
+    _add_overwrite(parser)
+
+
+def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `verify` to `parser`."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="folder that convert wrote")
+    parser.add_argument("--against", metavar="SOURCE", type=Path, help="what it was converted from")
+    parser.add_argument("--vocab", type=Path, help="vocabulary of SOURCE, where it does not lie beside it")
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite_output_dir", action="store_true", help="write into a folder that already holds files"
     )
 
 
-def main(args: argparse.Namespace) -> None:
+def run_convert(args: argparse.Namespace) -> None:
     """Convert, then say what was written.
 
     Raises:
@@ -46,17 +92,69 @@ def main(args: argparse.Namespace) -> None:
     from conversion.convert import convert  # torch and transformers are slow to import; --help need not wait
 
     done = convert(
-        args.source,
+        _source(args),
         args.output_dir,
+        vocabulary=args.vocab,
         num_attention_heads=args.num_attention_heads,
         do_lower_case=not args.keep_case,
+        allow_nonfinite=args.allow_nonfinite,
         overwrite_output_dir=args.overwrite_output_dir,
     )
-    config = done.config
+    if done.nonfinite:
+        sys.stderr.write(f"warning: NaN or infinite numbers in {', '.join(done.nonfinite)}\n")
+    sizes = done.geometry
     print(
-        f"{args.output_dir}: {done.form} model, {done.num_tensors} tensors, {done.num_parameters:,} parameters; "
-        f"{config.num_hidden_layers} layers x {config.hidden_size} hidden, {config.num_attention_heads} heads, "
-        f"{config.vocab_size:,} tokens"
+        f"{args.output_dir}: {done.source.form} model from {done.source.framework}, {len(done.tensors)} tensors; "
+        f"{sizes['num_hidden_layers']} layers x {sizes['hidden_size']} hidden, {sizes['num_attention_heads']} heads, "
+        f"{sizes['vocab_size']:,} tokens"
     )
-    if done.form == "pretraining":
+    _print_proof(done.proof)
+    if done.source.form == "pretraining":
         print(f"Next: bert-snli finetune --model_name_or_path {args.output_dir} --output_dir runs/snli")
+
+
+def _source(args: argparse.Namespace) -> Path:
+    from conversion.download import NAMES, fetch
+
+    if args.source in NAMES and not Path(args.source).exists():
+        return fetch(args.source, args.framework or "pytorch")
+    if args.framework:
+        raise BertSnliError(f"--framework {args.framework}: only for {' and '.join(NAMES)}; a file tells its own")
+    return Path(args.source)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Export, then say what was written.
+
+    Raises:
+        BertSnliError: see `conversion.export.export`.
+    """
+    quiet_libraries()
+    from conversion.export import export
+
+    book = export(args.model, args.output_dir, format=args.format, overwrite_output_dir=args.overwrite_output_dir)
+    print(f"{args.output_dir}: pretrained.params ({len(book.tensors)} tensors) and vocab.json, as {args.format}")
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    """Verify, then say what was checked.
+
+    Raises:
+        BertSnliError: see `conversion.certificate.verify`.
+    """
+    quiet_libraries()
+    from conversion.certificate import verify
+
+    if args.vocab and not args.against:
+        raise BertSnliError(f"--vocab {args.vocab}: is the vocabulary of a SOURCE; add --against SOURCE")
+    done = verify(args.model, args.against, args.vocab)
+    against = f" and in {args.against}" if args.against else ""
+    print(f"{args.model}: as certified; {len(done.tensors)} tensors bit by bit in the model{against}")
+    _print_proof(done.proof)
+
+
+def _print_proof(proof: list) -> None:
+    """The table of differences, layers in their order."""
+    print(f"{'max |difference| from the equations':38}{'float64':>10}{'as it runs':>12}")
+    for entry in proof:
+        print(f"  {entry.layer:36}{entry.exact:10.1e}{entry.as_run:12.1e}")

@@ -1,148 +1,186 @@
-"""A checkpoint of the book's → a model folder of `transformers`, every tensor accounted for."""
+"""A checkpoint of the book's → a model folder of `transformers`, every tensor accounted for and the whole proved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+import numpy as np
+from tqdm.auto import tqdm
 
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import check_output_dir, finished_folder
-from bert_snli.labels import BOOK_LABELS, ID2LABEL, LABEL2ID
-from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.tokenization import build_tokenizer, read_vocabulary
-from conversion.archive import open_source
-from conversion.d2l_layout import check_names, count_blocks, detect_form, rules_for, to_d2l, to_hugging_face
-from conversion.torch_checkpoint import read_torch_checkpoint
+from conversion.archive import Source, open_source
+from conversion.card import write_card
+from conversion.certificate import (
+    Certificate,
+    SourceRecord,
+    TensorRecord,
+    TensorSide,
+    check_tensors,
+    geometry_of,
+    sha256_of_tokens,
+)
+from conversion.checkpoint import Checkpoint, TensorInfo, read_checkpoint, sha256_of, sha256_of_file
+from conversion.d2l_layout import Rule, check_names, count_blocks, detect_form, rules_for
+from conversion.geometry import read_geometry, refuse_other_architectures
+from conversion.model_folder import (
+    MODEL_CLASSES,
+    model_shapes,
+    read_vocabulary_of,
+    read_weights,
+    save_all_but_weights,
+    write_weights,
+)
+from conversion.proof import prove
+from conversion.reference import BookModel
+from conversion.weights_file import SAFETENSORS_DTYPES
 
-# The one size that no tensor shows. (hidden, feed-forward, blocks) of the book's models → attention heads.
-HEADS = {
-    (256, 512, 2): 4,  # bert.small
-    (768, 3072, 12): 12,  # bert.base
-    (128, 128, 2): 2,  # the chapter's first form
-    (128, 256, 2): 2,  # section 15.10
-}
-MODEL_CLASSES = {"pretraining": D2LBertForPreTraining, "classifier": D2LBertForSequenceClassification}
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What was converted, for the closing line."""
-
-    form: str
-    num_tensors: int
-    num_parameters: int
-    config: D2LBertConfig
+SOFTWARE = ("bert-snli", "transformers", "tokenizers", "torch", "numpy")
 
 
 def convert(
     source: Path,
     output_dir: Path,
     *,
+    vocabulary: Path | None = None,
     num_attention_heads: int | None = None,
     do_lower_case: bool = True,
+    allow_nonfinite: bool = False,
     overwrite_output_dir: bool = False,
-) -> Conversion:
-    """Convert `source` (folder, zip or params file) and write a model folder to `output_dir`.
+) -> Certificate:
+    """Convert `source` (folder, zip or params file), prove it, and write a model folder to `output_dir`.
+
+    The weights keep their type; where tensors differ in type, all become the widest, which changes no number.
 
     Raises:
         BertSnliError: anything wrong with the source or the output folder; nothing is written then.
     """
     check_output_dir(output_dir, overwrite=overwrite_output_dir)
-    with open_source(source) as files:
-        vocabulary = read_vocabulary(files.vocabulary)
-        arrays = read_torch_checkpoint(files.params)
-        form = detect_form(arrays)
-        rules = rules_for(form, count_blocks(arrays))
-        check_names(arrays, [rule.d2l for rule in rules], str(files.params))
-        config = read_geometry(arrays, str(files.params), num_attention_heads)
-        if len(vocabulary) != config.vocab_size:
+    with open_source(source, vocabulary) as files:
+        tokens = read_vocabulary(files.vocabulary)
+        checkpoint = read_checkpoint(files.params)
+        refuse_other_architectures(checkpoint)
+        form = detect_form(checkpoint.tensors)
+        rules = rules_for(form, count_blocks(checkpoint.tensors))
+        check_names(checkpoint.tensors, (rule.d2l(checkpoint.framework) for rule in rules), str(files.params))
+        config = read_geometry(checkpoint, form, num_attention_heads)
+        if len(tokens) != config.vocab_size:
             raise BertSnliError(
-                f"{files.vocabulary}: {len(vocabulary)} tokens, but {files.params} has {config.vocab_size} embedding "
+                f"{files.vocabulary}: {len(tokens)} tokens, but {files.params} has {config.vocab_size} embedding "
                 "rows; take the vocab.json that was saved with these weights"
             )
+        targets = _targets(checkpoint, rules, model_shapes(form, config))
         tokenizer = build_tokenizer(
-            vocabulary, model_max_length=config.max_position_embeddings, do_lower_case=do_lower_case
+            tokens, model_max_length=config.max_position_embeddings, do_lower_case=do_lower_case
         )
         config.pad_token_id = tokenizer.pad_token_id
-        if form == "classifier":
-            _name_labels(config, num_labels=arrays["output.weight"].shape[0])
-        model = _fill(form, config, arrays, str(files.params))
-    with finished_folder(output_dir, overwrite=overwrite_output_dir) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return Conversion(form, len(arrays), model.num_parameters(), config)
+        with finished_folder(output_dir, overwrite=overwrite_output_dir) as folder:
+            dtype = next(iter(targets.values())).dtype
+            save_all_but_weights(folder, form, config, dtype, tokenizer)
+            if read_vocabulary_of(folder) != tokens:
+                raise BertSnliError(f"{files.vocabulary}: the tokenizer made from it has other ids; please report this")
+            records, nonfinite = _copy_tensors(checkpoint, rules, targets, folder)
+            if nonfinite and not allow_nonfinite:
+                raise BertSnliError(
+                    f"{files.params}: NaN or infinite numbers in {_some(nonfinite)}; a model with them is broken: get "
+                    "the file again, or add --allow_nonfinite to convert it all the same"
+                )
+            check_tensors(
+                read_weights(folder), {record.target.name: record.target for record in records if record.target}
+            )
+            book = BookModel(checkpoint, config.num_attention_heads)
+            certificate = Certificate(
+                source=_source_record(files, checkpoint, form),
+                software={name: importlib.metadata.version(name) for name in SOFTWARE},
+                geometry=geometry_of(config),
+                vocabulary_sha256=sha256_of_tokens(tokens),
+                tensors=records,
+                nonfinite=nonfinite,
+                proof=prove(book, folder, MODEL_CLASSES[form]),
+            )
+            certificate.write(folder)
+            write_card(folder, certificate)
+    return certificate
 
 
-def read_geometry(
-    arrays: Mapping[str, torch.Tensor], where: str, num_attention_heads: int | None = None
-) -> D2LBertConfig:
-    """The configuration that the shapes tell; `where` names the file in errors.
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _targets(checkpoint: Checkpoint, rules: list[Rule], expected: dict[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
+    """What `model.safetensors` will hold, in the order of `rules`.
 
     Raises:
-        BertSnliError: no preset knows the number of heads and none is given, or it does not divide the hidden size.
+        BertSnliError: a name is not the model's; a shape does not fit the others; numbers that are no weights.
     """
-    num_blocks = count_blocks(arrays)
-    if num_blocks == 0:
-        raise BertSnliError(f"{where}: no Transformer block (encoder.blks.*); give a checkpoint of the book's BERT")
-    for name, dimensions in (
-        ("encoder.token_embedding.weight", 2),
-        ("encoder.segment_embedding.weight", 2),
-        ("encoder.pos_embedding", 3),
-        ("encoder.blks.0.ffn.dense1.weight", 2),
-    ):
-        if name in arrays and arrays[name].dim() != dimensions:
-            raise BertSnliError(f"{where}: {name} has {arrays[name].dim()} dimensions, the book's has {dimensions}")
-    vocab_size, hidden_size = arrays["encoder.token_embedding.weight"].shape
-    intermediate_size = arrays["encoder.blks.0.ffn.dense1.weight"].shape[0]
-    heads = num_attention_heads
-    if heads is None:
-        heads = HEADS.get((hidden_size, intermediate_size, num_blocks))
-    if heads is None:
-        raise BertSnliError(
-            f"{where}: hidden size {hidden_size}, feed-forward {intermediate_size}, {num_blocks} blocks is none of the "
-            "book's models and no tensor shows the number of heads; add --num_attention_heads"
-        )
-    try:
-        return D2LBertConfig(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_blocks,
-            num_attention_heads=heads,
-            intermediate_size=intermediate_size,
-            max_position_embeddings=arrays["encoder.pos_embedding"].shape[1],
-            type_vocab_size=arrays["encoder.segment_embedding.weight"].shape[0],
-        )
-    except ValueError as error:
-        raise BertSnliError(f"{where}: --num_attention_heads {heads}: {error}") from error
-
-
-def book_state_dict(model: D2LBertForPreTraining) -> dict[str, torch.Tensor]:
-    """The weights of `model` under the names that the book's `BERTModel` has."""
-    return to_d2l(model.state_dict(), rules_for("pretraining", model.config.num_hidden_layers))
-
-
-def _name_labels(config: D2LBertConfig, num_labels: int) -> None:
-    if num_labels == len(BOOK_LABELS):
-        config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
-    else:
-        config.num_labels = num_labels
-
-
-def _fill(form: str, config: D2LBertConfig, arrays: Mapping[str, torch.Tensor], where: str):
-    """A model whose parameters *are* the checkpoint's tensors, in fp32."""
-    with torch.device("meta"):
-        model = MODEL_CLASSES[form](config)
-    rules = rules_for(form, config.num_hidden_layers)
-    state_dict = to_hugging_face(arrays, rules)
-    check_names([rule.hugging_face for rule in rules], model.state_dict(), where)
+    kept = {
+        rule.hugging_face: checkpoint.tensors[rule.d2l(checkpoint.framework)] for rule in rules if rule.hugging_face
+    }
+    check_names(kept, expected, str(checkpoint.path))
     for rule in rules:
-        found, expected = state_dict[rule.hugging_face].shape, model.state_dict()[rule.hugging_face].shape
-        if found != expected:
+        if rule.hugging_face is None:
+            continue
+        source, shape = kept[rule.hugging_face], expected[rule.hugging_face]
+        if source.shape != ((1, *shape) if rule.leading_one else shape):
             raise BertSnliError(
-                f"{where}: {rule.d2l} has shape {tuple(found)}, but the other tensors ask for {tuple(expected)}"
+                f"{checkpoint.path}: {source.saved_as} has shape {source.shape}, but the other tensors ask for {shape}"
             )
-    model.load_state_dict({name: value.float() for name, value in state_dict.items()}, assign=True)
-    return model
+        if source.dtype not in SAFETENSORS_DTYPES:
+            raise BertSnliError(
+                f"{checkpoint.path}: {source.saved_as} is of type {source.dtype}; save float16, float32 or float64"
+            )
+    widest = np.result_type(*(source.dtype for source in kept.values())).name
+    return {name: replace(source, shape=expected[name], dtype=widest) for name, source in kept.items()}
+
+
+def _copy_tensors(
+    checkpoint: Checkpoint, rules: list[Rule], targets: dict[str, TensorInfo], folder: Path
+) -> tuple[list[TensorRecord], list[str]]:
+    """Copy every tensor into `folder`; a record of each, and the names of those with NaN or infinite numbers."""
+    by_source = {rule.d2l(checkpoint.framework): rule for rule in rules}
+    records, nonfinite = [], []
+    with write_weights(folder, targets) as weights, _bar(checkpoint) as bar:
+        for name, array in _arrays(checkpoint, by_source):
+            info, rule = checkpoint.tensors[name], by_source[name]
+            source = TensorSide(info.saved_as, info.shape, info.dtype, sha256_of(array))
+            target = None
+            if rule.hugging_face:
+                if not np.isfinite(array).all():
+                    nonfinite.append(info.saved_as)
+                wanted = targets[rule.hugging_face]
+                copy = array.astype(wanted.dtype, copy=False)
+                weights.append(copy)
+                same = copy.dtype == array.dtype
+                target = TensorSide(
+                    rule.hugging_face, wanted.shape, wanted.dtype, source.sha256 if same else sha256_of(copy)
+                )
+            records.append(TensorRecord(source, target))
+            bar.update(info.nbytes)
+    return records, nonfinite
+
+
+def _arrays(checkpoint: Checkpoint, names: Iterable[str]) -> Iterable[tuple[str, np.ndarray]]:
+    for piece in checkpoint.pieces(names):
+        yield from piece.items()
+
+
+def _bar(checkpoint: Checkpoint) -> tqdm:
+    total = sum(info.nbytes for info in checkpoint.tensors.values())
+    return tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=None, leave=False)
+
+
+def _source_record(files: Source, checkpoint: Checkpoint, form: str) -> SourceRecord:
+    return SourceRecord(
+        framework=checkpoint.framework,
+        form=form,
+        params=files.params.name,
+        params_sha256=sha256_of_file(files.params),
+        vocabulary=files.vocabulary.name,
+        vocabulary_sha256=sha256_of_file(files.vocabulary),
+        archive=files.archive.name if files.archive else None,
+        archive_sha256=sha256_of_file(files.archive) if files.archive else None,
+    )

@@ -1,39 +1,118 @@
-"""Reader of the book's PyTorch checkpoints: a path in, named tensors out. Nothing is ever unpickled freely."""
+"""Reader and writer of the book's PyTorch checkpoints. Nothing is ever unpickled freely."""
 
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bert_snli.errors import BertSnliError
+from conversion.checkpoint import Checkpoint, TensorInfo, without_prefix
+from conversion.d2l_layout import PYTORCH
 
-MXNET_MAGIC = (0x112).to_bytes(8, "little")
+ZIP_START = b"PK\x03\x04"
 
 
-def read_torch_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Read a `state_dict` saved by `torch.save`, zip-format or legacy, from CPU or GPU, as tensors on the CPU.
+def read_torch_checkpoint(path: Path) -> Checkpoint:
+    """Read a `state_dict` saved by `torch.save`, zip-format or legacy, from CPU or GPU.
+
+    Files of the zip format are mapped into memory, not read into it.
 
     Raises:
         BertSnliError: not a PyTorch file, damaged, holding anything but named tensors, or asking to run code.
     """
     with path.open("rb") as file:
-        if file.read(8) == MXNET_MAGIC:
-            raise BertSnliError(f"{path}: an MXNet checkpoint; only PyTorch ones are read (take the .torch archive)")
+        zipped = file.read(len(ZIP_START)) == ZIP_START
+    if zipped:
+        _check_zip(path)
+    loaded = _load(path, mmap=zipped)
+    _check_tensors(loaded, path)
+    names = without_prefix(loaded, "module.")  # torch.nn.DataParallel
+    saved_as = {name: saved for saved, name in names.items()}
+
+    def read(wanted: Iterable[str]) -> dict[str, np.ndarray]:
+        state_dict = _load(path, mmap=True) if zipped else loaded
+        return {name: _array(state_dict[saved_as[name]]) for name in wanted}
+
+    tensors = {
+        name: TensorInfo(tuple(loaded[saved].shape), str(_dtype(loaded[saved])).removeprefix("torch."), saved)
+        for name, saved in saved_as.items()
+    }
+    return Checkpoint(path, PYTORCH, tensors, read)
+
+
+def write_torch_checkpoint(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write `arrays` as a `state_dict` that `load_state_dict(torch.load(path))` takes."""
+    torch.save({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, path)
+
+
+def _check_zip(path: Path) -> None:
+    """What `torch.save` never writes, and `torch.load` would believe: packed or doubled members, wrong checksums."""
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            sizes = sum(member.file_size for member in members)
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sizes > path.stat().st_size:
+                raise BertSnliError(f"{path}: compressed inside; torch.save never does that, save it again")
+            if len({member.filename for member in members}) < len(members):
+                raise BertSnliError(f"{path}: two members of one name; get the file again")
+            damaged = archive.testzip()
+    except BertSnliError:
+        raise
+    except Exception as error:  # zipfile raises nearly any type on a damaged file
+        raise BertSnliError(f"{path}: damaged or incomplete ({_reason(error)}); get the file again") from error
+    if damaged:
+        raise BertSnliError(f"{path}: damaged (checksum of {damaged}); get the file again")
+
+
+def _load(path: Path, mmap: bool) -> dict[str, torch.Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise BertSnliError(
             f"{path}: not a plain PyTorch state_dict (PyTorch's safe loader refused it); "
             "save it again with torch.save(net.state_dict(), path)"
         ) from error
     except Exception as error:  # torch.load raises nearly any type on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BertSnliError(f"{path}: cannot be read as a PyTorch checkpoint ({reason}); get the file again") from error
-    if not isinstance(state_dict, dict) or not state_dict:
+        raise BertSnliError(
+            f"{path}: cannot be read as a PyTorch checkpoint ({_reason(error)}); get the file again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _check_tensors(loaded: object, path: Path) -> None:
+    if not isinstance(loaded, dict) or not loaded:
         raise BertSnliError(f"{path}: holds no named tensors; save net.state_dict(), not something else")
-    for name, value in state_dict.items():
+    total = 0
+    for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise BertSnliError(f"{path}: {name!r} is not a tensor; save net.state_dict(), not something else")
-    return dict(state_dict)
+            raise BertSnliError(
+                f"{path}: {str(name)[:80]!r} is not a tensor; save net.state_dict(), not something else"
+            )
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+            raise BertSnliError(f"{path}: {name[:80]!r} is not a dense tensor of numbers; save it dense")
+        # A view can repeat one number a million million times: what it would take must be there.
+        nbytes = value.numel() * value.element_size()
+        total += nbytes
+        if nbytes > value.untyped_storage().nbytes() or total > 2 * path.stat().st_size:
+            raise BertSnliError(f"{path}: {name[:80]!r} claims more numbers than the file holds; save it contiguous")
+
+
+def _dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """The numbers as numpy has them; it knows no bfloat16, each of which is a float32."""
+    return np.ascontiguousarray(tensor.detach().to(_dtype(tensor)).numpy())

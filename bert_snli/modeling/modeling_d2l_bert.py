@@ -168,8 +168,8 @@ class D2LBertEncoder(nn.Module):
 class D2LBertPoolerDense(nn.Linear):
     """A Linear that takes its sums in float64 where it evaluates fp32 on a CPU.
 
-    tanh ends at 1, but the sums before it have D terms of either sign: rounded in fp32 they are the model's largest error
-    relative to its output. One small product a row costs next to nothing in float64.
+    tanh ends at 1, but the sums before it have D terms of either sign: rounded in fp32 they are the model's largest
+    error relative to its output. One small product a row costs next to nothing in float64.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

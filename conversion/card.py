@@ -1,0 +1,54 @@
+"""The first README.md of a converted folder: what it is, where it came from, how exact it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conversion.certificate import CERTIFICATE, Certificate
+
+CARD = """\
+---
+library_name: transformers
+language: en
+tags: [d2l_bert, d2l, bert]
+---
+# A BERT of *Dive into Deep Learning*, converted
+
+A {framework} checkpoint of the book's ({form}) as a `transformers` model: {layers} layers × {hidden} hidden,
+{heads} heads, {vocabulary:,} tokens, {tensors} tensors{dropped}. Made by `bert-snli convert`;
+`bert-snli verify` on this folder checks it again.
+
+## Conversion
+
+Every tensor, with its SHA-256 on both sides, is in `{certificate}`. Source: `{params}`, SHA-256 `{sha256}`.
+
+The converted model against the book's equations (numpy, float64, from the source's arrays), on fixed probes of several
+lengths, with padding and both segments: max |Δ| / max |exact value|.
+
+| layer | same arithmetic (float64) | as it runs ({dtype}) |
+|---|---|---|
+{rows}
+"""
+
+
+def write_card(folder: Path, certificate: Certificate) -> None:
+    """Write `README.md` into `folder`."""
+    source, geometry = certificate.source, certificate.geometry
+    kept = [record.target for record in certificate.tensors if record.target]
+    dropped = len(certificate.tensors) - len(kept)
+    text = CARD.format(
+        framework={"pytorch": "PyTorch", "mxnet": "MXNet"}[source.framework],
+        form=source.form,
+        layers=geometry["num_hidden_layers"],
+        hidden=geometry["hidden_size"],
+        heads=geometry["num_attention_heads"],
+        vocabulary=geometry["vocab_size"],
+        tensors=len(kept),
+        dropped=f" ({dropped} more were left out: the model has no use for them)" if dropped else "",
+        certificate=CERTIFICATE,
+        params=source.params,
+        sha256=source.params_sha256,
+        dtype=kept[0].dtype,
+        rows="\n".join(f"| {entry.layer} | {entry.exact:.1e} | {entry.as_run:.1e} |" for entry in certificate.proof),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

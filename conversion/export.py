@@ -1,0 +1,46 @@
+"""A model folder of `transformers` → `pretrained.params` and `vocab.json` that the book's own code loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bert_snli.errors import BertSnliError
+from bert_snli.folders import check_output_dir, finished_folder
+from conversion.archive import PARAMS, VOCABULARY
+from conversion.checkpoint import Checkpoint
+from conversion.d2l_layout import MXNET, PYTORCH
+from conversion.model_folder import as_the_book_has_it, read_config, read_vocabulary_of, read_weights, rules_of
+from conversion.mxnet_params import write_mxnet_checkpoint
+from conversion.torch_checkpoint import write_torch_checkpoint
+
+FORMATS = {"d2l-torch": PYTORCH, "d2l-mxnet": MXNET}
+WRITERS = {PYTORCH: write_torch_checkpoint, MXNET: write_mxnet_checkpoint}
+
+
+def export(model: Path, output_dir: Path, *, format: str, overwrite_output_dir: bool = False) -> Checkpoint:
+    """Write the model in `model` as the book's code writes it, in `format` (see `FORMATS`).
+
+    Raises:
+        BertSnliError: not a model that the book has a class for, or something about the folders.
+    """
+    check_output_dir(output_dir, overwrite=overwrite_output_dir)
+    form, config = read_config(model)
+    rules = rules_of(form, config)
+    if not all(rule.hugging_face for rule in rules):
+        raise BertSnliError(
+            f"{model}: a {form}; the book's file of it holds the pretraining heads too, which this model has not: "
+            "export the model that it was fine-tuned from"
+        )
+    framework = FORMATS[format]
+    book = as_the_book_has_it(read_weights(model), rules, framework)
+    vocabulary = read_vocabulary_of(model)
+    rows = book.tensors["encoder.token_embedding.weight"].shape[0]
+    if len(vocabulary) != rows:
+        raise BertSnliError(
+            f"{model}: {len(vocabulary)} tokens for {rows} embedding rows; resize the model to its tokenizer first"
+        )
+    with finished_folder(output_dir, overwrite=overwrite_output_dir) as folder:
+        WRITERS[framework](folder / PARAMS, book.read(book.tensors))
+        (folder / VOCABULARY).write_text(json.dumps(vocabulary), encoding="utf-8")
+    return book
