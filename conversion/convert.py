@@ -117,13 +117,10 @@ def _targets(checkpoint: Checkpoint, rules: list[Rule], expected: dict[str, tupl
     Raises:
         BertSnliError: a name is not the model's; a shape does not fit the others; numbers that are no weights.
     """
-    kept = {
-        rule.hugging_face: checkpoint.tensors[rule.d2l(checkpoint.framework)] for rule in rules if rule.hugging_face
-    }
+    kept_rules = [rule for rule in rules if rule.hugging_face]
+    kept = {rule.hugging_face: checkpoint.tensors[rule.d2l(checkpoint.framework)] for rule in kept_rules}
     check_names(kept, expected, str(checkpoint.path))
-    for rule in rules:
-        if rule.hugging_face is None:
-            continue
+    for rule in kept_rules:
         source, shape = kept[rule.hugging_face], expected[rule.hugging_face]
         if source.shape != ((1, *shape) if rule.leading_one else shape):
             raise BertSnliError(

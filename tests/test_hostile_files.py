@@ -1,0 +1,297 @@
+"""Broken and hostile sources: one line, nothing executed, nothing written, memory within what the file could hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import re
+import resource
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bert_snli.cli import main
+from bert_snli.errors import BertSnliError
+from conversion.checkpoint import read_checkpoint
+from conversion.convert import convert
+from tests.book import BookBERT
+from tests.conftest import save_book_checkpoint, tiny_vocabulary
+from tests.mxnet_writer import as_mxnet_names_it, write_v3
+
+FORMATS = ("torch zip", "torch legacy", "mxnet")
+
+
+def save(folder: Path, bert: BookBERT, format: str) -> Path:
+    """The checkpoint of `bert` in `folder`, as `format`."""
+    save_book_checkpoint(folder, bert.state_dict(), tiny_vocabulary())
+    if format == "torch legacy":
+        torch.save(bert.state_dict(), folder / "pretrained.params", _use_new_zipfile_serialization=False)
+    elif format == "mxnet":
+        arrays = {name: value.numpy() for name, value in bert.state_dict().items()}
+        write_v3(folder / "pretrained.params", as_mxnet_names_it(arrays))
+    return folder
+
+
+class Calls:
+    """Pickled, a call of `function`."""
+
+    def __init__(self, function: Callable, *arguments: object):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def saved(make: Callable[[], object]) -> Callable[[Path], None]:
+    return lambda folder: torch.save(make(), folder / "pretrained.params")
+
+
+def repeated(folder: Path) -> None:
+    torch.save({"encoder.blks.0.x": torch.zeros(1).expand(10**6, 10**6)}, folder / "pretrained.params")
+
+
+def packed(folder: Path) -> None:
+    """A PyTorch file whose members have been compressed: a small file of many gigabytes, if one believed it."""
+    original = zipfile.ZipFile(folder / "pretrained.params")
+    members = {info.filename: original.read(info) for info in original.infolist()}
+    with zipfile.ZipFile(folder / "pretrained.params", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def doubled(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "pretrained.params", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"other")
+
+
+def flipped(folder: Path) -> None:
+    path = folder / "pretrained.params"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"data/0") + 1000] ^= 0xFF
+    path.write_bytes(content)
+
+
+def nonfinite(value: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        state = torch.load(folder / "pretrained.params", weights_only=True)
+        state["encoder.blks.1.ffn.dense1.weight"][3, 5] = value
+        torch.save(state, folder / "pretrained.params")
+
+    return change
+
+
+def legacy_claim(folder: Path) -> None:
+    """An old-format file with a storage of a million million numbers, none of them there."""
+    torch.save({"a": torch.zeros(7)}, folder / "pretrained.params", _use_new_zipfile_serialization=False)
+    content = (folder / "pretrained.params").read_bytes()
+    claimed = content.replace(b"\x03cpu", b"\x03cpu").replace(b"K\x07", b"\x8a\x06" + (10**12).to_bytes(6, "little"))
+    assert claimed != content
+    (folder / "pretrained.params").write_bytes(claimed)
+
+
+HOSTILE = {
+    "a pickle that calls os.system": (
+        write("pretrained.params", pickle.dumps({"a": Calls(os.system, "touch ran")})),
+        "PyTorch's safe loader refused it",
+    ),
+    "the same within a PyTorch zip": (saved(lambda: {"a": Calls(os.system, "touch ran")}), "safe loader refused it"),
+    "a whole pickled network": (saved(lambda: torch.nn.Linear(2, 2)), "safe loader refused it"),
+    "a number repeated": (repeated, "claims more numbers than the file holds"),
+    "compressed inside": (packed, "compressed inside"),
+    "two members of one name": (doubled, "two members of one name"),
+    "one flipped byte": (flipped, "checksum of"),
+    "a claim of terabytes, old format": (legacy_claim, "cannot be read as a PyTorch checkpoint"),
+    "sparse": (saved(lambda: {"encoder.blks.0.x": torch.eye(3).to_sparse()}), "not a dense tensor"),
+    "complex": (saved(lambda: {"encoder.blks.0.x": torch.zeros(3, dtype=torch.complex64)}), "not a dense tensor"),
+    "on no device": (saved(lambda: {"encoder.blks.0.x": torch.zeros(3, device="meta")}), "not a dense tensor"),
+    "NaN": (
+        nonfinite(float("nan")),
+        r"NaN or infinite numbers in encoder.blks.1.ffn.dense1.weight; .*--allow_nonfinite",
+    ),
+    "infinity": (nonfinite(float("inf")), "--allow_nonfinite"),
+    "a web page": (write("pretrained.params", b"\n<!DOCTYPE html><html>Not found</html>"), "a web page"),
+    "an empty file": (write("pretrained.params", b""), "an empty file"),
+    "text": (write("pretrained.params", b"404: Not Found"), "pretrained.params: "),
+    "wrong magic": (write("pretrained.params", struct.pack("<QQQ", 0x113, 0, 0)), "pretrained.params: "),
+    "vocabulary is a dict": (write("vocab.json", b'{"<unk>": 0}'), "make it a list of tokens"),
+    "vocabulary is not UTF-8": (write("vocab.json", b'["\xff"]'), "not UTF-8"),
+    "vocabulary is no JSON": (write("vocab.json", b"<unk>\n<pad>\n"), "not JSON"),
+    "vocabulary nests deep": (write("vocab.json", b"[" * 10**6), "not JSON"),
+    "vocabulary has half a character": (write("vocab.json", rb'["<unk>", "\ud800"]'), "half of a character"),
+    "vocabulary of ten million tokens": (
+        write("vocab.json", json.dumps([f"token{n}" for n in range(10**7)]).encode()),
+        "too large for a vocabulary",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_source_is_one_line_and_leaves_nothing(
+    case: str, book_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    spoil, message = HOSTILE[case]
+    spoil(book_checkpoint)
+    assert main(["convert", "book", "--output_dir", "model", "--num_attention_heads", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert re.search(message, error), error
+    assert [path.name for path in tmp_path.iterdir()] == ["book"]
+
+
+def test_nonfinite_weights_convert_when_asked_to(book_checkpoint: Path, tmp_path: Path, capsys):
+    nonfinite(float("nan"))(book_checkpoint)
+    command = ["convert", str(book_checkpoint), "--output_dir", str(tmp_path / "m"), "--num_attention_heads", "2"]
+    assert main([*command, "--allow_nonfinite"]) == 0
+    assert "warning: NaN or infinite numbers in encoder.blks.1" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "m")]) == 0
+
+
+def member(name: str, content: bytes = b"", mode: int = 0) -> tuple[zipfile.ZipInfo, bytes]:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info, content
+
+
+ARCHIVES = {
+    "a member above": (member("../../vocab.json", b"[]"), "points outside"),
+    "an absolute member": (member("/tmp/evil", b"x"), "points outside"),
+    "a drive": (member("C:\\evil", b"x"), "points outside"),
+    "a symbolic link": (member("pretrained.params2", b"/etc/passwd", stat.S_IFLNK | 0o777), "points outside"),
+    "a bomb": (member("other/pretrained.params", bytes(10**8)), "would take 100,000,000 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_hostile_archives(case: str, book_checkpoint: Path, tmp_path: Path, capsys):
+    (info, content), message = ARCHIVES[case]
+    with zipfile.ZipFile(tmp_path / "bert.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(book_checkpoint / "vocab.json", "vocab.json")
+        if case != "a bomb":
+            archive.write(book_checkpoint / "pretrained.params", "pretrained.params")
+        archive.writestr(info, content, compress_type=zipfile.ZIP_DEFLATED)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main(["convert", str(tmp_path / "bert.zip"), "--output_dir", str(tmp_path / "m")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_truncation_at_every_percent(format: str, book_bert: BookBERT, tmp_path: Path):
+    source = save(tmp_path / "book", book_bert, format)
+    whole = (source / "pretrained.params").read_bytes()
+    for percent in range(100):
+        (source / "pretrained.params").write_bytes(whole[: len(whole) * percent // 100])
+        with pytest.raises(BertSnliError) as caught:
+            convert(source, tmp_path / "model", num_attention_heads=2)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "model").exists()
+
+
+MUTATIONS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+@given(mutations=MUTATIONS, near_the_start=st.booleans())
+def test_flipped_bytes_give_arrays_or_our_own_error(
+    format: str, mutations: list, near_the_start: bool, book_bert: BookBERT, tmp_path: Path
+):
+    """Nothing but `BertSnliError` comes out of the readers, whatever bytes go in."""
+    source = tmp_path / "book"
+    if not source.exists():
+        save(source, book_bert, format)
+        (tmp_path / "whole").write_bytes((source / "pretrained.params").read_bytes())
+    content = bytearray((tmp_path / "whole").read_bytes())
+    reach = 4000 if near_the_start else len(content)
+    for place, byte in mutations:
+        content[int(place * reach)] = byte
+    path = tmp_path / "mutated.params"
+    path.write_bytes(content)
+    try:
+        checkpoint = read_checkpoint(path)
+        for piece in checkpoint.pieces(checkpoint.tensors):
+            assert all(array.nbytes <= len(content) for array in piece.values())
+    except BertSnliError as error:
+        assert "\n" not in str(error)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+@given(
+    content=st.binary(max_size=400), start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x12\x01" + bytes(14)])
+)
+def test_random_bytes_are_refused(content: bytes, start: bytes, tmp_path: Path):
+    path = tmp_path / "x.params"
+    path.write_bytes(start + content)
+    with pytest.raises(BertSnliError):
+        read_checkpoint(path)
+
+
+def limited_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+
+
+def test_a_claim_is_not_allocated(book_checkpoint: Path, tmp_path: Path):
+    """Run in a process that may not have more memory than the libraries take."""
+    repeated(book_checkpoint)
+    command = [
+        sys.executable,
+        "-m",
+        "bert_snli.cli",
+        "convert",
+        str(book_checkpoint),
+        "--output_dir",
+        str(tmp_path / "m"),
+    ]
+    done = subprocess.run(command, preexec_fn=limited_memory, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_finished(book_checkpoint: Path, tmp_path: Path):
+    """SIGKILL at four moments between the start and the end."""
+    script = "import sys; from bert_snli.cli import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "convert",
+        str(book_checkpoint),
+        "--num_attention_heads",
+        "2",
+        "--output_dir",
+    ]
+    moments = random.Random(0)
+    finished = 0
+    for number in range(4):
+        output = tmp_path / f"model{number}"
+        process = subprocess.Popen([*command, str(output)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process.stdout.readline()
+        time.sleep(moments.uniform(2, 9))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if output.exists():  # it was there before the signal: then it is whole
+            finished += 1
+            assert main(["verify", str(output)]) == 0
+    assert finished < 4
