@@ -117,7 +117,12 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 def _add_encoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max_length", type=int, help="longest pair in tokens; longer ones are truncated (default: 128 or the model's)"
+        "--max_length", type=int, help="longest pair in tokens; longer ones are truncated (default: as in fine-tuning)"
+    )
+    parser.add_argument(
+        "--truncation",
+        choices=["longest", "ratio", "only_first", "only_second", "do_not_truncate"],
+        help="how: from the longer side, in proportion, from one side, or not at all (default: as in fine-tuning)",
     )
     parser.add_argument("--batch_size", type=_positive, default=256, help="pairs in a batch")
 
@@ -151,6 +156,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         split=args.split,
         text_source=args.text_source,
         max_length=args.max_length,
+        truncation=args.truncation,
         batch_size=args.batch_size,
     )
     files = save_report(results, output_dir)
@@ -176,6 +182,7 @@ def run_predict(args: argparse.Namespace) -> None:
         load_tokenizer(args.model),
         pairs,
         max_length=args.max_length,
+        truncation=args.truncation,
         batch_size=args.batch_size,
     )
     if one_pair:

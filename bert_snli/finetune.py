@@ -92,7 +92,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     config = classifier_config(recipe)
     labels = label_names(config, recipe.model_name_or_path)
     tokenizer = load_tokenizer(recipe.model_name_or_path)
-    encoder = PairEncoder(tokenizer, recipe.max_length)
+    encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         cpu=not torch.accelerator.is_available(),
@@ -140,6 +140,7 @@ def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
         )
     if recipe.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = recipe.dropout
+    config.max_pair_length, config.pair_truncation = recipe.max_length, recipe.truncation
     config.problem_type = "single_label_classification"
     return config
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bert_snli.data.batching import PaddedPairs, Piece
-from bert_snli.data.pair_encoding import PairEncoder, default_max_length
+from bert_snli.data.pair_encoding import encoder_of
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import looks_local
 from bert_snli.labels import BOOK_LABELS
@@ -165,12 +165,13 @@ def predict_pairs(
     pairs: Sequence[tuple[str, str]],
     *,
     max_length: int | None = None,
+    truncation: str | None = None,
     batch_size: int = 256,
 ) -> list[dict[str, float]]:
     """Probability of each label, by name, for each (premise, hypothesis); the most probable first."""
-    encoder = PairEncoder(tokenizer, max_length or default_max_length(tokenizer))
+    encoder = encoder_of(model.config, tokenizer, max_length=max_length, truncation=truncation)
     premises, hypotheses = zip(*pairs, strict=True)
-    encoded = Dataset.from_dict(encoder({"premise": list(premises), "hypothesis": list(hypotheses)}))
+    encoded = Dataset(encoder({"premise": premises, "hypothesis": hypotheses}))
     logits = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     return [

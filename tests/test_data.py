@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import DataCollatorWithPadding
 
 from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs, Piece
-from bert_snli.data.pair_encoding import PairEncoder, encode_pairs, truncated_lengths
+from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import load_snli, read_parse
+from bert_snli.data.truncation import truncated_lengths
 from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.tokenization import build_tokenizer
@@ -199,7 +201,7 @@ def test_a_zip_whose_compressed_bytes_are_damaged_is_named(tmp_path: Path):
         load_snli(str(path), splits=["test"])
 
 
-def naive_truncation(premise: int, hypothesis: int, budget: int) -> tuple[int, int]:
+def pop_from_the_longer(premise: int, hypothesis: int, budget: int) -> tuple[int, int]:
     while premise + hypothesis > budget:
         if premise > hypothesis:
             premise -= 1
@@ -208,28 +210,94 @@ def naive_truncation(premise: int, hypothesis: int, budget: int) -> tuple[int, i
     return premise, hypothesis
 
 
-def test_truncation_is_the_books_for_all_short_pairs():
+def keep_the_ratio(premise: int, hypothesis: int, budget: int) -> tuple[int, int]:
+    if premise + hypothesis <= budget:
+        return premise, hypothesis
+    share = Fraction(budget * premise, premise + hypothesis)
+    nearest = min(range(budget + 1), key=lambda kept: (abs(kept - share), -kept))  # of two equally near, the larger
+    kept = max(min(nearest, budget - min(hypothesis, 1)), min(premise, 1))
+    return kept, budget - kept
+
+
+@pytest.mark.parametrize(("truncation", "naive"), [("longest", pop_from_the_longer), ("ratio", keep_the_ratio)])
+def test_truncation_equals_the_plain_way_for_all_short_pairs(truncation: str, naive):
+    lengths = [(premise, hypothesis) for premise in range(25) for hypothesis in range(25)]
     for budget in range(2, 20):
-        for premise in range(25):
-            for hypothesis in range(25):
-                expected = naive_truncation(premise, hypothesis, budget)
-                assert truncated_lengths(premise, hypothesis, budget) == expected, (premise, hypothesis, budget)
+        premise, hypothesis = truncated_lengths(*np.array(lengths).T, budget, truncation)
+        assert list(zip(premise, hypothesis, strict=True)) == [naive(p, h, budget) for p, h in lengths], budget
 
 
-def check_encoding(pairs: Dataset, leaves: Dataset, max_length: int) -> None:
+@pytest.mark.parametrize(
+    ("truncation", "lengths", "expected"),
+    [
+        ("only_first", (9, 4), (3, 4)),
+        ("only_first", (9, 6), (1, 6)),
+        ("only_first", (9, 7), "--truncation only_first: a hypothesis of 7 tokens"),
+        ("only_second", (4, 9), (4, 3)),
+        ("only_second", (8, 9), "--truncation only_second: a premise of 8 tokens"),
+        ("do_not_truncate", (4, 3), (4, 3)),
+        ("do_not_truncate", (4, 4), "--truncation do_not_truncate: a pair of 8 tokens"),
+    ],
+)
+def test_truncation_of_one_side_and_of_none(truncation: str, lengths: tuple[int, int], expected):
+    arrays = [np.array([2, side]) for side in lengths]  # beside a pair that fits
+    if isinstance(expected, str):
+        with pytest.raises(BertSnliError, match=f"{expected} does not fit; raise --max_length"):
+            truncated_lengths(*arrays, 7, truncation)
+    else:
+        premise, hypothesis = truncated_lengths(*arrays, 7, truncation)
+        assert (premise[0], hypothesis[0]) == (2, 2) and (premise[1], hypothesis[1]) == expected
+
+
+def test_numbers_are_stored_in_the_smallest_type_without_padding(corpus: Path):
+    pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
+    for size, max_length, ids, lengths in (
+        (50, 64, "uint8", "uint8"),
+        (60_005, 512, "uint16", "uint16"),
+        (70_000, 9, "uint32", "uint8"),
+    ):
+        tokenizer = build_tokenizer([*SPECIALS, *(f"w{n}" for n in range(size - 5))], model_max_length=512)
+        encoded = encode_pairs(pairs, PairEncoder(tokenizer, max_length))
+        assert (encoded.features["input_ids"].feature.dtype, encoded.features["length"].dtype) == (ids, lengths)
+        assert encoded.features["token_type_ids"].feature.dtype == "uint8"
+        assert [len(row["input_ids"]) for row in encoded] == list(encoded["length"])
+        assert max(encoded["length"]) <= max_length
+
+
+def test_a_plain_map_gives_the_same(corpus: Path):
+    """As somebody would call it who only knows `datasets`."""
+    pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
+    encoder = PairEncoder(build_tokenizer([*SPECIALS, "man", "."], model_max_length=64), 32)
+    plain = pairs.map(encoder, batched=True, batch_size=7, remove_columns=pairs.column_names)
+    assert plain.to_dict() == encode_pairs(pairs, encoder).to_dict()
+
+
+def test_leaves_are_looked_up_as_they_stand():
+    vocabulary = [*SPECIALS, "A", "don't", "a", "do", "n't"]
+    pair = {"premise": ["A don't"], "hypothesis": ["<sep> x"]}
+    for text_source, lower, expected in (
+        ("parse", True, [3, 7, 6, 4, 4, 0, 4]),
+        ("parse", False, [3, 5, 6, 4, 4, 0, 4]),
+        ("raw", True, [3, 7, 8, 9, 4, 4, 0, 4]),
+    ):
+        tokenizer = build_tokenizer(vocabulary, model_max_length=16, do_lower_case=lower)
+        assert PairEncoder(tokenizer, 16, text_source=text_source)(pair)["input_ids"].to_pylist() == [expected]
+
+
+def check_encoding(pairs: Dataset, leaves: Dataset, max_length: int, text_source: str) -> None:
     """Ids, segments and lengths of every pair equal those of the book's own encoding of its leaves."""
     words = {word for side in ("premise", "hypothesis") for text in leaves[side] for word in text.lower().split()}
     vocabulary = SPECIALS + sorted(words)[: len(words) * 9 // 10]  # so that some are unknown
     ids = {token: number for number, token in enumerate(vocabulary)}
-    encoder = PairEncoder(build_tokenizer(vocabulary, model_max_length=512), max_length)
+    encoder = PairEncoder(build_tokenizer(vocabulary, model_max_length=512), max_length, text_source=text_source)
     encoded = encode_pairs(pairs, encoder)
-    for ours, row in zip(encoded, leaves, strict=True):
-        sides = (row[side].lower().split() for side in ("premise", "hypothesis"))
-        expected, segments, length = encode_pair(*sides, ids, max_length)
-        assert ours["length"] == length
-        assert ours["input_ids"] == expected[:length]
-        assert ours["token_type_ids"] == segments[:length]
-        assert ours["labels"] == row["label"]
+    ours, rows = encoded[:], leaves[:]
+    assert ours["labels"] == rows["label"]
+    for number, sides in enumerate(zip(rows["premise"], rows["hypothesis"], strict=True)):
+        expected, segments, length = encode_pair(*(side.lower().split() for side in sides), ids, max_length)
+        assert ours["length"][number] == length
+        assert ours["input_ids"][number] == expected[:length]
+        assert ours["token_type_ids"][number] == segments[:length]
 
 
 @pytest.mark.parametrize("max_length", [128, 17])
@@ -237,13 +305,13 @@ def check_encoding(pairs: Dataset, leaves: Dataset, max_length: int) -> None:
 def test_encoding_equals_the_books(text_source: str, max_length: int, corpus: Path):
     pairs = load_snli(str(corpus), splits=["train"], text_source=text_source).splits["train"]
     leaves = load_snli(str(corpus), splits=["train"], text_source="parse").splits["train"]
-    check_encoding(pairs, leaves, max_length)
+    check_encoding(pairs, leaves, max_length, text_source)
 
 
 @pytest.mark.parametrize("max_length", [128, 17])
 def test_encoding_equals_the_books_on_real_snli(max_length: int, snli_zip: Path):
-    leaves = load_snli(str(snli_zip), splits=["test"], text_source="parse").splits["test"]
-    check_encoding(leaves, leaves, max_length)
+    for leaves in load_snli(str(snli_zip), text_source="parse").splits.values():
+        check_encoding(leaves, leaves, max_length, "parse")
 
 
 def test_the_parquet_files_of_the_hub_equal_stanfords_zip(snli_zip: Path, snli_parquet: Path):

@@ -5,88 +5,160 @@ The Rust tokenizer's own pair truncation is not used: on an odd budget it gives 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from bert_snli.data.truncation import TRUNCATIONS, truncated_lengths
 from bert_snli.errors import BertSnliError
+from bert_snli.modeling import D2LBertConfig
 
 NUM_SPECIAL_TOKENS = 3
-FEATURES = Features(
-    {
-        "input_ids": List(Value("int32")),
-        "token_type_ids": List(Value("int8")),
-        "length": Value("int32"),
-    }
-)
+ROWS_AT_ONCE = 10_000  # neighbours share premises, and a premise is tokenized once
+DEFAULT_MAX_LENGTH = 128  # the book's
 
 
-def truncated_lengths(premise: int, hypothesis: int, budget: int) -> tuple[int, int]:
-    """How many tokens of each side stay when both must fit `budget`.
+class Sides(NamedTuple):
+    """Token ids of many texts on end: text i is `ids[starts[i] : starts[i] + lengths[i]]`."""
 
-    The book pops a token from the longer side, from the hypothesis on a tie, until the pair fits. So a side that
-    needs no more than its half stays whole, and otherwise the premise gets the larger half.
-    """
-    if premise + hypothesis <= budget:
-        return premise, hypothesis
-    hypothesis_half = budget // 2
-    premise_half = budget - hypothesis_half
-    if hypothesis <= hypothesis_half:
-        return budget - hypothesis, hypothesis
-    if premise <= premise_half:
-        return premise, budget - premise
-    return premise_half, hypothesis_half
-
-
-def default_max_length(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The book's 128 tokens, or all that a smaller model has positions for."""
-    return min(128, tokenizer.model_max_length)
+    ids: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
 
 
 class PairEncoder:
     """A function for `Dataset.map(batched=True)`: premise, hypothesis → `input_ids`, `token_type_ids`, `length`.
 
+    A `label` comes out as `labels`. Numbers are of the smallest type that holds them, and nothing is padded.
+
+    Args:
+        tokenizer: of a converted folder.
+        max_length: longest pair in tokens, the three special ones included.
+        truncation: what to do with longer ones, one of `TRUNCATIONS`.
+        text_source: `"raw"` for text as people type it, `"parse"` for leaves of parses with spaces between them, which
+            are looked up as they stand, as the book does.
+
     Raises:
-        BertSnliError: `max_length` does not fit the model, or leaves no room for a token of each side.
+        BertSnliError: `max_length` does not fit the model, or leaves no room for a token of each side; called, a pair
+            that cannot be truncated in this way.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        truncation: str = "longest",
+        text_source: str = "raw",
+    ):
         if not NUM_SPECIAL_TOKENS + 2 <= max_length <= tokenizer.model_max_length:
             raise BertSnliError(
                 f"--max_length {max_length}: must be from {NUM_SPECIAL_TOKENS + 2} to {tokenizer.model_max_length}, "
                 "the model's number of positions"
             )
+        if truncation not in TRUNCATIONS:
+            raise BertSnliError(f"--truncation {truncation}: choose one of {', '.join(TRUNCATIONS)}")
         self.tokenizer = tokenizer
         self.budget = max_length - NUM_SPECIAL_TOKENS
+        self.truncation = truncation
+        self.text_source = text_source
+        self.ids_type = np.min_scalar_type(len(tokenizer) - 1)
+        self.length_type = np.min_scalar_type(max_length)
 
-    def __call__(self, batch: Mapping[str, list[str]]) -> dict[str, list]:
-        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        encoded: dict[str, list] = {name: [] for name in FEATURES}
-        for premise, hypothesis in zip(self._ids(batch["premise"]), self._ids(batch["hypothesis"]), strict=True):
-            p, h = truncated_lengths(len(premise), len(hypothesis), self.budget)
-            encoded["input_ids"].append([cls, *premise[:p], sep, *hypothesis[:h], sep])
-            encoded["token_type_ids"].append([0] * (p + 2) + [1] * (h + 1))
-            encoded["length"].append(p + h + NUM_SPECIAL_TOKENS)
-        return encoded
+    @property
+    def features(self) -> Features:
+        """The columns that come out, but for `labels`."""
+        return Features(
+            {
+                "input_ids": List(Value(self.ids_type.name)),
+                "token_type_ids": List(Value("uint8")),
+                "length": Value(self.length_type.name),
+            }
+        )
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(
-            texts, add_special_tokens=False, return_token_type_ids=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
+    def __call__(self, batch: Mapping[str, Sequence[str]] | pa.Table) -> pa.Table:
+        premise, hypothesis = self._encode(batch["premise"]), self._encode(batch["hypothesis"])
+        p, h = truncated_lengths(premise.lengths, hypothesis.lengths, self.budget, self.truncation)
+        lengths = p + h + NUM_SPECIAL_TOKENS
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        ids = np.full(lengths.sum(), self.tokenizer.sep_token_id, self.ids_type)
+        ids[starts] = self.tokenizer.cls_token_id
+        ids[_ranges(starts + 1, p)] = premise.ids[_ranges(premise.starts, p)]
+        ids[_ranges(starts + p + 2, h)] = hypothesis.ids[_ranges(hypothesis.starts, h)]
+        segments = np.zeros(lengths.sum(), np.uint8)
+        segments[_ranges(starts + p + 2, h + 1)] = 1
+        offsets = pa.array(np.append(0, ends), pa.int32())
+        columns = {
+            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
+            "token_type_ids": pa.ListArray.from_arrays(offsets, pa.array(segments)),
+            "length": pa.array(lengths.astype(self.length_type)),
+        }
+        names = batch.column_names if isinstance(batch, pa.Table) else batch
+        if "label" in names:
+            columns["labels"] = batch["label"]
+        return pa.table(columns)
+
+    def _encode(self, texts: Sequence[str] | pa.ChunkedArray) -> Sides:
+        """Every different text once."""
+        texts = texts.to_pylist() if isinstance(texts, pa.ChunkedArray) else texts
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        encoded = self._look_up(places) if self.text_source == "parse" else self._tokenize(list(places))
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        ids = np.fromiter(chain.from_iterable(encoded), self.ids_type, lengths.sum())
+        rows = np.fromiter(map(places.__getitem__, texts), np.int64, len(texts))
+        return Sides(ids, (np.cumsum(lengths) - lengths)[rows], lengths[rows])
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        backend = self.tokenizer.backend_tokenizer
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _look_up(self, texts: Mapping[str, int]) -> list[list[int]]:
+        vocabulary, unknown = self.tokenizer.get_vocab(), self.tokenizer.unk_token_id
+        if self.tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a":
+            return [[vocabulary.get(word, unknown) for word in text.lower().split()] for text in texts]
+        return [[vocabulary.get(word, unknown) for word in text.split()] for text in texts]
+
+
+def encoder_of(
+    config: D2LBertConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    truncation: str | None = None,
+    text_source: str = "raw",
+) -> PairEncoder:
+    """The encoder that a model was fine-tuned with, but for what is given; the book's where nothing is known."""
+    return PairEncoder(
+        tokenizer,
+        max_length or config.max_pair_length or min(DEFAULT_MAX_LENGTH, tokenizer.model_max_length),
+        truncation or config.pair_truncation,
+        text_source,
+    )
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`starts[i], …, starts[i] + lengths[i] − 1` for every i, on end."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
 
 
 def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None = None) -> Dataset:
     """Map `encoder` over `pairs`; a `label` column is kept as `labels`. A second run is read from the cache."""
-    features, columns = FEATURES, ["premise", "hypothesis"]
+    features = encoder.features
     if "label" in pairs.column_names:
-        pairs = pairs.rename_column("label", "labels")
-        features = Features({**FEATURES, "labels": pairs.features["labels"]})
-    return pairs.map(
+        features = Features({**features, "labels": pairs.features["label"]})
+    encoded = pairs.with_format("arrow").map(
         encoder,
         batched=True,
+        batch_size=ROWS_AT_ONCE,
         num_proc=num_proc,
-        remove_columns=columns,
+        remove_columns=pairs.column_names,
         features=features,
         desc="Encoding pairs",
     )
+    return encoded.with_format(None)

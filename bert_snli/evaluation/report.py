@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_snli.data.pair_encoding import PairEncoder, default_max_length, encode_pairs
+from bert_snli.data.pair_encoding import encode_pairs, encoder_of
 from bert_snli.data.snli import load_snli
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_confusion_matrix
@@ -21,6 +21,7 @@ def evaluate_model(
     split: str = "test",
     text_source: str = "raw",
     max_length: int | None = None,
+    truncation: str | None = None,
     batch_size: int = 256,
 ) -> dict:
     """Metrics of a fine-tuned model on a split, with the number of pairs and of rows without a gold label.
@@ -31,7 +32,8 @@ def evaluate_model(
     model, tokenizer = load_classifier(model_name_or_path), load_tokenizer(model_name_or_path)
     labels = label_names(model.config, model_name_or_path)
     snli = load_snli(dataset_name_or_path, splits=[split], text_source=text_source, labels=labels)
-    encoded = encode_pairs(snli.splits[split], PairEncoder(tokenizer, max_length or default_max_length(tokenizer)))
+    encoder = encoder_of(model.config, tokenizer, max_length=max_length, truncation=truncation, text_source=text_source)
+    encoded = encode_pairs(snli.splits[split], encoder)
     logits = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
     metrics = nli_metrics(logits, np.asarray(encoded["labels"]), labels)
     return {

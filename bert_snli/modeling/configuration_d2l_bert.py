@@ -19,6 +19,7 @@ class D2LBertConfig(PreTrainedConfig):
     - `tie_word_embeddings` is false: the masked-language-model head has its own decoder weight.
     - `classifier_head`: `"pooler"`, the pretrained `hidden` layer (Linear, tanh) under a fresh Linear, as section 15.7
       has it; or `"mlp"`, a fresh Dense(`classifier_hidden_size`, ReLU) under a Dense, as the chapter's first form had.
+    - `max_pair_length`, `pair_truncation`: how pairs were cut when the model was fine-tuned, for whoever encodes more.
     - special-token ids have no default: they come from the checkpoint's own vocabulary.
 
     Raises:
@@ -41,6 +42,8 @@ class D2LBertConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     classifier_head: str = "pooler"
     classifier_hidden_size: int = 256
+    max_pair_length: int | None = None
+    pair_truncation: str = "longest"
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

@@ -13,6 +13,7 @@ import yaml
 
 from bert_snli.data.batching import STRATEGIES
 from bert_snli.data.snli import HUB_ID, TEXT_SOURCES
+from bert_snli.data.truncation import TRUNCATIONS
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.training.optimisation import OPTIMIZERS, SCHEDULERS
@@ -58,6 +59,12 @@ class FinetuneRecipe:
         "raw", "Sentences to read: 'raw' as typed, or 'parse', the parse leaves that the book reads.", TEXT_SOURCES
     )
     max_length: int = option(128, "Longest pair in tokens, the three special ones included; longer ones are truncated.")
+    truncation: str = option(
+        "longest",
+        "How pairs that are too long are cut: 'longest' from the longer side as the book does, 'ratio' in proportion, "
+        "'only_first', 'only_second', or 'do_not_truncate', an error.",
+        tuple(TRUNCATIONS),
+    )
     max_train_samples: int | None = option(None, "Train on the first so many pairs only.")
     max_eval_samples: int | None = option(None, "Evaluate on the first so many pairs only.")
     preprocessing_num_workers: int | None = option(None, "Processes that encode the pairs.")
