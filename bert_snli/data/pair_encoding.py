@@ -115,6 +115,8 @@ class PairEncoder:
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()  # an earlier call of the tokenizer may have left either on
+        backend.no_truncation()
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _look_up(self, texts: Mapping[str, int]) -> list[list[int]]:
