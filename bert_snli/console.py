@@ -11,10 +11,15 @@ from typing import NoReturn
 from bert_snli.errors import BertSnliError
 
 USER_ERROR = 2
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as the shell has it: 128 and the signal's number
+LONGEST_MESSAGE = 1000
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Examples as they are written, and the default of each option."""
+    """Examples as they are written, and the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class OneLineErrorParser(argparse.ArgumentParser):
@@ -36,10 +41,25 @@ def run(prog: str, command: Callable[[], None]) -> int:
             command()
         except ModuleNotFoundError as error:
             say_what_is_missing(error)
+        sys.stdout.flush()
     except BertSnliError as error:
-        sys.stderr.write(f"{prog}: error: {error}\n")
+        sys.stderr.write(f"{prog}: error: {_one_line(str(error))}\n")
         return USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: interrupted\n")
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads our output has had enough; nor is there anybody to tell it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     return 0
+
+
+def _one_line(message: str) -> str:
+    """Names that come from a file may hold anything, line ends and a terminal's commands among it."""
+    printable = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:LONGEST_MESSAGE]
+    )
+    return printable + "..." * (len(message) > LONGEST_MESSAGE)
 
 
 def quiet_libraries() -> None:

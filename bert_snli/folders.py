@@ -53,8 +53,8 @@ def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         beside.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=beside))
     try:
-        yield temporary
         with _said_plainly(folder):
+            yield temporary
             _open_to_readers(temporary)
             if exists:
                 for path in temporary.iterdir():
@@ -91,5 +91,5 @@ def _said_plainly(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BertSnliError(
-            f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder"
+            f"--output_dir {folder}: cannot be written ({error.strerror or error}); make room or name another folder"
         ) from error

@@ -6,7 +6,6 @@ import shutil
 import stat
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,10 +37,16 @@ def open_source(path: Path, vocabulary: Path | None = None) -> Iterator[Source]:
     Raises:
         BertSnliError: `path` does not exist, or one of the two files is not there, or is there twice.
     """
+    _check_path(path)
+    if vocabulary:
+        _check_path(vocabulary)
     if path.is_dir():
         yield _beside(path / PARAMS, vocabulary)
     elif not path.is_file():
-        raise BertSnliError(f"{path}: no such file or folder; give a folder or zip with {PARAMS} and {VOCABULARY}")
+        raise BertSnliError(
+            f"{path}: no such file or folder; give bert.small, bert.base, a folder or zip with {PARAMS} and "
+            f"{VOCABULARY}, or a params file"
+        )
     elif _is_archive(path):
         with tempfile.TemporaryDirectory() as folder:
             yield _unpack(path, Path(folder), vocabulary)
@@ -49,11 +54,21 @@ def open_source(path: Path, vocabulary: Path | None = None) -> Iterator[Source]:
         yield _beside(path, vocabulary)
 
 
+def _check_path(path: Path) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError:  # said better below
+        pass
+    except OSError as error:
+        raise BertSnliError(f"{path}: {error.strerror}; give a path that can be read") from error
+
+
 def _beside(params: Path, vocabulary: Path | None) -> Source:
     source = Source(params, vocabulary or params.parent / VOCABULARY)
+    beside = "give one that is there" if vocabulary else "name the one that was saved with the weights with --vocab"
     for file, remedy in (
         (source.params, f"a checkpoint is {PARAMS} with {VOCABULARY} beside it"),
-        (source.vocabulary, f"name the {VOCABULARY} that was saved with the weights with --vocab"),
+        (source.vocabulary, beside),
     ):
         if not file.is_file():
             raise BertSnliError(f"{file}: not found; {remedy}")
@@ -84,15 +99,20 @@ def _unpack(path: Path, folder: Path, vocabulary: Path | None) -> Source:
                 members = [info for info in archive.infolist() if PurePosixPath(info.filename).name == wanted]
                 if len(members) != 1:
                     raise BertSnliError(
-                        f"{path}: holds {len(members)} files named {wanted}; an archive of the book's holds one"
+                        f"{path}: holds {len(members)} files named {wanted}; an archive of the book's holds one "
+                        "(unpack it and give the params file, with --vocab)"
                     )
                 if members[0].file_size > LARGEST_EXPANSION * path.stat().st_size + SMALL_BYTES:
                     raise BertSnliError(f"{path}: {wanted} would take {members[0].file_size:,} bytes; not unpacked")
                 with archive.open(members[0]) as source, (folder / wanted).open("wb") as target:
                     shutil.copyfileobj(source, target)
     except OSError as error:
-        raise BertSnliError(f"{path}: cannot be unpacked into {folder} ({error.strerror}); make room there") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        if error.errno is None:  # the decompressor's
+            raise BertSnliError(f"{path}: damaged zip ({error}); get the file again") from error
+        raise BertSnliError(f"{path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR") from error
+    except BertSnliError:
+        raise
+    except Exception as error:  # zipfile raises nearly any type on a damaged file
         raise BertSnliError(f"{path}: damaged or unsupported zip ({error}); get the file again") from error
     return Source(folder / PARAMS, vocabulary or folder / VOCABULARY, archive=path)
 

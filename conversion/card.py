@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conversion.certificate import CERTIFICATE, Certificate
+from conversion.certificate import CARD, CERTIFICATE, Certificate
 
-CARD = """\
+TEMPLATE = """\
 ---
 library_name: transformers
 language: en
@@ -17,6 +17,12 @@ tags: [d2l_bert, d2l, bert]
 A {framework} checkpoint of the book's ({form}) as a `transformers` model: {layers} layers × {hidden} hidden,
 {heads} heads, {vocabulary:,} tokens, {tensors} tensors{dropped}. Made by `bert-snli convert`;
 `bert-snli verify` on this folder checks it again.
+
+## Use
+
+```python
+{usage}
+```
 
 ## Conversion
 
@@ -30,13 +36,31 @@ lengths, with padding and both segments: max |Δ| / max |exact value|.
 {rows}
 """
 
+USAGE = {
+    "pretraining": """\
+from transformers import pipeline
+
+fill_mask = pipeline("fill-mask", "PATH OR HUB ID", trust_remote_code=True)
+fill_mask("a man is playing a <mask> .")"""
+}
+CLASSIFIER_USAGE = """\
+from transformers import pipeline
+
+nli = pipeline("text-classification", "PATH OR HUB ID", trust_remote_code=True)
+nli({"text": "A man inspects a uniform.", "text_pair": "The man is sleeping."})"""
+
+
+def figure(difference: float | None) -> str:
+    """A difference as tables show it."""
+    return "not finite" if difference is None else f"{difference:.1e}"
+
 
 def write_card(folder: Path, certificate: Certificate) -> None:
     """Write `README.md` into `folder`."""
     source, geometry = certificate.source, certificate.geometry
     kept = [record.target for record in certificate.tensors if record.target]
     dropped = len(certificate.tensors) - len(kept)
-    text = CARD.format(
+    text = TEMPLATE.format(
         framework={"pytorch": "PyTorch", "mxnet": "MXNet"}[source.framework],
         form=source.form,
         layers=geometry["num_hidden_layers"],
@@ -49,6 +73,9 @@ def write_card(folder: Path, certificate: Certificate) -> None:
         params=source.params,
         sha256=source.params_sha256,
         dtype=kept[0].dtype,
-        rows="\n".join(f"| {entry.layer} | {entry.exact:.1e} | {entry.as_run:.1e} |" for entry in certificate.proof),
+        rows="\n".join(
+            f"| {entry.layer} | {figure(entry.exact)} | {figure(entry.as_run)} |" for entry in certificate.proof
+        ),
+        usage=USAGE.get(source.form, CLASSIFIER_USAGE),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")

@@ -15,11 +15,12 @@ from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.tokenization import read_vocabulary
 from conversion.archive import open_source
-from conversion.checkpoint import Checkpoint, read_checkpoint, sha256_of
+from conversion.checkpoint import Checkpoint, read_checkpoint, sha256_of, sha256_of_file
 from conversion.model_folder import (
     CONFIG,
     MODEL_CLASSES,
     TOKENIZER,
+    WEIGHTS,
     as_the_book_has_it,
     read_config,
     read_vocabulary_of,
@@ -29,7 +30,7 @@ from conversion.model_folder import (
 from conversion.proof import Difference, prove
 from conversion.reference import BookModel
 
-CERTIFICATE = "conversion_certificate.json"
+CERTIFICATE, CARD = "conversion_certificate.json", "README.md"
 FORMAT_VERSION = 1
 GEOMETRY = (
     "vocab_size",
@@ -88,6 +89,7 @@ class Certificate:
     vocabulary_sha256: str
     tensors: list[TensorRecord]
     nonfinite: list[str]
+    files: dict[str, str]
     proof: list[Difference]
 
     def write(self, folder: Path) -> None:
@@ -104,8 +106,10 @@ def read_certificate(folder: Path) -> Certificate:
     path = folder / CERTIFICATE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format_version") != FORMAT_VERSION:
-            raise ValueError("another version's")
+        if content.pop("format_version", None) != FORMAT_VERSION:
+            raise ValueError("it is another version's")
+        if content["geometry"].keys() != set(GEOMETRY):
+            raise ValueError("its geometry is not complete")
         content["source"] = SourceRecord(**content["source"])
         content["proof"] = [Difference(**entry) for entry in content["proof"]]
         content["tensors"] = [
@@ -115,12 +119,20 @@ def read_certificate(folder: Path) -> Certificate:
         return Certificate(**content)
     except OSError as error:
         raise BertSnliError(f"{path}: {error.strerror}; only folders that bert-snli convert wrote have one") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BertSnliError(f"{path}: not a certificate that can be read ({error}); convert again") from error
 
 
 def _side(entry: dict) -> TensorSide:
+    if not isinstance(entry["name"], str):
+        raise ValueError("the name of a tensor is no text")
     return TensorSide(**{**entry, "shape": tuple(entry["shape"])})
+
+
+def sha256_of_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of what a folder holds beside weights, certificate and card: configuration, tokenizer, code."""
+    apart = (WEIGHTS, CERTIFICATE, CARD)
+    return {path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if path.name not in apart}
 
 
 def geometry_of(config: D2LBertConfig) -> dict[str, Any]:
@@ -150,15 +162,23 @@ def verify(folder: Path, against: Path | None = None, vocabulary: Path | None = 
             raise BertSnliError(f"{folder / CONFIG}: {name} is {found}, certified was {certified}; convert again")
     if sha256_of_tokens(read_vocabulary_of(folder)) != certificate.vocabulary_sha256:
         raise BertSnliError(f"{folder / TOKENIZER}: its vocabulary is not the certified one; convert again")
+    files = sha256_of_files(folder)
+    for name, certified in certificate.files.items():
+        if files.get(name) != certified:
+            raise BertSnliError(f"{folder / name}: not as certified: {'changed' if name in files else 'gone'} since")
     weights = read_weights(folder)
     check_tensors(weights, {record.target.name: record.target for record in certificate.tensors if record.target})
     if against is None:
-        book = as_the_book_has_it(weights, rules_of(form, config))
+        book = as_the_book_has_it(weights, rules_of(form, config, weights))
         return _proved_again(certificate, book, folder, form)
     with open_source(against, vocabulary) as source:
         if sha256_of_tokens(read_vocabulary(source.vocabulary)) != certificate.vocabulary_sha256:
             raise BertSnliError(f"{source.vocabulary}: not the vocabulary that {folder} was converted with")
         book = read_checkpoint(source.params)
+        if book.framework != certificate.source.framework:
+            raise BertSnliError(
+                f"{against}: a file of {book.framework}; {folder} was made from one of {certificate.source.framework}"
+            )
         names = {info.saved_as: name for name, info in book.tensors.items()}
         sides = [record.source for record in certificate.tensors]
         check_tensors(book, {names.get(side.name, side.name): side for side in sides})

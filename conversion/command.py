@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
+from bert_snli.folders import check_output_dir
 
 CONVERT_HELP = """\
 Convert a checkpoint of the book's (d2l.ai) into a normal `transformers` model folder, and prove it the same model.
@@ -44,8 +46,10 @@ examples:
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `convert` to `parser`."""
     parser.add_argument("source", metavar="SOURCE", help="bert.small, bert.base, a folder, zip archive or params file")
-    parser.add_argument("--output_dir", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--vocab", type=Path, help="vocabulary, where it does not lie beside the params file")
+    parser.add_argument("--output_dir", type=_folder, required=True, help="model folder to write")
+    parser.add_argument(
+        "--vocab", type=Path, help="vocabulary that is not with the weights; nothing can tell if it is theirs"
+    )
     parser.add_argument(
         "--framework",
         choices=["pytorch", "mxnet"],
@@ -65,7 +69,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export` to `parser`."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
     parser.add_argument("--format", choices=["d2l-torch", "d2l-mxnet"], required=True, help="whose code is to load it")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for pretrained.params and vocab.json")
+    parser.add_argument("--output_dir", type=_folder, required=True, help="folder for pretrained.params and vocab.json")
     _add_overwrite(parser)
 
 
@@ -74,6 +78,12 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="folder that convert wrote")
     parser.add_argument("--against", metavar="SOURCE", type=Path, help="what it was converted from")
     parser.add_argument("--vocab", type=Path, help="vocabulary of SOURCE, where it does not lie beside it")
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a folder")
+    return Path(text)
 
 
 def _add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +100,7 @@ def run_convert(args: argparse.Namespace) -> None:
     """
     quiet_libraries()
     from conversion.convert import convert  # torch and transformers are slow to import; --help need not wait
+    from conversion.geometry import HEADS, HEADS_BY
 
     done = convert(
         _source(args),
@@ -100,6 +111,9 @@ def run_convert(args: argparse.Namespace) -> None:
         allow_nonfinite=args.allow_nonfinite,
         overwrite_output_dir=args.overwrite_output_dir,
     )
+    heads, known = done.geometry["num_attention_heads"], HEADS.get(tuple(done.geometry[size] for size in HEADS_BY))
+    if known not in (None, heads):
+        sys.stderr.write(f"warning: --num_attention_heads {heads}: the book's model of these sizes has {known}\n")
     if done.nonfinite:
         sys.stderr.write(f"warning: NaN or infinite numbers in {', '.join(done.nonfinite)}\n")
     sizes = done.geometry
@@ -109,14 +123,18 @@ def run_convert(args: argparse.Namespace) -> None:
         f"{sizes['vocab_size']:,} tokens"
     )
     _print_proof(done.proof)
+    folder = shlex.quote(str(args.output_dir))
     if done.source.form == "pretraining":
-        print(f"Next: bert-snli finetune --model_name_or_path {args.output_dir} --output_dir runs/snli")
+        print(f"Next: bert-snli finetune --model_name_or_path {folder} --output_dir runs/snli")
+    else:
+        print(f"Next: bert-snli evaluate {folder}")
 
 
 def _source(args: argparse.Namespace) -> Path:
     from conversion.download import NAMES, fetch
 
     if args.source in NAMES and not Path(args.source).exists():
+        check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)  # before a long download
         return fetch(args.source, args.framework or "pytorch")
     if args.framework:
         raise BertSnliError(f"--framework {args.framework}: only for {' and '.join(NAMES)}; a file tells its own")
@@ -143,18 +161,24 @@ def run_verify(args: argparse.Namespace) -> None:
         BertSnliError: see `conversion.certificate.verify`.
     """
     quiet_libraries()
-    from conversion.certificate import verify
+    from conversion.certificate import read_certificate, verify
+    from conversion.download import NAMES, fetch
 
     if args.vocab and not args.against:
         raise BertSnliError(f"--vocab {args.vocab}: is the vocabulary of a SOURCE; add --against SOURCE")
-    done = verify(args.model, args.against, args.vocab)
+    against_path = args.against
+    if str(args.against) in NAMES and not args.against.exists():
+        against_path = fetch(str(args.against), read_certificate(args.model).source.framework)
+    done = verify(args.model, against_path, args.vocab)
     against = f" and in {args.against}" if args.against else ""
-    print(f"{args.model}: as certified; {len(done.tensors)} tensors bit by bit in the model{against}")
+    print(f"{args.model}: as certified; {len(done.tensors)} tensors bit by bit{against}, tokenizer, sizes and code")
     _print_proof(done.proof)
 
 
 def _print_proof(proof: list) -> None:
     """The table of differences, layers in their order."""
+    from conversion.card import figure
+
     print(f"{'max |difference| from the equations':38}{'float64':>10}{'as it runs':>12}")
     for entry in proof:
-        print(f"  {entry.layer:36}{entry.exact:10.1e}{entry.as_run:12.1e}")
+        print(f"  {entry.layer:36}{figure(entry.exact):>10}{figure(entry.as_run):>12}")

@@ -22,6 +22,7 @@ from conversion.certificate import (
     TensorSide,
     check_tensors,
     geometry_of,
+    sha256_of_files,
     sha256_of_tokens,
 )
 from conversion.checkpoint import Checkpoint, TensorInfo, read_checkpoint, sha256_of, sha256_of_file
@@ -100,10 +101,11 @@ def convert(
                 vocabulary_sha256=sha256_of_tokens(tokens),
                 tensors=records,
                 nonfinite=nonfinite,
+                files=sha256_of_files(folder),
                 proof=prove(book, folder, MODEL_CLASSES[form]),
             )
-            certificate.write(folder)
             write_card(folder, certificate)
+            certificate.write(folder)
     return certificate
 
 

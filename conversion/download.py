@@ -1,4 +1,4 @@
-"""The book's own archives by name, fetched once into the hub's cache and checked against the book's SHA-1."""
+"""The book's own archives by name, fetched once into the assets of the hub's cache, checked against its SHA-1."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from huggingface_hub import constants
+from huggingface_hub import cached_assets_path, constants
 from huggingface_hub.file_download import http_get
 
 from bert_snli.errors import BertSnliError
@@ -40,14 +40,16 @@ def fetch(name: str, framework: str) -> Path:
         BertSnliError: it cannot be fetched, or what comes is not the book's file.
     """
     archive = ARCHIVES[name, framework]
-    target = Path(constants.HF_HUB_CACHE) / "d2l" / archive.url.rpartition("/")[2]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = cached_assets_path("bert-snli", "downloads", "d2l", assets_dir=constants.HF_ASSETS_CACHE)
+        target = folder / archive.url.rpartition("/")[2]
         with FileLock(f"{target}.lock"):
             if not (target.is_file() and _sha1_of(target) == archive.sha1):
                 _download(archive, Path(f"{target}.incomplete")).replace(target)
     except OSError as error:
-        raise BertSnliError(f"{target}: {error.strerror or error}; set HF_HOME to a folder with room") from error
+        raise BertSnliError(
+            f"{constants.HF_ASSETS_CACHE}: {error.strerror or error}; set HF_HOME to a folder that can be written"
+        ) from error
     return target
 
 
@@ -59,7 +61,8 @@ def _download(archive: Archive, partial: Path) -> Path:
             with partial.open("ab") as file:
                 http_get(archive.url, file, resume_size=file.tell())
         except Exception as error:  # whichever HTTP library the hub's client uses has its own
-            if resumed and "416" in str(error):  # there is nothing after what we have, and what we have is not it
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if resumed and status == 416:  # there is nothing after what we have, and what we have is not it
                 partial.unlink()
                 return _download(archive, partial)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

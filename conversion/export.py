@@ -12,6 +12,7 @@ from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import MXNET, PYTORCH
 from conversion.model_folder import as_the_book_has_it, read_config, read_vocabulary_of, read_weights, rules_of
 from conversion.mxnet_params import write_mxnet_checkpoint
+from conversion.reference import LAYER_NORM_EPS
 from conversion.torch_checkpoint import write_torch_checkpoint
 
 FORMATS = {"d2l-torch": PYTORCH, "d2l-mxnet": MXNET}
@@ -24,16 +25,21 @@ def export(model: Path, output_dir: Path, *, format: str, overwrite_output_dir: 
     Raises:
         BertSnliError: not a model that the book has a class for, or something about the folders.
     """
+    if output_dir.resolve() == model.resolve():
+        raise BertSnliError(f"--output_dir {output_dir}: is the model itself; name another folder")
     check_output_dir(output_dir, overwrite=overwrite_output_dir)
     form, config = read_config(model)
-    rules = rules_of(form, config)
+    weights = read_weights(model)
+    rules = rules_of(form, config, weights)
+    if config.layer_norm_eps != LAYER_NORM_EPS:
+        raise BertSnliError(f"{model}: layer_norm_eps is {config.layer_norm_eps}; the book's code has {LAYER_NORM_EPS}")
     if not all(rule.hugging_face for rule in rules):
         raise BertSnliError(
             f"{model}: a {form}; the book's file of it holds the pretraining heads too, which this model has not: "
             "export the model that it was fine-tuned from"
         )
     framework = FORMATS[format]
-    book = as_the_book_has_it(read_weights(model), rules, framework)
+    book = as_the_book_has_it(weights, rules, framework)
     vocabulary = read_vocabulary_of(model)
     rows = book.tensors["encoder.token_embedding.weight"].shape[0]
     if len(vocabulary) != rows:

@@ -8,7 +8,9 @@ from bert_snli.modeling import D2LBertConfig
 from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import count_blocks
 
-# The one size that no tensor shows. (hidden, feed-forward, blocks) of the book's models → attention heads.
+MOST_LABELS = 1000
+# The one size that no tensor shows. Those of the book's models → their attention heads.
+HEADS_BY = ("hidden_size", "intermediate_size", "num_hidden_layers")
 HEADS = {
     (256, 512, 2): 4,  # bert.small
     (768, 3072, 12): 12,  # bert.base
@@ -36,6 +38,11 @@ def read_geometry(checkpoint: Checkpoint, form: str, num_attention_heads: int | 
             )
         return found
 
+    def num_labels(name: str) -> int:
+        if (number := shape(name)[0]) > MOST_LABELS:
+            raise BertSnliError(f"{where}: {name} has {number:,} rows; a classifier has one for each label")
+        return number
+
     vocab_size, hidden_size = shape(f"{inner}encoder.token_embedding.weight")
     intermediate_size = shape(f"{inner}encoder.blks.0.ffn.dense1.weight")[0]
     heads = num_attention_heads
@@ -62,9 +69,9 @@ def read_geometry(checkpoint: Checkpoint, form: str, num_attention_heads: int | 
         config.classifier_head = "mlp"
         config.classifier_hidden_size = shape("classifier.0.weight")[0]
         last = "classifier.2.weight" if "classifier.2.weight" in checkpoint.tensors else "classifier.1.weight"
-        _name_labels(config, shape(last)[0])
+        _name_labels(config, num_labels(last))
     elif form == "classifier":
-        _name_labels(config, shape("output.weight")[0])
+        _name_labels(config, num_labels("output.weight"))
     return config
 
 

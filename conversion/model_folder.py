@@ -65,12 +65,12 @@ def read_config(folder: Path) -> tuple[str, D2LBertConfig]:
         raise BertSnliError(f"{folder}: no such folder; give one that bert-snli convert or bert-snli finetune wrote")
     try:
         config = D2LBertConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        architecture = (config.architectures or ["none"])[0]
+        architecture = str((config.architectures or ["none"])[0])
     except OSError as error:
         raise BertSnliError(
             f"{folder / CONFIG}: {error.strerror}; give a folder that bert-snli convert wrote"
         ) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise BertSnliError(f"{folder / CONFIG}: not the configuration of a model ({error}); convert again") from error
     if config.model_type != D2LBertConfig.model_type:
         raise BertSnliError(f"{folder / CONFIG}: a model of type {config.model_type!r}; give one of ours")
@@ -148,6 +148,13 @@ def as_the_book_has_it(weights: Checkpoint, rules: list[Rule], framework: str = 
     return Checkpoint(weights.path, framework, {name: info(rule) for name, rule in kept.items()}, read)
 
 
-def rules_of(form: str, config: D2LBertConfig) -> list[Rule]:
-    """The name map of a model folder."""
-    return rules_for(form, config.num_hidden_layers)
+def rules_of(form: str, config: D2LBertConfig, weights: Checkpoint) -> list[Rule]:
+    """The name map of a model folder.
+
+    Raises:
+        BertSnliError: its configuration names more blocks than its weights can hold.
+    """
+    blocks = config.num_hidden_layers
+    if not isinstance(blocks, int) or blocks > len(weights.tensors):
+        raise BertSnliError(f"{weights.path}: {len(weights.tensors)} tensors, but config.json names {blocks} blocks")
+    return rules_for(form, blocks)

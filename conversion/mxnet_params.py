@@ -111,7 +111,7 @@ def _read_array(reader: _Reader) -> tuple[str, tuple[int, ...], int] | None:
     if not 0 <= ndim <= MAX_DIMENSIONS:
         raise reader.bad(f"no array of MXNet's (its first word is {magic:#x}, its number of dimensions {ndim})")
     shape = tuple(reader.number(code, "an array's shape") for _ in range(ndim))
-    if any(length < 0 for length in shape):
+    if any(length < 0 for length in shape) or (0 in shape and max(shape) > reader.size):
         raise reader.bad(f"an array of the impossible shape {shape}")
     reader.skip(8, "an array's device")  # wherever it lay, its numbers are here
     flag = reader.number("i", "an array's dtype")

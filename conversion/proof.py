@@ -44,11 +44,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class Difference:
-    """max |Δ| / max |exact| of one layer on the probe: of the model in float64, and in its own arithmetic."""
+    """max |Δ| / max |exact| of one layer on the probe: of the model in float64, and in its own arithmetic.
+
+    `None` where the exact value is not finite, as happens with broken weights: nothing can be said there.
+    """
 
     layer: str
-    exact: float
-    as_run: float
+    exact: float | None
+    as_run: float | None
 
 
 def make_probe(config: D2LBertConfig) -> Probe:
@@ -66,7 +69,7 @@ def prove(book: BookModel, folder: Path, model_class: type[PreTrainedModel]) -> 
     Raises:
         BertSnliError: a layer differs by more than rounding.
     """
-    model = model_class.from_pretrained(folder).eval()
+    model = _load(folder, model_class)
     probe = make_probe(model.config)
     expected = _book_outputs(book, probe)
     inputs = _model_inputs(probe)
@@ -75,33 +78,42 @@ def prove(book: BookModel, folder: Path, model_class: type[PreTrainedModel]) -> 
         for name, arithmetic in ARITHMETIC.items():
             with arithmetic(model):
                 encoded[name] = model.bert(**inputs, output_hidden_states=True)
-        model = model_class.from_pretrained(folder).eval()  # afresh: blocks and heads need not lie in memory together
+        model = _load(folder, model_class)  # afresh: blocks and heads need not lie in memory together
         for name, arithmetic in ARITHMETIC.items():
             model.bert.forward = lambda *_, encoded=encoded[name], **__: encoded
             with arithmetic(model):
                 outputs[name] = _model_outputs(encoded[name], model(**inputs))
     for ours in outputs.values():
         if ours.keys() != expected.keys():
-            raise BertSnliError(f"{folder}: has layers {', '.join(ours)}; the checkpoint has {', '.join(expected)}")
+            raise BertSnliError(f"the model has layers {', '.join(ours)}; the checkpoint has {', '.join(expected)}")
     differences = [
         Difference(layer, **{name: relative_difference(ours[layer], value) for name, ours in outputs.items()})
         for layer, value in expected.items()
     ]
     for difference in differences:
-        if not difference.exact <= TOLERANCE:  # NaN included
+        if difference.exact is not None and not difference.exact <= TOLERANCE:  # NaN included
             raise BertSnliError(
-                f"{folder}: {difference.layer} differs from the book's equations by {difference.exact:.1e} of its "
-                "largest value; this is not the model that the checkpoint holds"
+                f"{book.checkpoint.path}: {difference.layer} of the model differs from the book's equations by "
+                f"{difference.exact:.1e} of its largest value; it is not the model of this file, or its numbers "
+                "are too large to tell"
             )
     return differences
 
 
-def relative_difference(ours: np.ndarray, exact: np.ndarray) -> float:
-    """max |Δ| / max |exact|; numbers that are not finite count as equal where both sides have them."""
-    with np.errstate(invalid="ignore"):
-        same = (ours == exact) | (np.isnan(ours) & np.isnan(exact))
-        largest = np.abs(exact[np.isfinite(exact)]).max(initial=0.0)
-        return float(np.where(same, 0.0, np.abs(ours - exact)).max(initial=0.0) / (largest or 1.0))
+def relative_difference(ours: np.ndarray, exact: np.ndarray) -> float | None:
+    """max |Δ| / max |exact|; `None` if `exact` is not finite."""
+    if not np.isfinite(exact).all():
+        return None
+    return float(np.abs(ours - exact).max() / (np.abs(exact).max() or 1.0))
+
+
+def _load(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """The model as users load it, but for settings of theirs that have nothing to do with its numbers."""
+    try:
+        return model_class.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True).eval()
+    except Exception as error:  # transformers raises nearly any type on a configuration that makes no sense
+        reason = " ".join(str(error).split())
+        raise BertSnliError(f"{folder}: cannot be loaded ({reason}); convert the checkpoint again") from error
 
 
 def _book_outputs(book: BookModel, probe: Probe) -> dict[str, np.ndarray]:

@@ -97,6 +97,21 @@ def test_verify_says_that_all_is_well(model: Path, book_checkpoint: Path, capsys
     assert "as certified; 45 tensors" in capsys.readouterr().out
 
 
+def test_the_other_frameworks_file_is_told_apart(model: Path, tmp_path: Path, capsys):
+    assert main(["export", str(model), "--format", "d2l-mxnet", "--output_dir", str(tmp_path / "mx")]) == 0
+    assert main(["verify", str(model), "--against", str(tmp_path / "mx")]) == 2
+    assert "a file of mxnet" in capsys.readouterr().err
+
+
+def test_heads_that_the_book_has_not_are_warned_of(tmp_path: Path, capsys):
+    bert = BookBERT(vocab=10, size=128, inner=128, heads=2)
+    source = save_book_checkpoint(tmp_path / "book", bert.state_dict(), tiny_vocabulary(10))
+    command = ["convert", str(source), "--output_dir", str(tmp_path / "model"), "--overwrite_output_dir"]
+    assert main(command) == 0 and capsys.readouterr().err == ""
+    assert main([*command, "--num_attention_heads", "4"]) == 0
+    assert "warning: --num_attention_heads 4: the book's model of these sizes has 2" in capsys.readouterr().err
+
+
 def test_the_same_tensors_in_another_file_verify(model: Path, book_bert: BookBERT, tmp_path: Path):
     twin = tmp_path / "twin"
     twin.mkdir()
@@ -133,9 +148,21 @@ def shift_vocabulary(model: Path) -> None:
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def other_heads(model: Path) -> None:
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "num_attention_heads": 4}))
+def without_rules(model: Path) -> None:
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": None}))
+
+
+def config(**changes: object) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        old = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**old, **changes}))
+
+    return spoil
+
+
+def certificate(content: str) -> Callable[[Path], None]:
+    return lambda model: (model / CERTIFICATE).write_text(content)
 
 
 FAULTS = {
@@ -151,10 +178,21 @@ FAULTS = {
     "transposed weight": (weights(lambda t: t.__setitem__(QUERY, t[QUERY].T)), "query.weight not as certified"),
     "one bit": (weights(flip_one_bit), "lm_head.decoder.weight not as certified"),
     "a tensor less": (weights(lambda t: t.pop("nsp_head.bias")), "nsp_head.bias not as certified"),
-    "wrong number of heads": (other_heads, "num_attention_heads is 4, certified was 2"),
+    "wrong number of heads": (config(num_attention_heads=4), "num_attention_heads is 4, certified was 2"),
     "shifted vocabulary": (shift_vocabulary, "tokenizer.json: its vocabulary is not the certified one"),
+    "another padding": (config(pad_token_id=7), "config.json: not as certified: changed since"),
+    "other code": (lambda model: (model / "modeling_d2l_bert.py").write_text("import os"), "bert.py: not as certified"),
+    "no code": (
+        lambda model: (model / "modeling_d2l_bert.py").unlink(),
+        "bert.py: not as certified: gone",
+    ),
+    "another tokenizer": (without_rules, "tokenizer.json: not as certified"),
+    "many blocks": (config(num_hidden_layers=2_000_000), "num_hidden_layers is 2000000, certified was 2"),
+    "a certificate of lists": (certificate('{"format_version": 1, "geometry": []}'), "not a certificate that can be"),
+    "a certificate that nests": (certificate("[" * 10**5), "not a certificate that can be read"),
+    "a configuration of nonsense": (config(architectures={"a": 1}), "config.json: not the configuration of a model"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), "model.safetensors: cannot be read"),
-    "cut certificate": (lambda model: (model / CERTIFICATE).write_text("{"), "not a certificate that can be read"),
+    "cut certificate": (certificate("{"), "not a certificate that can be read"),
 }
 
 
@@ -175,15 +213,14 @@ def test_the_proof_alone_catches(fault: str, model: Path, book_checkpoint: Path)
     book = BookModel(read_checkpoint(book_checkpoint / "pretrained.params"), num_heads=2)
     prove(book, model, D2LBertForPreTraining)
     FAULTS[fault][0](model)
-    with pytest.raises(BertSnliError, match="block [12] differs from the book's equations"):
+    with pytest.raises(BertSnliError, match="block [12] of the model differs from the book's equations"):
         prove(book, model, D2LBertForPreTraining)
 
 
 def test_a_wrong_epsilon_is_far_above_the_tolerance(model: Path, book_checkpoint: Path):
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-12}))
+    config(layer_norm_eps=1e-12)(model)
     book = BookModel(read_checkpoint(book_checkpoint / "pretrained.params"), num_heads=2)
-    with pytest.raises(BertSnliError, match="block 1 differs .* by .*e-0[4-7]"):
+    with pytest.raises(BertSnliError, match="block 1 of the model differs .* by .*e-0[4-7]"):
         prove(book, model, D2LBertForPreTraining)
     assert TOLERANCE < 1e-9
 
@@ -211,7 +248,7 @@ def swapped_rules() -> dict:
 
 def test_a_fault_in_the_map_is_caught_by_the_proof(book_checkpoint: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(d2l_layout, "FORMS", swapped_rules())
-    with pytest.raises(BertSnliError, match="block 1 differs from the book's equations"):
+    with pytest.raises(BertSnliError, match="block 1 of the model differs from the book's equations"):
         convert(book_checkpoint, tmp_path / "model", num_attention_heads=2)
     assert not (tmp_path / "model").exists()
 

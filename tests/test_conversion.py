@@ -179,9 +179,13 @@ def test_vocabulary_may_be_named(book_checkpoint: Path, tmp_path: Path, capsys):
         (["export", ".", "--format", "d2l-torch", "--output_dir", "out"], "config.json"),
         (["export", "masked", "--format", "d2l-torch", "--output_dir", "out"], "D2LBertForMaskedLM"),
         (["export", "grown", "--format", "d2l-torch", "--output_dir", "out"], "50 tokens for 64 embedding rows"),
-        (["export", "model", "--format", "d2l-torch", "--output_dir", "model"], "--overwrite_output_dir"),
+        (["export", "model", "--format", "d2l-torch", "--output_dir", "book"], "--overwrite_output_dir"),
         (["verify", "nowhere"], "conversion_certificate.json: No such file"),
         (["verify", "model", "--vocab", "vocab.json"], "add --against"),
+        (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model itself"),
+        (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
+        (["convert", "x" * 300, "--output_dir", "out"], "File name too long"),
+        (["convert", "book", "--vocab", "x" * 300, "--output_dir", "out"], "File name too long"),
         (["convert", "book", "--framework", "mxnet", "--output_dir", "out"], "only for bert.base and bert.small"),
     ],
 )
@@ -193,6 +197,9 @@ def test_wrong_uses_are_one_line(
     shutil.copytree("model", "masked")
     shutil.copytree("model", "grown")
     D2LBertForMaskedLM.from_pretrained("model").save_pretrained("masked")
+    shutil.copytree("model", "eps")
+    changed = json.loads(Path("eps/config.json").read_text())
+    Path("eps/config.json").write_text(json.dumps({**changed, "layer_norm_eps": 1e-12}))
     grown = D2LBertForPreTraining.from_pretrained("model")
     grown.resize_token_embeddings(64)
     grown.save_pretrained("grown")
@@ -289,7 +296,7 @@ BAD_SOURCES = {
     "no blocks": (tensors(lambda s: [s.pop(n) for n in list(s) if "blks" in n]), "no Transformer block"),
     "wrong shape": (set_shape("encoder.blks.1.attention.W_q.weight", 16, 15), r"W_q.weight has shape \(16, 15\)"),
     "flat embedding": (set_shape("encoder.token_embedding.weight", 800), r"token_embedding.weight has shape \(800,\)"),
-    "code in the pickle": (hostile_pickle, "not a plain PyTorch state_dict"),
+    "code in the pickle": (hostile_pickle, "not a plain PyTorch state_dict|cannot be read"),
     "truncated file": (cut_in_half, "pretrained.params: "),
     "a tensor alone": (
         lambda folder: torch.save(torch.zeros(3), folder / "pretrained.params"),

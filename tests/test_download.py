@@ -81,7 +81,7 @@ def server(book_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     archive = download.Archive(url, hashlib.sha1(content).hexdigest())
     monkeypatch.setitem(download.ARCHIVES, ("bert.small", PYTORCH), archive)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)  # what is lost of a download that is cut off, at most
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
@@ -105,7 +105,7 @@ def test_it_arrives_whole_and_is_fetched_once(mood: str, server: Server, tmp_pat
     assert main(["verify", str(tmp_path / "model"), "--against", str(tmp_path / "bert.zip")]) == 0
     assert convert(tmp_path) == 0
     assert len(server.ranges) == (1 if mood == "good" else 2)
-    names = {path.name for path in (tmp_path / "cache" / "d2l").iterdir()}
+    names = {path.name for path in (tmp_path / "bert-snli" / "downloads" / "d2l").iterdir()}
     assert "bert.small.torch.zip" in names and "bert.small.torch.zip.incomplete" not in names
 
 
@@ -114,7 +114,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_pa
     assert convert(tmp_path) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "run the command again to go on" in error and "http://127.0.0.1" in error
-    partial = tmp_path / "cache" / "d2l" / "bert.small.torch.zip.incomplete"
+    partial = tmp_path / "bert-snli" / "downloads" / "d2l" / "bert.small.torch.zip.incomplete"
     there = partial.stat().st_size
     assert 4096 <= there < len(server.content)
     server.mood, server.ranges = "good", []
@@ -124,7 +124,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_pa
 
 @pytest.mark.parametrize("beginning", ["another file's", "as long as the whole", "the whole"])
 def test_whatever_lies_in_the_cache_the_right_file_comes_out(beginning: str, server: Server, tmp_path: Path):
-    partial = tmp_path / "cache" / "d2l" / "bert.small.torch.zip.incomplete"
+    partial = tmp_path / "bert-snli" / "downloads" / "d2l" / "bert.small.torch.zip.incomplete"
     partial.parent.mkdir(parents=True)
     length = len(server.content)
     contents = {
@@ -140,7 +140,7 @@ def test_whatever_lies_in_the_cache_the_right_file_comes_out(beginning: str, ser
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(server: Server, tmp_path: Path):
     assert convert(tmp_path) == 0
-    (tmp_path / "cache" / "d2l" / "bert.small.torch.zip").write_bytes(b"damaged")
+    (tmp_path / "bert-snli" / "downloads" / "d2l" / "bert.small.torch.zip").write_bytes(b"damaged")
     assert convert(tmp_path) == 0
     assert server.ranges == [None, None]
 
@@ -156,6 +156,17 @@ def test_what_is_not_the_books_file_is_refused(mood: str, message: str, server: 
     assert not (tmp_path / "model").exists()
     assert convert(tmp_path) == 2  # nothing of it was kept
     assert server.ranges == [None, None]
+
+
+def test_a_folder_that_holds_something_is_refused_before_the_download(server: Server, tmp_path: Path):
+    assert main(["convert", "bert.small", "--output_dir", str(tmp_path)]) == 2
+    assert server.ranges == []
+
+
+def test_verify_knows_the_books_names(server: Server, tmp_path: Path):
+    assert convert(tmp_path) == 0
+    assert main(["verify", str(tmp_path / "model"), "--against", "bert.small"]) == 0
+    assert len(server.ranges) == 1
 
 
 def test_offline_says_so(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
