@@ -331,9 +331,24 @@ def test_a_second_encoding_is_read_from_the_cache(corpus: Path):
     assert other._fingerprint != first._fingerprint
 
 
-def test_several_processes_encode_the_same(corpus: Path):
-    pairs = load_snli(str(corpus), splits=["train"]).splits["train"]
-    encoder = PairEncoder(build_tokenizer([*SPECIALS, "man", "."], model_max_length=64), 32)
+HASH = """
+from datasets.fingerprint import Hasher
+from bert_snli.data.pair_encoding import PairEncoder
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
+tokenizer = build_tokenizer([*SPECIAL_TOKENS.values(), *map(str, range(500))], model_max_length=64)
+print(Hasher.hash(PairEncoder(tokenizer, 32, text_source="parse")), Hasher.hash(PairEncoder(tokenizer, 32)))
+"""
+
+
+def test_every_process_gives_the_encoder_the_same_fingerprint(run_python):
+    hashes = {run_python("-c", HASH).stdout for _ in range(2)}
+    assert len(hashes) == 1 and len(set(hashes.pop().split())) == 2
+
+
+@pytest.mark.parametrize("text_source", ["raw", "parse"])
+def test_several_processes_encode_the_same(text_source: str, corpus: Path):
+    pairs = load_snli(str(corpus), splits=["train"], text_source=text_source).splits["train"]
+    encoder = PairEncoder(build_tokenizer([*SPECIALS, "man", "."], model_max_length=64), 32, text_source=text_source)
     assert encode_pairs(pairs, encoder, num_proc=2)[:] == encode_pairs(pairs, encoder)[:]
 
 

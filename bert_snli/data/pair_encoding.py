@@ -5,7 +5,7 @@ The Rust tokenizer's own pair truncation is not used: on an odd budget it gives 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -29,6 +29,17 @@ class Sides(NamedTuple):
     ids: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+
+
+class Vocabulary(dict[str, int]):
+    """Word → id, of the unknown token where there is none; sorted, so that `datasets` always hashes it alike."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(sorted(tokenizer.get_vocab().items()))
+        self.unknown = tokenizer.unk_token_id
+
+    def __missing__(self, word: str) -> int:
+        return self.unknown
 
 
 class PairEncoder:
@@ -68,6 +79,9 @@ class PairEncoder:
         self.text_source = text_source
         self.ids_type = np.min_scalar_type(len(tokenizer) - 1)
         self.length_type = np.min_scalar_type(max_length)
+        if text_source == "parse":
+            self.vocabulary = Vocabulary(tokenizer)
+            self.lower_case = tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a"
 
     @property
     def features(self) -> Features:
@@ -107,9 +121,14 @@ class PairEncoder:
         """Every different text once."""
         texts = texts.to_pylist() if isinstance(texts, pa.ChunkedArray) else texts
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        encoded = self._look_up(places) if self.text_source == "parse" else self._tokenize(list(places))
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        ids = np.fromiter(chain.from_iterable(encoded), self.ids_type, lengths.sum())
+        if self.text_source == "parse":
+            sequences = [text.lower().split() if self.lower_case else text.split() for text in places]
+            flat: Iterable[int] = map(self.vocabulary.__getitem__, chain.from_iterable(sequences))
+        else:
+            sequences = self._tokenize(list(places))
+            flat = chain.from_iterable(sequences)
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        ids = np.fromiter(flat, self.ids_type, lengths.sum())
         rows = np.fromiter(map(places.__getitem__, texts), np.int64, len(texts))
         return Sides(ids, (np.cumsum(lengths) - lengths)[rows], lengths[rows])
 
@@ -118,12 +137,6 @@ class PairEncoder:
         backend.no_padding()  # an earlier call of the tokenizer may have left either on
         backend.no_truncation()
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _look_up(self, texts: Mapping[str, int]) -> list[list[int]]:
-        vocabulary, unknown = self.tokenizer.get_vocab(), self.tokenizer.unk_token_id
-        if self.tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a":
-            return [[vocabulary.get(word, unknown) for word in text.lower().split()] for text in texts]
-        return [[vocabulary.get(word, unknown) for word in text.split()] for text in texts]
 
 
 def encoder_of(
