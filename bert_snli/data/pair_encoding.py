@@ -6,6 +6,7 @@ The Rust tokenizer's own pair truncation is not used: on an odd budget it gives 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -32,10 +33,10 @@ class Sides(NamedTuple):
 
 
 class Vocabulary(dict[str, int]):
-    """Word → id, of the unknown token where there is none; sorted, so that `datasets` always hashes it alike."""
+    """Word → id, of the unknown token where there is none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(sorted(tokenizer.get_vocab().items()))
+        super().__init__(tokenizer.get_vocab())
         self.unknown = tokenizer.unk_token_id
 
     def __missing__(self, word: str) -> int:
@@ -79,9 +80,15 @@ class PairEncoder:
         self.text_source = text_source
         self.ids_type = np.min_scalar_type(len(tokenizer) - 1)
         self.length_type = np.min_scalar_type(max_length)
-        if text_source == "parse":
-            self.vocabulary = Vocabulary(tokenizer)
-            self.lower_case = tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a"
+        self.lower_case = tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a"
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
+
+    def __getstate__(self) -> dict:
+        """Without what the tokenizer holds already: `datasets` hashes the rest, and in the same order always."""
+        return {name: value for name, value in vars(self).items() if name != "vocabulary"}
 
     @property
     def features(self) -> Features:
