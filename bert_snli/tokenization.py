@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -83,7 +85,13 @@ _PERIOD = (
     r"|(?<=\p{L}\.)(?=\s?[,;:]))"  # any word in ".,": CoreNLP takes it for an abbreviation
 )
 # Between two runs in one word: well-known, U.S.-based, his/her, d2l.ai, 10,000-meter, ma'am.
-_INSIDE = rf"(?:\.?-|[_/@]|[.!?](?={_LETTER})|(?<=\d)[.,:](?=\d)|(?<=\p{{L}}[aeiouyAEIOUY])'(?=[aeiouAEIOU]))"
+_INSIDE = rf"[.!?](?={_LETTER})|(?<=\d)[.,:](?=\d)|(?<=\p{{L}}[aeiouyAEIOUY])'(?=[aeiouAEIOU])"
+
+
+def word_pattern(joints: str) -> str:
+    """A word, made of runs of characters between which ``joints`` may stand, beside what always may."""
+    return rf"{_RUN}(?:(?:{joints}|{_INSIDE}){_RUN})*+(?:{_PERIOD})?+"
+
 
 REWRITES: tuple[Rewrite, ...] = (
     # it\u2019s -> it's
@@ -145,7 +153,7 @@ TOKENS: tuple[TokenRule, ...] = (
     # n't
     TokenRule("negation", rf"[nN]'[tT]{_END}"),
     # donkey  well-known  his/her  d2l.ai  Mr.
-    TokenRule("word", rf"{_RUN}(?:{_INSIDE}{_RUN})*+(?:{_PERIOD})?+"),
+    TokenRule("word", word_pattern(r"\.?-|[_/@]")),
     # 's  'll
     TokenRule("clitic", rf"'{_CLITIC}"),
     # 'em  'n'  '60s  't (of 'tis)
@@ -234,7 +242,7 @@ def _problem_with(vocabulary: object) -> str | None:
 
 
 def build_tokenizer(
-    vocabulary: Sequence[str], *, model_max_length: int, do_lower_case: bool = True
+    vocabulary: Sequence[str], *, model_max_length: int, do_lower_case: bool = True, oov_fallback: bool = False
 ) -> PreTrainedTokenizerFast:
     """Make the tokenizer of a book model. A pair is ``<cls> A <sep> B <sep>``, in segments 0 and 1.
 
@@ -242,6 +250,7 @@ def build_tokenizer(
         vocabulary: the tokens in the order of their ids, as :func:`read_vocabulary` returns them.
         model_max_length: the number of positions that the model has (512 in the book's).
         do_lower_case: the book lower-cases SNLI, except in its edition before 2020.
+        oov_fallback: look for known words in what would be unknown (see :func:`with_fallback`); not the book's way.
 
     Raises:
         BertSnliError: ``vocabulary`` has duplicates, no special token, or entries that are not strings.
@@ -251,12 +260,10 @@ def build_tokenizer(
         raise BertSnliError(problem)
     ids = {token: index for index, token in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL_TOKENS["unk_token"]))
-    rewrites: list[normalizers.Normalizer] = [
-        normalizers.Replace(Regex(rule.pattern), rule.content) for rule in REWRITES
-    ]
-    lower_case = [normalizers.Lowercase()] if do_lower_case else []
-    backend.normalizer = normalizers.Sequence(rewrites + lower_case)
-    any_token = "|".join(f"(?:{rule.pattern})" for rule in TOKENS)
+    tokens, simplify = with_fallback(ids) if oov_fallback else (TOKENS, ())
+    lower_case: list[normalizers.Normalizer] = [normalizers.Lowercase()] if do_lower_case else []
+    backend.normalizer = normalizers.Sequence([*_replace(REWRITES), *lower_case, *_replace(simplify)])
+    any_token = "|".join(f"(?:{rule.pattern})" for rule in tokens)
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(any_token), behavior="removed", invert=True)
     cls, sep = SPECIAL_TOKENS["cls_token"], SPECIAL_TOKENS["sep_token"]
     backend.post_processor = processors.TemplateProcessing(
@@ -282,3 +289,49 @@ def build_tokenizer(
         clean_up_tokenization_spaces=False,  # JOINS do it
         **SPECIAL_TOKENS,
     )
+
+
+def _replace(rules: Sequence[Rewrite]) -> list[normalizers.Normalizer]:
+    return [normalizers.Replace(Regex(rule.pattern), rule.content) for rule in rules]
+
+
+# What may stand for a mark that a vocabulary lacks: those of other corpora write quotes, brackets and dashes otherwise.
+STAND_INS = {
+    "``": '"',
+    "''": '"',
+    "`": "'",
+    "-lrb-": "(",
+    "-rrb-": ")",
+    "-lsb-": "[",
+    "-rsb-": "]",
+    "-lcb-": "{",
+    "-rcb-": "}",
+    "--": "\u2013",
+    "...": "\u2026",
+}
+ACCENTED = [chr(code) for code in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00))]
+
+
+def with_fallback(vocabulary: Mapping[str, int]) -> tuple[tuple[TokenRule, ...], tuple[Rewrite, ...]]:
+    """``TOKENS`` and further rewrites that find known words in unknown ones; a word of ``vocabulary`` stays as it is.
+
+    A word with hyphens or slashes is split at them unless the vocabulary has it whole; a mark that the vocabulary
+    lacks becomes one that it has; accents that no word of the vocabulary bears are dropped.
+    """
+    whole = sorted((word for word in vocabulary if re.search(r"\w[-/]\w", word)), key=lambda word: (-len(word), word))
+    known = "|".join(re.escape(word) for word in whole)
+    first = [TokenRule("known word with hyphens", rf"(?:{known})(?![-/]?{_CHAR})")] if known else []
+    rules = (TokenRule("word", word_pattern("[_@]")) if rule.name == "word" else rule for rule in TOKENS)
+    marks = [
+        Rewrite(f"stand-in for {mark}", f"(?i:{re.escape(mark)})", stand_in)
+        for mark, stand_in in STAND_INS.items()
+        if mark not in vocabulary and stand_in in vocabulary
+    ]
+    borne = set("".join(vocabulary))
+    bare: dict[str, str] = {}
+    for letter in ACCENTED:
+        base = unicodedata.normalize("NFD", letter)[0]
+        if base != letter and letter not in borne:
+            bare[base] = bare.get(base, "") + letter
+    accents = [Rewrite(f"accents of {base}", f"[{letters}]", base) for base, letters in bare.items()]
+    return (*first, *rules), (*marks, *accents)

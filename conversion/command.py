@@ -61,6 +61,11 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep_case", action="store_true", help="do not lower-case text (the chapter's first form did not)"
     )
+    parser.add_argument(
+        "--oov_fallback",
+        action="store_true",
+        help="split unknown words at hyphens and slashes, drop unknown accents: not the book's way (docs/tokenizer.md)",
+    )
     parser.add_argument("--allow_nonfinite", action="store_true", help="convert weights that hold NaN or infinity")
     _add_overwrite(parser)
 
@@ -108,6 +113,7 @@ def run_convert(args: argparse.Namespace) -> None:
         vocabulary=args.vocab,
         num_attention_heads=args.num_attention_heads,
         do_lower_case=not args.keep_case,
+        oov_fallback=args.oov_fallback,
         allow_nonfinite=args.allow_nonfinite,
         overwrite_output_dir=args.overwrite_output_dir,
     )

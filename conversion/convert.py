@@ -50,6 +50,7 @@ def convert(
     vocabulary: Path | None = None,
     num_attention_heads: int | None = None,
     do_lower_case: bool = True,
+    oov_fallback: bool = False,
     allow_nonfinite: bool = False,
     overwrite_output_dir: bool = False,
 ) -> Certificate:
@@ -76,7 +77,10 @@ def convert(
             )
         targets = _targets(checkpoint, rules, model_shapes(form, config))
         tokenizer = build_tokenizer(
-            tokens, model_max_length=config.max_position_embeddings, do_lower_case=do_lower_case
+            tokens,
+            model_max_length=config.max_position_embeddings,
+            do_lower_case=do_lower_case,
+            oov_fallback=oov_fallback,
         )
         config.pad_token_id = tokenizer.pad_token_id
         with finished_folder(output_dir, overwrite=overwrite_output_dir) as folder:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer, read_vocabulary
 
@@ -303,6 +304,62 @@ def test_build_tokenizer_checks_its_vocabulary() -> None:
         build_tokenizer(["a"], model_max_length=8)
     with pytest.raises(BertSnliError, match="two ids"):
         build_tokenizer([*SPECIALS, "a", "a"], model_max_length=8)
+
+
+# The fallback for unknown words
+
+KNOWN = "well-known his/her fianc\u00e9e well known hot air his naive - / a don do n't".split()
+
+
+@pytest.mark.parametrize(
+    ("raw", "marks", "tokens"),
+    [
+        ("a well-known hot-air", [], "a well-known hot - air"),
+        ("a Well-Known-air", [], "a well - known - air"),
+        ("his/her his/air", [], "his/her his / air"),
+        ("na\u00efve fianc\u00e9e", [], "naive fianc\u00e9e"),
+        ('"well (his) -- do...', ["``", "''", "-lrb-", "-rrb-", "--", "..."], "`` well -lrb- his -rrb- -- do ..."),
+        ('"well (his) -- do...', ['"', "(", ")", "\u2013", "\u2026"], '" well ( his ) \u2013 do \u2026'),
+        ("don't", [], "do n't"),
+    ],
+)
+def test_fallback_finds_known_words_in_unknown_ones(raw: str, marks: list[str], tokens: str) -> None:
+    tokenizer = build_tokenizer([*SPECIALS, *KNOWN, *marks], model_max_length=64, oov_fallback=True)
+    assert " ".join(split(raw, tokenizer)) == tokens
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(KNOWN), min_size=1))
+def test_fallback_leaves_known_words_alone(words: list[str]) -> None:
+    tokenizer = build_tokenizer([*SPECIALS, *KNOWN], model_max_length=64, oov_fallback=True)
+    assert split(" ".join(words), tokenizer) == words
+
+
+def test_fallback_is_an_option_of_convert(tmp_path: Path, book_checkpoint: Path) -> None:
+    vocabulary = json.loads((book_checkpoint / "vocab.json").read_text())
+    (book_checkpoint / "vocab.json").write_text(json.dumps([*vocabulary[:-2], "hot", "air"]))
+    for option in ([], ["--oov_fallback"]):
+        command = ["convert", str(book_checkpoint), "--output_dir", str(tmp_path / "m"), "--num_attention_heads", "2"]
+        assert main([*command, "--overwrite_output_dir", *option]) == 0
+        tokens = PreTrainedTokenizerFast.from_pretrained(tmp_path / "m").tokenize("hot-air")
+        assert tokens == (["hot", "<unk>", "air"] if option else ["<unk>"])
+
+
+# Size
+
+HUGE = ["\U0001f600 ", "\u05e9\u05dc\u05d5\u05dd ", "\0", "\u200f\u202e", "e\u0301", "don't "]
+
+
+@pytest.mark.parametrize("unit", HUGE)
+def test_a_megabyte_of_anything_is_read(unit: str) -> None:
+    text = unit * (2**20 // len(unit.encode()))
+    encoding = LOWER.backend_tokenizer.encode(text)
+    assert all(0 <= start <= end <= len(text) for start, end in encoding.offsets)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\0", "\n\t"])
+def test_nothing_is_two_special_tokens(text: str) -> None:
+    assert LOWER(text)["input_ids"] == [LOWER.cls_token_id, LOWER.sep_token_id]
 
 
 # The real corpus

@@ -1,0 +1,65 @@
+"""How often raw text becomes the very leaves of SNLI's parses, and whether leaves stay what they are.
+
+    python benchmarks/tokenizer_agreement.py snli_1.0.zip [--show]
+
+Counts both sentences of every row, those without a gold label too. `--show` prints the sentences that differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
+
+AT_ONCE = 4096
+
+
+def sentences(archive: zipfile.ZipFile, part: str) -> Iterator[tuple[str, str]]:
+    """Each raw sentence, and the leaves of its binary parse with spaces between them."""
+    with archive.open(f"snli_1.0/snli_1.0_{part}.jsonl") as file:
+        for line in io.TextIOWrapper(file, encoding="utf-8"):
+            row = json.loads(line)
+            for side in ("sentence1", "sentence2"):
+                leaves = row[f"{side}_binary_parse"].replace("(", " ").replace(")", " ")
+                yield row[side], " ".join(leaves.split())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--show", action="store_true", help="print what differs")
+    args = parser.parse_args()
+    backend = build_tokenizer([*SPECIAL_TOKENS.values()], model_max_length=512).backend_tokenizer
+
+    def read(texts: list[str]) -> list[str]:
+        """What the tokenizer makes of each text, before it looks anything up."""
+        normalized = (backend.normalizer.normalize_str(text) for text in texts)
+        return [" ".join(token for token, _ in backend.pre_tokenizer.pre_tokenize_str(text)) for text in normalized]
+
+    print("| part | sentences | raw text = leaves | differ | leaves unchanged |")
+    print("|---|---|---|---|---|")
+    with zipfile.ZipFile(args.data) as archive:
+        for part in ("train", "dev", "test"):
+            pairs = list(sentences(archive, part))
+            different, changed = [], 0
+            for start in tqdm(range(0, len(pairs), AT_ONCE), desc=part, leave=False, disable=None):
+                raw, leaves = zip(*pairs[start : start + AT_ONCE], strict=True)
+                lower = [text.lower() for text in leaves]
+                different += [row for row in zip(raw, lower, read(raw), strict=True) if row[1] != row[2]]
+                changed += sum(expected != ours for expected, ours in zip(lower, read(leaves), strict=True))
+            share = 1 - len(different) / len(pairs)
+            idempotent = 1 - changed / len(pairs)
+            print(f"| {part} | {len(pairs):,} | {share:.3%} | {len(different)} | {idempotent:.3%} |", flush=True)
+            for raw, leaves, ours in different if args.show else ():
+                print(f"  raw    {raw}\n  leaves {leaves}\n  ours   {ours}\n")
+
+
+if __name__ == "__main__":
+    main()
