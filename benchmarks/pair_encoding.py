@@ -88,7 +88,6 @@ def measure(side: str, model: str, data: str, watch: bool) -> dict:
 def in_fresh_process(side: str, model: str, data: str, *flags: str) -> dict:
     with tempfile.TemporaryDirectory() as cache:  # the first run is a first run
         command = [sys.executable, __file__, model, data, "--side", side, *flags]
-        # the loading of SNLI itself may come from the user's cache, the encoding may not
         done = subprocess.run(
             command,
             env={**os.environ, "HF_DATASETS_CACHE": cache},

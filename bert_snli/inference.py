@@ -170,6 +170,8 @@ def predict_pairs(
 ) -> list[dict[str, float]]:
     """Probability of each label, by name, for each (premise, hypothesis); the most probable first."""
     encoder = encoder_of(model.config, tokenizer, max_length=max_length, truncation=truncation)
+    if not pairs:
+        return []
     premises, hypotheses = zip(*pairs, strict=True)
     encoded = Dataset(encoder({"premise": premises, "hypothesis": hypotheses}))
     logits = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)

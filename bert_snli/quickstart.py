@@ -123,7 +123,7 @@ Next (after `source .venv/bin/activate`, if `make demo` brought you here):
   bert-snli predict {run} --premise "A man is sleeping in a park." --hypothesis "A person is outside."
   bert-snli finetune --help
 
-and with the book's own model, from http://d2l-data.s3-accelerate.amazonaws.com/bert.small.torch.zip:
-  bert-snli convert bert.small.torch.zip --output_dir models/small
+and with the book's own model, which the first line fetches:
+  bert-snli convert bert.small --output_dir models/small
   bert-snli finetune --model_name_or_path models/small --output_dir runs/snli"""
     )

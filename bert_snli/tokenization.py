@@ -260,7 +260,7 @@ def build_tokenizer(
         raise BertSnliError(problem)
     ids = {token: index for index, token in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokens, simplify = with_fallback(ids) if oov_fallback else (TOKENS, ())
+    tokens, simplify = with_fallback(ids, do_lower_case) if oov_fallback else (TOKENS, ())
     lower_case: list[normalizers.Normalizer] = [normalizers.Lowercase()] if do_lower_case else []
     backend.normalizer = normalizers.Sequence([*_replace(REWRITES), *lower_case, *_replace(simplify)])
     any_token = "|".join(f"(?:{rule.pattern})" for rule in tokens)
@@ -310,28 +310,53 @@ STAND_INS = {
     "...": "\u2026",
 }
 ACCENTED = [chr(code) for code in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00))]
+_ACCENTS = "\u0300-\u036f"
 
 
-def with_fallback(vocabulary: Mapping[str, int]) -> tuple[tuple[TokenRule, ...], tuple[Rewrite, ...]]:
+def with_fallback(
+    vocabulary: Mapping[str, int], do_lower_case: bool
+) -> tuple[tuple[TokenRule, ...], tuple[Rewrite, ...]]:
     """``TOKENS`` and further rewrites that find known words in unknown ones; a word of ``vocabulary`` stays as it is.
 
     A word with hyphens or slashes is split at them unless the vocabulary has it whole; a mark that the vocabulary
     lacks becomes one that it has; accents that no word of the vocabulary bears are dropped.
     """
-    whole = sorted((word for word in vocabulary if re.search(r"\w[-/]\w", word)), key=lambda word: (-len(word), word))
-    known = "|".join(re.escape(word) for word in whole)
-    first = [TokenRule("known word with hyphens", rf"(?:{known})(?![-/]?{_CHAR})")] if known else []
+    whole = [word for word in vocabulary if re.search(r"\w\.?[-/]\w", word)]
+    first = [TokenRule("known word with hyphens", rf"{_any_of(whole)}(?![-/]?{_CHAR})")] if whole else []
     rules = (TokenRule("word", word_pattern("[_@]")) if rule.name == "word" else rule for rule in TOKENS)
-    marks = [
-        Rewrite(f"stand-in for {mark}", f"(?i:{re.escape(mark)})", stand_in)
-        for mark, stand_in in STAND_INS.items()
-        if mark not in vocabulary and stand_in in vocabulary
-    ]
+    marks = []
+    for mark, stand_in in STAND_INS.items():
+        mark = mark if do_lower_case else mark.upper()
+        if mark not in vocabulary and stand_in in vocabulary:
+            # Not within a longer run of the same character, which is another mark.
+            alone = rf"(?<!{re.escape(mark[0])}){re.escape(mark)}(?!{re.escape(mark[-1])})"
+            marks.append(Rewrite(f"stand-in for {mark}", alone, stand_in))
     borne = set("".join(vocabulary))
     bare: dict[str, str] = {}
     for letter in ACCENTED:
         base = unicodedata.normalize("NFD", letter)[0]
-        if base != letter and letter not in borne:
+        if base != letter and letter not in borne and not (do_lower_case and letter.isupper()):
             bare[base] = bare.get(base, "") + letter
     accents = [Rewrite(f"accents of {base}", f"[{letters}]", base) for base, letters in bare.items()]
+    if not re.search(f"[{_ACCENTS}]", "".join(borne)):
+        accents.append(Rewrite("accents that stand alone", rf"(?<=\p{{L}})[{_ACCENTS}]++", ""))
     return (*first, *rules), (*marks, *accents)
+
+
+def _any_of(words: Sequence[str]) -> str:
+    """A pattern of ``words`` in which common beginnings stand once: many alternatives would be tried one by one."""
+    tree: dict = {}
+    for word in words:
+        node = tree
+        for character in word:
+            node = node.setdefault(character, {})
+        node[""] = {}
+
+    def pattern(node: dict) -> str:
+        ways = [re.escape(character) + pattern(after) for character, after in node.items() if character]
+        if not ways:
+            return ""
+        return f"(?:{'|'.join(ways)})" + "?" * ("" in node)
+
+    beginnings = "".join(re.escape(character) for character in tree)
+    return f"(?=[{beginnings}]){pattern(tree)}"

@@ -272,6 +272,31 @@ def test_a_plain_map_gives_the_same(corpus: Path):
     assert plain.to_dict() == encode_pairs(pairs, encoder).to_dict()
 
 
+@pytest.mark.parametrize("truncation", ["longest", "ratio", "only_first", "only_second"])
+def test_ids_are_cut_as_the_lengths_say(truncation: str):
+    tokenizer = build_tokenizer([*SPECIALS, *"abcdefgh"], model_max_length=32)
+    pair = {"premise": ["a b c d e"], "hypothesis": ["f g h"]}
+    p, h = (int(side[0]) for side in truncated_lengths(np.array([5]), np.array([3]), 6, truncation))
+    expected = ["<cls>", *"abcde"[:p], "<sep>", *"fgh"[:h], "<sep>"]
+    ids = PairEncoder(tokenizer, 9, truncation)(pair)["input_ids"].to_pylist()[0]
+    assert tokenizer.convert_ids_to_tokens(ids) == expected
+    assert (p, h) == {"longest": (3, 3), "ratio": (4, 2), "only_first": (3, 3), "only_second": (5, 1)}[truncation]
+
+
+@pytest.mark.parametrize("value", [None, 3, "\ud800 a"])
+@pytest.mark.parametrize("text_source", ["raw", "parse"])
+def test_what_is_no_text_is_named(text_source: str, value: object):
+    encoder = PairEncoder(build_tokenizer(SPECIALS, model_max_length=16), 16, text_source=text_source)
+    with pytest.raises(BertSnliError, match="is not a text that can be written as UTF-8"):
+        encoder({"premise": ["a", value], "hypothesis": ["b", "c"]})
+
+
+def test_an_empty_dataset_has_all_its_columns(corpus: Path):
+    pairs = load_snli(str(corpus), splits=["test"]).splits["test"].select([])
+    encoded = encode_pairs(pairs, PairEncoder(build_tokenizer(SPECIALS, model_max_length=16), 16))
+    assert set(encoded.column_names) == {"input_ids", "token_type_ids", "length", "labels"} and len(encoded) == 0
+
+
 def test_leaves_are_looked_up_as_they_stand():
     vocabulary = [*SPECIALS, "A", "don't", "a", "do", "n't"]
     pair = {"premise": ["A don't"], "hypothesis": ["<sep> x"]}

@@ -12,14 +12,18 @@ import pytest
 import torch
 from datasets import Dataset
 
+from bert_snli.cli import build_parser
 from bert_snli.data.pair_encoding import PairEncoder
+from bert_snli.data.truncation import TRUNCATIONS
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
 from bert_snli.evaluation.report import evaluate_model, format_report, save_report
+from bert_snli.finetune import finetune
 from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits, predict_pairs
 from bert_snli.labels import BOOK_LABELS, ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.tokenization import build_tokenizer
+from bert_snli.training.recipe import FinetuneRecipe
 from tests.conftest import SPECIALS
 
 GOLD = ["entailment"] * 4 + ["contradiction"] * 4 + ["neutral"] * 2
@@ -106,6 +110,42 @@ def test_logits_equal_a_plain_forward_pass(model_folder: Path):
     encoded = Dataset(PairEncoder(tokenizer, 40)({"premise": premises, "hypothesis": hypotheses}))
     ours = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=6)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_pairs_are_cut_as_in_fine_tuning(model_folder: Path, corpus: Path, tmp_path: Path):
+    finetune(
+        FinetuneRecipe(
+            model_name_or_path=str(model_folder),
+            dataset_name_or_path=str(corpus),
+            output_dir=str(tmp_path / "run"),
+            max_length=9,
+            truncation="ratio",
+            max_steps=1,
+            max_train_samples=40,
+            max_eval_samples=20,
+        )
+    )
+    model, tokenizer = load_classifier(str(tmp_path / "run")), load_tokenizer(str(tmp_path / "run"))
+    assert (model.config.max_pair_length, model.config.pair_truncation) == (9, "ratio")
+    pairs = random_pairs(30)
+    remembered = predict_pairs(model, tokenizer, pairs)
+    assert remembered == predict_pairs(model, tokenizer, pairs, max_length=9, truncation="ratio")
+    assert remembered != predict_pairs(model, tokenizer, pairs, truncation="longest")
+    assert remembered != predict_pairs(model, tokenizer, pairs, max_length=12)
+    accuracies = [
+        evaluate_model(str(tmp_path / "run"), str(corpus), split="test", **options)["loss"]
+        for options in ({}, {"max_length": 9, "truncation": "ratio"}, {"truncation": "longest"})
+    ]
+    assert accuracies[0] == accuracies[1] != accuracies[2]
+    with pytest.raises(BertSnliError, match="--max_length 0"):
+        predict_pairs(model, tokenizer, pairs, max_length=0)
+    assert predict_pairs(model, tokenizer, []) == []
+
+
+def test_every_way_of_truncation_is_an_option_of_the_commands():
+    for command in ("predict", "evaluate"):
+        for way in TRUNCATIONS:
+            assert build_parser().parse_args([command, "model", "--truncation", way]).truncation == way
 
 
 def test_the_report_is_saved_for_people_and_for_tools(model_folder: Path, corpus: Path, tmp_path: Path):

@@ -317,7 +317,7 @@ KNOWN = "well-known his/her fianc\u00e9e well known hot air his naive - / a don 
         ("a well-known hot-air", [], "a well-known hot - air"),
         ("a Well-Known-air", [], "a well - known - air"),
         ("his/her his/air", [], "his/her his / air"),
-        ("na\u00efve fianc\u00e9e", [], "naive fianc\u00e9e"),
+        ("na\u00efve nai\u0308ve fianc\u00e9e", [], "naive naive fianc\u00e9e"),
         ('"well (his) -- do...', ["``", "''", "-lrb-", "-rrb-", "--", "..."], "`` well -lrb- his -rrb- -- do ..."),
         ('"well (his) -- do...', ['"', "(", ")", "\u2013", "\u2026"], '" well ( his ) \u2013 do \u2026'),
         ("don't", [], "do n't"),
@@ -326,6 +326,31 @@ KNOWN = "well-known his/her fianc\u00e9e well known hot air his naive - / a don 
 def test_fallback_finds_known_words_in_unknown_ones(raw: str, marks: list[str], tokens: str) -> None:
     tokenizer = build_tokenizer([*SPECIALS, *KNOWN, *marks], model_max_length=64, oov_fallback=True)
     assert " ".join(split(raw, tokenizer)) == tokens
+
+
+MARKS = "`` '' ` ' \" -- ... -lrb- -rrb- ( ) \u2013 \u2026 -LRB- -RRB-".split()
+MARKS += "u.s.-based U.S.-Based d.c./x cafe\u0301 caf\u00e9 cafe".split()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sets(st.sampled_from(MARKS)), st.booleans(), st.lists(st.sampled_from([*MARKS, "old", "("]), min_size=1))
+def test_what_is_known_without_the_fallback_is_known_alike_with_it(
+    marks: set[str], lower: bool, words: list[str]
+) -> None:
+    vocabulary = [*SPECIALS, "old", *sorted(marks)]
+    plain, fallback = (
+        build_tokenizer(vocabulary, model_max_length=64, do_lower_case=lower, oov_fallback=way) for way in (False, True)
+    )
+    text = " ".join(words)
+    read = split(text, plain)
+    if all(token in vocabulary for token in read):
+        assert split(text, fallback) == read
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_long_runs_take_linear_time_with_the_fallback(unit: str) -> None:
+    tokenizer = build_tokenizer([*SPECIALS, *KNOWN], model_max_length=64, oov_fallback=True)
+    assert len(tokenizer.backend_tokenizer.encode(unit * (300_000 // len(unit)) + "x").ids) >= 3
 
 
 @settings(max_examples=200, deadline=None)

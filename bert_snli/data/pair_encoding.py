@@ -15,6 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from bert_snli.data.snli import TEXT_SOURCES
 from bert_snli.data.truncation import TRUNCATIONS, truncated_lengths
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig
@@ -22,6 +23,11 @@ from bert_snli.modeling import D2LBertConfig
 NUM_SPECIAL_TOKENS = 3
 ROWS_AT_ONCE = 10_000  # neighbours share premises, and a premise is tokenized once
 DEFAULT_MAX_LENGTH = 128  # the book's
+
+
+def is_text(value: object) -> bool:
+    """Whether `value` is a string without halves of characters, which come of bytes that are not UTF-8."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
 
 
 class Sides(NamedTuple):
@@ -46,7 +52,8 @@ class Vocabulary(dict[str, int]):
 class PairEncoder:
     """A function for `Dataset.map(batched=True)`: premise, hypothesis → `input_ids`, `token_type_ids`, `length`.
 
-    A `label` comes out as `labels`. Numbers are of the smallest type that holds them, and nothing is padded.
+    These take the place of all columns, but for `label`, which comes out as `labels`. Numbers are of the smallest type
+    that holds them, and nothing is padded. A streamed dataset needs `.with_format("arrow")` first.
 
     Args:
         tokenizer: of a converted folder.
@@ -74,6 +81,8 @@ class PairEncoder:
             )
         if truncation not in TRUNCATIONS:
             raise BertSnliError(f"--truncation {truncation}: choose one of {', '.join(TRUNCATIONS)}")
+        if text_source not in TEXT_SOURCES:
+            raise BertSnliError(f"--text_source {text_source}: choose one of {', '.join(TEXT_SOURCES)}")
         self.tokenizer = tokenizer
         self.budget = max_length - NUM_SPECIAL_TOKENS
         self.truncation = truncation
@@ -128,6 +137,9 @@ class PairEncoder:
         """Every different text once."""
         texts = texts.to_pylist() if isinstance(texts, pa.ChunkedArray) else texts
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        if not all(map(is_text, places)):
+            wrong = next(text for text in places if not is_text(text))
+            raise BertSnliError(f"{wrong!r:.80} is not a text that can be written as UTF-8; leave it out or mend it")
         if self.text_source == "parse":
             sequences = [text.lower().split() if self.lower_case else text.split() for text in places]
             flat: Iterable[int] = map(self.vocabulary.__getitem__, chain.from_iterable(sequences))
@@ -155,10 +167,11 @@ def encoder_of(
     text_source: str = "raw",
 ) -> PairEncoder:
     """The encoder that a model was fine-tuned with, but for what is given; the book's where nothing is known."""
+    book = min(DEFAULT_MAX_LENGTH, tokenizer.model_max_length)
     return PairEncoder(
         tokenizer,
-        max_length or config.max_pair_length or min(DEFAULT_MAX_LENGTH, tokenizer.model_max_length),
-        truncation or config.pair_truncation,
+        next(length for length in (max_length, config.max_pair_length, book) if length is not None),
+        config.pair_truncation if truncation is None else truncation,
         text_source,
     )
 
@@ -174,6 +187,8 @@ def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None =
     features = encoder.features
     if "label" in pairs.column_names:
         features = Features({**features, "labels": pairs.features["label"]})
+    if len(pairs) == 0:  # `map` would leave no columns
+        return Dataset.from_dict({name: [] for name in features}, features=features)
     encoded = pairs.with_format("arrow").map(
         encoder,
         batched=True,

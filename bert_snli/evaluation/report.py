@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_snli.data.pair_encoding import encode_pairs, encoder_of
+from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
 from bert_snli.data.snli import load_snli
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_confusion_matrix
@@ -41,6 +41,8 @@ def evaluate_model(
         "dataset": dataset_name_or_path,
         "split": split,
         "text_source": text_source,
+        "max_length": encoder.budget + NUM_SPECIAL_TOKENS,
+        "truncation": encoder.truncation,
         "pairs": len(encoded),
         "without_gold_label": snli.num_dropped[split],
         **metrics,
