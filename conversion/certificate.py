@@ -132,7 +132,8 @@ def _side(entry: dict) -> TensorSide:
 def sha256_of_files(folder: Path) -> dict[str, str]:
     """SHA-256 of what a folder holds beside weights, certificate and card: configuration, tokenizer, code."""
     apart = (WEIGHTS, CERTIFICATE, CARD)
-    return {path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if path.name not in apart}
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in apart)
+    return {path.name: sha256_of_file(path) for path in files}
 
 
 def geometry_of(config: D2LBertConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ def save_book_checkpoint(folder: Path, state_dict: dict, vocabulary: list[str]) 
     torch.save(state_dict, folder / "pretrained.params")
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     return folder
+
+
+def changed(change_dict: Callable[[dict], None]) -> Callable[[Path], None]:
+    """What changes the `state_dict` in a checkpoint's folder."""
+
+    def change(folder: Path) -> None:
+        state = torch.load(folder / "pretrained.params", weights_only=True)
+        change_dict(state)
+        torch.save(state, folder / "pretrained.params")
+
+    return change
 
 
 def tiny_vocabulary(size: int = 50) -> list[str]:

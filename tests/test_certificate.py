@@ -112,6 +112,12 @@ def test_heads_that_the_book_has_not_are_warned_of(tmp_path: Path, capsys):
     assert "warning: --num_attention_heads 4: the book's model of these sizes has 2" in capsys.readouterr().err
 
 
+def test_what_was_put_beside_the_model_is_no_concern_of_verify(model: Path):
+    (model / ".cache" / "huggingface").mkdir(parents=True)  # as `hf download --local_dir` does
+    (model / "notes.txt").write_text("mine")
+    assert main(["verify", str(model)]) == 0
+
+
 def test_the_same_tensors_in_another_file_verify(model: Path, book_bert: BookBERT, tmp_path: Path):
     twin = tmp_path / "twin"
     twin.mkdir()

@@ -26,7 +26,7 @@ from bert_snli.errors import BertSnliError
 from conversion.checkpoint import read_checkpoint
 from conversion.convert import convert
 from tests.book import BookBERT
-from tests.conftest import save_book_checkpoint, tiny_vocabulary
+from tests.conftest import changed, save_book_checkpoint, tiny_vocabulary
 from tests.mxnet_writer import as_mxnet_names_it, write_v3
 
 FORMATS = ("torch zip", "torch legacy", "mxnet")
@@ -59,15 +59,6 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
 
 def saved(make: Callable[[], object], new: bool = True) -> Callable[[Path], None]:
     return lambda folder: torch.save(make(), folder / "pretrained.params", _use_new_zipfile_serialization=new)
-
-
-def changed(change_dict: Callable[[dict], None]) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        state = torch.load(folder / "pretrained.params", weights_only=True)
-        change_dict(state)
-        torch.save(state, folder / "pretrained.params")
-
-    return change
 
 
 repeated = changed(lambda state: state.update({"mlm.mlp.3.weight": torch.zeros(1).expand(10**6, 10**6)}))
