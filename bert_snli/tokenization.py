@@ -86,6 +86,7 @@ _PERIOD = (
 )
 # Between two runs in one word: well-known, U.S.-based, his/her, d2l.ai, 10,000-meter, ma'am.
 _INSIDE = rf"[.!?](?={_LETTER})|(?<=\d)[.,:](?=\d)|(?<=\p{{L}}[aeiouyAEIOUY])'(?=[aeiouAEIOU])"
+_QUOTED = r"[\p{L}\p{N}$]"
 
 
 def word_pattern(joints: str) -> str:
@@ -96,8 +97,11 @@ def word_pattern(joints: str) -> str:
 REWRITES: tuple[Rewrite, ...] = (
     # it\u2019s -> it's
     Rewrite("apostrophe", "\u2019|\u02bc|\u00b4", "'"),
+    # ''old -> `` old, one mark after the other, so that each keeps its place
+    Rewrite("first of two opening single quotes", rf"'(?='{_QUOTED})", " `"),
+    Rewrite("second of two opening single quotes", rf"(?<=`)'(?={_QUOTED})", "` "),
     # an "old" dog -> an `` old '' dog
-    Rewrite("opening double quote", "(?:\"|'')(?=[\\p{L}\\p{N}$])", " `` "),
+    Rewrite("opening double quote", rf'"(?={_QUOTED})', " `` "),
     Rewrite("closing double quote", '"|\u201d|\u00bb', " '' "),
     # an \u201cold\u201d dog -> an `` old '' dog
     Rewrite("curly double quote", "\u201c|\u201e|\u00ab", " `` "),
@@ -118,9 +122,13 @@ REWRITES: tuple[Rewrite, ...] = (
     Rewrite("opening brace", r"\{", " -LCB- "),
     Rewrite("closing brace", r"\}", " -RCB- "),
     # now\u2014or never -> now -- or never
-    Rewrite("dash", "\u2013|\u2014|\u2015|(?<!-)-{3,4}(?!-)", " -- "),
+    Rewrite("dash", "\u2013|\u2014|\u2015", " -- "),
     # well\u2026 -> well ...
-    Rewrite("ellipsis", r"\u2026|\.{4,}+", " ... "),
+    Rewrite("ellipsis", "\u2026", " ... "),
+    # now---or never -> now--or never, from the middle: the first and the last keep their places, and so does the token
+    Rewrite("surplus of a dash", "(?<=-)(?<!--)--?(?=-(?!-))", ""),
+    # well..... -> well...; the U.S.... keeps its own
+    Rewrite("surplus of an ellipsis", r"(?<=\.\.)(?:(?<!\b\p{L}\.\.)|(?<='\p{L}\.\.))\.+(?=\.)", ""),
     # pens, ink etc. -> pens , ink etc. .
     Rewrite(
         "abbreviation at the end",

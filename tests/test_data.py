@@ -291,6 +291,12 @@ def test_what_is_no_text_is_named(text_source: str, value: object):
         encoder({"premise": ["a", value], "hypothesis": ["b", "c"]})
 
 
+def test_a_map_without_batched_is_told_so() -> None:
+    pairs = Dataset.from_dict({"premise": ["A man."], "hypothesis": ["A cat."]})
+    with pytest.raises(BertSnliError, match="batched=True"):
+        pairs.map(PairEncoder(build_tokenizer(SPECIALS, model_max_length=16), 16))
+
+
 def test_an_empty_dataset_has_all_its_columns(corpus: Path):
     pairs = load_snli(str(corpus), splits=["test"]).splits["test"].select([])
     encoded = encode_pairs(pairs, PairEncoder(build_tokenizer(SPECIALS, model_max_length=16), 16))

@@ -203,6 +203,21 @@ def test_decode_gives_readable_text(text: str) -> None:
     assert tokenizer.decode(ids).startswith("<cls> ")
 
 
+RUNS = ["....", ".........", "---", "----", "--", "...", "''", "``", "\u2026", "\u2014", "?!?!"]
+
+
+@pytest.mark.parametrize("before", ["", "so", "so ", "7", "don't", "etc"])
+@pytest.mark.parametrize("after", ["", "on", " on", "7"])
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_of_marks_is_one_token_that_covers_the_run(before: str, run: str, after: str) -> None:
+    encoding = LOWER(before + run + after, return_offsets_mapping=True)
+    assert (len(before), len(before + run)) in encoding["offset_mapping"]
+
+
+def test_initials_before_an_ellipsis_keep_their_period() -> None:
+    assert split("the U.S.... and a.....") == ["the", "u.s.", "...", "and", "a.", "..."]
+
+
 def test_save_and_load_without_custom_code(tmp_path: Path) -> None:
     LOWER.save_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}

@@ -111,6 +111,8 @@ class PairEncoder:
         )
 
     def __call__(self, batch: Mapping[str, Sequence[str]] | pa.Table) -> pa.Table:
+        if isinstance(batch["premise"], str):
+            raise BertSnliError("PairEncoder takes many pairs at once; give batched=True to Dataset.map")
         premise, hypothesis = self._encode(batch["premise"]), self._encode(batch["hypothesis"])
         p, h = truncated_lengths(premise.lengths, hypothesis.lengths, self.budget, self.truncation)
         lengths = p + h + NUM_SPECIAL_TOKENS
