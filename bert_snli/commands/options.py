@@ -1,0 +1,35 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument("model", metavar="MODEL", help="fine-tuned model: a folder or a hub id")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Leave to write among other files."""
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="write into a folder that holds files")
+
+
+def add_encoding(parser: argparse.ArgumentParser) -> None:
+    """How pairs are encoded."""
+    parser.add_argument(
+        "--max_length", type=int, help="longest pair in tokens; longer ones are truncated (default: as in fine-tuning)"
+    )
+    parser.add_argument(
+        "--truncation",
+        choices=["longest", "ratio", "only_first", "only_second", "do_not_truncate"],
+        help="how: from the longer side, in proportion, from one side, or not at all (default: as in fine-tuning)",
+    )
+    parser.add_argument("--batch_size", type=positive, default=256, help="pairs in a batch")
+
+
+def positive(text: str) -> int:
+    """For `type=`: a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return int(text)
