@@ -11,7 +11,7 @@ import torch
 
 from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli
-from bert_snli.evaluation.report import evaluate_model, format_report, save_report
+from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
 from bert_snli.finetune import finetune
 from bert_snli.folders import check_output_dir
 from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
@@ -76,8 +76,8 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
 
     print("[5/5] Evaluating and predicting", flush=True)
     results = evaluate_model(str(run), str(data), split="test")
-    save_report(results, run)
-    print(f"\n{format_report(results)}\n")
+    save_figures(results, run)
+    print(f"\n{format_figures(results)}\n")
     _print_predictions(run, data)
     _print_summary(output_dir, data, start, run, results["accuracy"])
 

@@ -110,3 +110,31 @@ def run_python():
         )
 
     return run
+
+
+CLASSIFIER_WORDS = "a man dog is was runs sleeps sits eats not".split()
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A classifier with large random weights, so that its answers differ."""
+    from bert_snli.labels import ID2LABEL, LABEL2ID
+    from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+    from bert_snli.tokenization import build_tokenizer
+
+    torch.manual_seed(0)
+    config = D2LBertConfig(
+        vocab_size=len(SPECIALS) + len(CLASSIFIER_WORDS),
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        initializer_range=0.5,
+        id2label=dict(ID2LABEL),
+        label2id=dict(LABEL2ID),
+    )
+    model = D2LBertForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    model.save_pretrained(tmp_path / "model")
+    build_tokenizer(SPECIALS + CLASSIFIER_WORDS, model_max_length=40).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"

@@ -150,7 +150,7 @@ def test_bad_rows_are_named(rows: list[dict], text_source: str, message: str, tm
         ("snli_1.0_test.jsonl", b'{"gold_label": "neu', "cannot be read as .jsonl"),
         ("snli_1.0_test.jsonl", b"", "snli_1.0_test.jsonl"),
         ("snli_1.0_test.parquet", b"PAR1 and nothing else", "cannot be read as .parquet"),
-        ("notes.md", b"# notes", "no .jsonl or .txt or .parquet file of the test split"),
+        ("notes.md", b"# notes", "no .jsonl, .txt, .tsv, .csv, .parquet file of the test split"),
     ],
 )
 def test_damaged_sources_are_named(name: str, content: bytes, message: str, tmp_path: Path):

@@ -17,14 +17,13 @@ from bert_snli.data.pair_encoding import PairEncoder
 from bert_snli.data.truncation import TRUNCATIONS
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
-from bert_snli.evaluation.report import evaluate_model, format_report, save_report
+from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
 from bert_snli.finetune import finetune
 from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits, predict_pairs
-from bert_snli.labels import BOOK_LABELS, ID2LABEL, LABEL2ID
-from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-from bert_snli.tokenization import build_tokenizer
+from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling import D2LBertConfig
 from bert_snli.training.recipe import FinetuneRecipe
-from tests.conftest import SPECIALS
+from tests.conftest import CLASSIFIER_WORDS
 
 GOLD = ["entailment"] * 4 + ["contradiction"] * 4 + ["neutral"] * 2
 PREDICTED = ["entailment"] * 3 + ["neutral"] + ["contradiction"] * 2 + ["entailment"] * 2 + ["neutral"] * 2
@@ -60,33 +59,11 @@ def test_answers_that_are_no_numbers_are_said_to_be_so():
         nli_metrics(np.array([[np.nan, 0.0, 0.0]]), np.array([0]), BOOK_LABELS)
 
 
-WORDS = "a man dog is was runs sleeps sits eats not".split()
-
-
-@pytest.fixture
-def model_folder(tmp_path: Path) -> Path:
-    """A classifier with large random weights, so that its answers differ."""
-    torch.manual_seed(0)
-    config = D2LBertConfig(
-        vocab_size=len(SPECIALS) + len(WORDS),
-        hidden_size=16,
-        intermediate_size=24,
-        num_attention_heads=2,
-        max_position_embeddings=40,
-        initializer_range=0.5,
-        id2label=dict(ID2LABEL),
-        label2id=dict(LABEL2ID),
-    )
-    model = D2LBertForSequenceClassification(config)
-    torch.nn.init.normal_(model.classifier.weight, std=2.0)
-    model.save_pretrained(tmp_path / "model")
-    build_tokenizer(SPECIALS + WORDS, model_max_length=40).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def random_pairs(count: int) -> list[tuple[str, str]]:
     random = np.random.default_rng(0)
-    return [tuple(" ".join(random.choice(WORDS, random.integers(1, 12))) for _ in range(2)) for _ in range(count)]
+    return [
+        tuple(" ".join(random.choice(CLASSIFIER_WORDS, random.integers(1, 12))) for _ in range(2)) for _ in range(count)
+    ]
 
 
 def test_answers_come_in_the_order_of_the_questions(model_folder: Path):
@@ -150,13 +127,13 @@ def test_every_way_of_truncation_is_an_option_of_the_commands():
 
 def test_the_report_is_saved_for_people_and_for_tools(model_folder: Path, corpus: Path, tmp_path: Path):
     results = evaluate_model(str(model_folder), str(corpus), split="test")
-    table, picture = save_report(results, tmp_path / "report")
+    table, picture = save_figures(results, tmp_path / "report")
     saved = json.loads(table.read_text())
     assert saved == results
     assert saved["pairs"] == sum(row["support"] for row in saved["per_label"].values())
     assert saved["without_gold_label"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert f"accuracy {results['accuracy']:.4f}" in format_report(results)
+    assert f"accuracy {results['accuracy']:.4f}" in format_figures(results)
 
 
 def test_a_model_with_another_label_order_scores_the_same(model_folder: Path, corpus: Path, tmp_path: Path):

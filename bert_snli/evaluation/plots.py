@@ -54,3 +54,41 @@ def plot_confusion_matrix(matrix: dict[str, dict[str, int]], title: str, path: P
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{count:,}\n{shares[row, column]:.1%}", ha="center", va="center", color=shade)
     figure.savefig(path, dpi=150)
+
+
+def plot_reliability(calibration: dict, path: Path) -> None:
+    """Accuracy over confidence, the diagonal of a model that is as often right as it says, and how many pairs."""
+    bins = calibration["bins"]
+    confidence = [entry["confidence"] for entry in bins]
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes, counts = figure.subplots(2, height_ratios=(4, 1), sharex=True)
+    axes.plot([0, 1], [0, 1], ":", color="gray", label="as sure as right")
+    axes.plot(confidence, [entry["accuracy"] for entry in bins], marker="o", label="the model")
+    axes.set_ylabel("accuracy")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.4)
+    axes.legend(loc="upper left", fontsize=9)
+    axes.set_title(f"expected calibration error {calibration['expected_calibration_error']:.1%}", fontsize=10)
+    counts.bar(confidence, [entry["pairs"] for entry in bins], width=0.045)
+    counts.set_xlabel("confidence")
+    counts.set_ylabel("pairs")
+    figure.savefig(path, dpi=150)
+
+
+def plot_slices(slices: dict[str, list[dict]], accuracy: float, path: Path) -> None:
+    """Accuracy of each slice with its 95 % interval, a panel for each way of slicing; the dotted line is the whole."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    all_axes = figure.subplots(1, len(slices), sharey=True)
+    for axes, (name, entries) in zip(all_axes, slices.items(), strict=True):
+        shares = np.array([entry["accuracy"] for entry in entries])
+        ends = np.array([entry["accuracy_interval"] for entry in entries]).T
+        axes.bar(range(len(entries)), shares, yerr=np.abs(ends - shares), capsize=3, color="tab:blue", alpha=0.75)
+        axes.axhline(accuracy, linestyle=":", color="black")
+        axes.set_xticks(range(len(entries)), [entry["slice"] for entry in entries], rotation=35, ha="right", fontsize=8)
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        for place, entry in enumerate(entries):
+            axes.text(place, 0.02, f"{entry['pairs']:,}", ha="center", fontsize=7, color="white", rotation=90)
+    all_axes[0].set_ylabel("accuracy")
+    all_axes[0].set_ylim(0, 1)
+    figure.savefig(path, dpi=150)

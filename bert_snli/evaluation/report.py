@@ -1,56 +1,131 @@
-"""A fine-tuned classifier measured on a split: `eval_results_{split}.json` and a confusion matrix beside it."""
+"""A fine-tuned classifier measured on a set: figures for tools, and with `full_report` all that a reader asks next."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
-from bert_snli.data.snli import load_snli
-from bert_snli.evaluation.metrics import nli_metrics
+from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, PairEncoder, encoder_of
+from bert_snli.data.snli import EvaluationSet, load_evaluation_set
+from bert_snli.evaluation.answers import Answers, ask
+from bert_snli.evaluation.calibration import calibration, loss_of
+from bert_snli.evaluation.comparison import mcnemar, swapped_labels
+from bert_snli.evaluation.metrics import interval, label_metrics
 from bert_snli.evaluation.plots import plot_confusion_matrix
-from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits
+from bert_snli.evaluation.slices import annotators, hardest, slices
+from bert_snli.inference import label_names, load_classifier, load_tokenizer
+from bert_snli.modeling import D2LBertForSequenceClassification
+
+
+@dataclass(frozen=True)
+class Examinee:
+    """A model with its tokenizer, the order of its labels, and the way in which it reads pairs."""
+
+    name: str
+    model: D2LBertForSequenceClassification
+    tokenizer: PreTrainedTokenizerBase
+    labels: list[str]
+    encoder: PairEncoder
+    batch_size: int
+
+    def answer(self, evaluation_set: EvaluationSet) -> Answers:
+        """Its answers to the pairs of a set."""
+        return ask(self.model, self.tokenizer, evaluation_set, self.encoder, self.labels, batch_size=self.batch_size)
+
+
+def load_examinee(
+    model_name_or_path: str,
+    *,
+    text_source: str = "raw",
+    max_length: int | None = None,
+    truncation: str | None = None,
+    batch_size: int = 256,
+) -> Examinee:
+    """A fine-tuned model, ready to be asked.
+
+    Raises:
+        BertSnliError: it is not there, or no classifier of natural language inference.
+    """
+    model, tokenizer = load_classifier(model_name_or_path), load_tokenizer(model_name_or_path)
+    labels = label_names(model.config, model_name_or_path)
+    encoder = encoder_of(model.config, tokenizer, max_length=max_length, truncation=truncation, text_source=text_source)
+    return Examinee(model_name_or_path, model, tokenizer, labels, encoder, batch_size)
 
 
 def evaluate_model(
     model_name_or_path: str,
     dataset_name_or_path: str,
     *,
-    split: str = "test",
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    label_names: Mapping[str, str] | None = None,
     text_source: str = "raw",
-    max_length: int | None = None,
-    truncation: str | None = None,
-    batch_size: int = 256,
+    **reading,
 ) -> dict:
-    """Metrics of a fine-tuned model on a split, with the number of pairs and of rows without a gold label.
+    """Figures of a fine-tuned model on a set; options as `load_evaluation_set` and `load_examinee` have them.
 
     Raises:
         BertSnliError: model or data are not there or do not fit.
     """
-    model, tokenizer = load_classifier(model_name_or_path), load_tokenizer(model_name_or_path)
-    labels = label_names(model.config, model_name_or_path)
-    snli = load_snli(dataset_name_or_path, splits=[split], text_source=text_source, labels=labels)
-    encoder = encoder_of(model.config, tokenizer, max_length=max_length, truncation=truncation, text_source=text_source)
-    encoded = encode_pairs(snli.splits[split], encoder)
-    logits = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
-    metrics = nli_metrics(logits, np.asarray(encoded["labels"]), labels)
+    examinee = load_examinee(model_name_or_path, text_source=text_source, **reading)
+    evaluation_set = load_evaluation_set(
+        dataset_name_or_path, split=split, text_source=text_source, columns=columns, label_names=label_names
+    )
+    return figures(examinee, examinee.answer(evaluation_set), dataset_name_or_path)
+
+
+def figures(examinee: Examinee, answers: Answers, dataset_name_or_path: str) -> dict:
+    """What was measured, how, and the figures."""
+    encoder, evaluation_set = examinee.encoder, answers.evaluation_set
     return {
-        "model": model_name_or_path,
+        "model": examinee.name,
         "dataset": dataset_name_or_path,
-        "split": split,
-        "text_source": text_source,
+        "split": evaluation_set.name,
+        "text_source": encoder.text_source,
         "max_length": encoder.budget + NUM_SPECIAL_TOKENS,
         "truncation": encoder.truncation,
-        "pairs": len(encoded),
-        "without_gold_label": snli.num_dropped[split],
-        **metrics,
+        "pairs": len(answers.encoded),
+        "without_gold_label": evaluation_set.num_dropped,
+        "loss": loss_of(answers),
+        **label_metrics(answers.names(answers.predictions_R), answers.names(answers.references_R), answers.labels),
+        "calibration": calibration(answers),
+        "swapped_labels": swapped_labels(answers),
     }
 
 
-def save_report(results: dict, folder: Path) -> list[Path]:
-    """Write the metrics as JSON and the confusion matrix as PNG into `folder`; returns both paths."""
+def full_report(examinee: Examinee, answers: Answers, dataset_name_or_path: str, other: Examinee | None = None) -> dict:
+    """The figures, and where the model is right: kinds of pairs, blanked premises, annotators, the hardest pairs.
+
+    With `other`, both models are compared on the same pairs.
+    """
+    evaluation_set = answers.evaluation_set
+    return {
+        **figures(examinee, answers, dataset_name_or_path),
+        "majority_share": max(answers.references_R.tolist().count(n) for n in range(len(answers.labels)))
+        / len(answers.references_R),
+        "hypothesis_only": hypothesis_only(examinee, evaluation_set),
+        "slices": slices(answers, examinee.tokenizer.unk_token_id),
+        "annotators": annotators(answers),
+        "comparison": {"other": other.name, **mcnemar(answers, other.answer(evaluation_set))} if other else None,
+        "hardest": hardest(answers),
+    }
+
+
+def hypothesis_only(examinee: Examinee, evaluation_set: EvaluationSet) -> dict:
+    """Accuracy with every premise blanked: what hypotheses alone give away (Gururangan et al., 2018)."""
+    pairs = evaluation_set.pairs
+    blank = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
+    answers = examinee.answer(replace(evaluation_set, pairs=blank))
+    right = int(answers.right_R.sum())
+    return {"accuracy": answers.accuracy, "accuracy_interval": interval(right, len(pairs))}
+
+
+def save_figures(results: dict, folder: Path) -> list[Path]:
+    """Write the figures as JSON and the confusion matrix as PNG into `folder`; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / f"eval_results_{results['split']}.json"
     picture = folder / f"confusion_matrix_{results['split']}.png"
@@ -61,12 +136,14 @@ def save_report(results: dict, folder: Path) -> list[Path]:
     return [table, picture]
 
 
-def format_report(results: dict) -> str:
-    """The metrics as a table for the terminal."""
+def format_figures(results: dict) -> str:
+    """The figures as a table for the terminal."""
+    low, high = results["accuracy_interval"]
     left_out = f"{results['without_gold_label']:,} without a gold label left out"
     lines = [
         f"{results['split']}: {results['pairs']:,} pairs, {left_out}",
-        f"accuracy {results['accuracy']:.4f}   macro F1 {results['macro_f1']:.4f}   loss {results['loss']:.4f}",
+        f"accuracy {results['accuracy']:.4f} ({low:.4f} to {high:.4f})   macro F1 {results['macro_f1']:.4f}   "
+        f"loss {results['loss']:.4f}   calibration error {results['calibration']['expected_calibration_error']:.4f}",
         "",
         f"{'':15}{'precision':>10}{'recall':>10}{'F1':>10}{'pairs':>10}   predicted as",
     ]

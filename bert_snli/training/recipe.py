@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from bert_snli.data.batching import STRATEGIES
-from bert_snli.data.snli import HUB_ID, TEXT_SOURCES
+from bert_snli.data.layouts import TEXT_SOURCES
+from bert_snli.data.sources import HUB_ID
 from bert_snli.data.truncation import TRUNCATIONS
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS

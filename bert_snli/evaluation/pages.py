@@ -1,0 +1,71 @@
+"""A report as pages: `report.md`, `report.html` (one file, pictures inside), `report.json`, and the pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from bert_snli.evaluation.comparison import say_swapped
+from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
+from bert_snli.folders import finished_folder
+
+PICTURES = {
+    "confusion_matrix.png": "Confusion matrix: gold label by predicted label",
+    "reliability.png": "Reliability: accuracy over confidence",
+    "slices.png": "Accuracy by length, word overlap and unknown words",
+}
+
+
+def write_report(report: dict, folder: Path) -> list[Path]:
+    """Write the pages of `full_report` into `folder`, all of them or none; returns the pages' paths.
+
+    Raises:
+        BertSnliError: the folder cannot be written.
+    """
+    with finished_folder(folder, overwrite=True) as temporary:
+        accuracy = f"{report['split']}: accuracy {report['accuracy']:.3f}"
+        plot_confusion_matrix(report["confusion_matrix"], accuracy, temporary / "confusion_matrix.png")
+        plot_reliability(report["calibration"], temporary / "reliability.png")
+        plot_slices(report["slices"], report["accuracy"], temporary / "slices.png")
+        (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        for name in ("report.md", "report.html"):
+            pictures = {picture: _inline(temporary / picture) for picture in PICTURES}
+            page = (
+                _templates()
+                .get_template(f"{name}.jinja")
+                .render(
+                    report=report,
+                    captions=PICTURES,
+                    pictures=pictures,
+                    warning=say_swapped(report["swapped_labels"]) if report["swapped_labels"] else None,
+                )
+            )
+            (temporary / name).write_text(page, encoding="utf-8")
+    return [folder / name for name in ("report.md", "report.html", "report.json")]
+
+
+def _inline(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
+
+
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("bert_snli.evaluation"),
+        autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["between"] = lambda ends: f"{ends[0]:.1%} to {ends[1]:.1%}"
+    environment.filters["cell"] = _cell
+    return environment
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a Markdown table, as it is read."""
+    line = " ".join(text.split())
+    return "".join("\\" + character if character in "\\`*_{}[]<>#|~$" else character for character in line)
