@@ -23,15 +23,20 @@ arguments = json.loads(sys.argv[1])
 """
 
 
+def bare_environment(home: Path) -> dict[str, str]:
+    """The environment without what Python and the hub's libraries read from it; caches lie in `home`, offline."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+    return {**kept, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"}
+
+
 def run_elsewhere(script: str, tmp_path: Path, **arguments: Any) -> Any:
     """Run `script`, which finds `arguments` (JSON) under that name, and return the JSON of its last printed line."""
     home = tmp_path / "elsewhere"
     home.mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
     done = subprocess.run(
         [sys.executable, "-I", "-c", PRELUDE + script, json.dumps(arguments)],
         cwd=home,
-        env={**kept, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"},
+        env=bare_environment(home),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
