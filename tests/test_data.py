@@ -242,7 +242,7 @@ def test_truncation_equals_the_plain_way_for_all_short_pairs(truncation: str, na
 def test_truncation_of_one_side_and_of_none(truncation: str, lengths: tuple[int, int], expected):
     arrays = [np.array([2, side]) for side in lengths]  # beside a pair that fits
     if isinstance(expected, str):
-        with pytest.raises(BertSnliError, match=f"{expected} does not fit; raise --max_length"):
+        with pytest.raises(BertSnliError, match=f"{expected} does not fit; raise max_length"):
             truncated_lengths(*arrays, 7, truncation)
     else:
         premise, hypothesis = truncated_lengths(*arrays, 7, truncation)

@@ -43,7 +43,7 @@ AUTO_CLASSES = {
 MODEL_CLASSES = list(AUTO_CLASSES.values())
 LM_CLASSES = [D2LBertForPreTraining, D2LBertForMaskedLM]
 ATTENTION = ["eager", "sdpa"]
-CODE_FILES = {"configuration_d2l_bert.py", "modeling_d2l_bert.py"}
+CODE_FILES = {"configuration_d2l_bert.py", "modeling_d2l_bert.py", "nli_pipeline.py", "pair_truncation.py"}
 VOCAB_SIZE, HIDDEN_SIZE, LAYERS, HEADS = 50, 16, 2, 2
 ROWS, LENGTH = 4, 9
 

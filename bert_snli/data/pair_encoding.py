@@ -16,18 +16,18 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from bert_snli.data.layouts import TEXT_SOURCES
-from bert_snli.data.truncation import TRUNCATIONS, truncated_lengths
+from bert_snli.data.truncation import named_as_options, truncated_lengths
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig
+from bert_snli.modeling.pair_truncation import (
+    NUM_SPECIAL_TOKENS,
+    check_truncation,
+    is_text,
+    longest_pair,
+    pair_budget,
+)
 
-NUM_SPECIAL_TOKENS = 3
 ROWS_AT_ONCE = 10_000  # neighbours share premises, and a premise is tokenized once
-DEFAULT_MAX_LENGTH = 128  # the book's
-
-
-def is_text(value: object) -> bool:
-    """Whether `value` is a string without halves of characters, which come of bytes that are not UTF-8."""
-    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
 
 
 class Sides(NamedTuple):
@@ -58,7 +58,7 @@ class PairEncoder:
     Args:
         tokenizer: of a converted folder.
         max_length: longest pair in tokens, the three special ones included.
-        truncation: what to do with longer ones, one of `TRUNCATIONS`.
+        truncation: what to do with longer ones, a name in `modeling/pair_truncation.py`.
         text_source: `"raw"` for text as people type it, `"parse"` for leaves of parses with spaces between them, which
             are looked up as they stand, as the book does.
 
@@ -74,17 +74,12 @@ class PairEncoder:
         truncation: str = "longest",
         text_source: str = "raw",
     ):
-        if not NUM_SPECIAL_TOKENS + 2 <= max_length <= tokenizer.model_max_length:
-            raise BertSnliError(
-                f"--max_length {max_length}: must be from {NUM_SPECIAL_TOKENS + 2} to {tokenizer.model_max_length}, "
-                "the model's number of positions"
-            )
-        if truncation not in TRUNCATIONS:
-            raise BertSnliError(f"--truncation {truncation}: choose one of {', '.join(TRUNCATIONS)}")
+        with named_as_options():
+            self.budget = pair_budget(max_length, tokenizer.model_max_length)
+            check_truncation(truncation)
         if text_source not in TEXT_SOURCES:
             raise BertSnliError(f"--text_source {text_source}: choose one of {', '.join(TEXT_SOURCES)}")
         self.tokenizer = tokenizer
-        self.budget = max_length - NUM_SPECIAL_TOKENS
         self.truncation = truncation
         self.text_source = text_source
         self.ids_type = np.min_scalar_type(len(tokenizer) - 1)
@@ -169,10 +164,9 @@ def encoder_of(
     text_source: str = "raw",
 ) -> PairEncoder:
     """The encoder that a model was fine-tuned with, but for what is given; the book's where nothing is known."""
-    book = min(DEFAULT_MAX_LENGTH, tokenizer.model_max_length)
     return PairEncoder(
         tokenizer,
-        next(length for length in (max_length, config.max_pair_length, book) if length is not None),
+        longest_pair(max_length, config.max_pair_length, tokenizer.model_max_length),
         config.pair_truncation if truncation is None else truncation,
         text_source,
     )

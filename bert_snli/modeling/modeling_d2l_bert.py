@@ -4,7 +4,7 @@ Unlike `transformers.BertModel` it has no LayerNorm and no dropout on the embedd
 ReLU, and the decoder of its masked-language-model head is not tied to the word embeddings. Every sum and product is
 taken in the book's order, so that converted checkpoints give the book's numbers.
 
-This file travels to the hub beside the weights: it imports nothing of `bert_snli` but the configuration beside it.
+This file travels to the hub beside the weights: it imports nothing of `bert_snli` but what lies beside it.
 
 Shape suffixes: B rows, L positions, D hidden size, N heads, H size of a head (D = N·H), F feed-forward size,
 V vocabulary, C labels.
@@ -32,6 +32,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_d2l_bert import D2LBertConfig
+from .nli_pipeline import CUSTOM_PIPELINES  # `save_pretrained` copies what this file imports, so the pipeline travels
 
 AUTO_MAP = {
     "AutoConfig": "configuration_d2l_bert.D2LBertConfig",
@@ -218,8 +219,18 @@ class D2LBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save weights, configuration and this code, so that the folder opens under every Auto class of `AUTO_MAP`."""
+        """Save weights, configuration and the code beside them.
+
+        So the folder opens under every Auto class of `AUTO_MAP`, a classifier's under the pipeline of its own as well.
+        """
         self.config.auto_map = dict(AUTO_MAP)
+        others = {
+            task: entry
+            for task, entry in (getattr(self.config, "custom_pipelines", None) or {}).items()
+            if task not in CUSTOM_PIPELINES
+        }
+        ours = CUSTOM_PIPELINES if isinstance(self, D2LBertForSequenceClassification) else {}
+        self.config.custom_pipelines = {**others, **ours}
         super().save_pretrained(save_directory, *args, **kwargs)
 
 

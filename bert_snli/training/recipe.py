@@ -14,13 +14,19 @@ import yaml
 from bert_snli.data.batching import STRATEGIES
 from bert_snli.data.layouts import TEXT_SOURCES
 from bert_snli.data.sources import HUB_ID
-from bert_snli.data.truncation import TRUNCATIONS
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
+from bert_snli.modeling.pair_truncation import TRUNCATIONS
 from bert_snli.training.optimisation import OPTIMIZERS, SCHEDULERS
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
-STARTING = ("overwrite_output_dir", "resume_from_checkpoint")
+STARTING = (
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+)
 BATCHING = (
     "dataset_name_or_path",
     "text_source",
@@ -118,11 +124,19 @@ class FinetuneRecipe:
         None, "Checkpoint folder to go on from, or 'auto' for the newest in output_dir."
     )
     report_to: str = option("none", "Experiment tracker besides metrics.jsonl.", TRACKERS)
+    push_to_hub: bool = option(False, "Put the finished model on the hub, as bert-snli push does.")
+    hub_model_id: str | None = option(None, "Where push_to_hub puts it: user/name or organisation/name.")
+    hub_private_repo: bool = option(False, "For your eyes only, if the repository is a new one.")
 
     def __post_init__(self):
         for name in ("model_name_or_path", "output_dir"):
             if not getattr(self, name):
                 raise BertSnliError(f"--{name}: is required; give it on the command line or in the recipe")
+        if self.push_to_hub and not self.hub_model_id:
+            raise BertSnliError("--push_to_hub: needs --hub_model_id user/name")
+        if not self.push_to_hub and (self.hub_model_id or self.hub_private_repo):
+            name = "hub_model_id" if self.hub_model_id else "hub_private_repo"
+            raise BertSnliError(f"--{name}: goes with --push_to_hub; add that, or leave this out")
         for entry in fields(self):
             choices, value = entry.metadata.get("choices"), getattr(self, entry.name)
             if choices and value is not None and value not in choices:
