@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bert_snli.commands import evaluate, predict, quickstart
+from bert_snli.commands import evaluate, predict, push, quickstart
 from bert_snli.console import OneLineErrorParser, run, say_what_is_missing
 from conversion import command as conversion
 
@@ -22,6 +22,7 @@ The BERTs of Dive into Deep Learning (d2l.ai, section 15.7) in the Hugging Face 
   bert-snli finetune ...                 train it on SNLI
   bert-snli evaluate MODEL ...           measure it
   bert-snli predict MODEL ...            ask it
+  bert-snli push MODEL ...               put it on the Hugging Face hub
   bert-snli verify MODEL ...             check a conversion again
   bert-snli export MODEL ...             back to the book's files
 
@@ -64,6 +65,7 @@ COMMANDS = {
     ),
     "evaluate": _of(evaluate),
     "predict": _of(predict),
+    "push": _of(push),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.folders import check_output_dir, finished_folder, make_output_dir
+from bert_snli.hub import check_login, check_repo_id, forget_measurements, keep_start_certificate, push, stage
 from bert_snli.inference import label_names, load_config, load_tokenizer, load_weights, predict_logits
 from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig
@@ -70,7 +72,8 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
     """What can be known to be wrong before anything is loaded or written.
 
     Raises:
-        BertSnliError: the output folder holds something, there is nothing to resume from, a tracker is not installed.
+        BertSnliError: the output folder holds something, there is nothing to resume from, a tracker is not installed,
+            `hub_model_id` is no name of a repository.
     """
     if recipe.resume_from_checkpoint:
         find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
@@ -80,6 +83,8 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
         raise BertSnliError("--mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise BertSnliError(f"--report_to {recipe.report_to}: is not installed; pip install {recipe.report_to}")
+    if recipe.hub_model_id:
+        check_repo_id(recipe.hub_model_id, "--hub_model_id")
 
 
 def finetune(recipe: FinetuneRecipe) -> dict:
@@ -101,6 +106,8 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     )
     if accelerator.distributed_type in SHARDED:
         raise BertSnliError(f"accelerate's {accelerator.distributed_type.value} is not supported; use MULTI_GPU")
+    if recipe.hub_model_id and accelerator.is_main_process:
+        check_login(recipe.hub_model_id)
     with accelerator.main_process_first():
         train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
     accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
@@ -110,6 +117,8 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     if accelerator.is_main_process:
         make_output_dir(output_dir)
         recipe.save(output_dir / "recipe.yaml")
+        keep_start_certificate(Path(recipe.model_name_or_path), output_dir)
+        forget_measurements(output_dir)
         drop_checkpoints_after(loop.progress.step, output_dir)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("bert-snli", {name: value for name, value in asdict(recipe).items() if value is not None})
@@ -119,7 +128,24 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     if accelerator.is_main_process:
         (output_dir / "train_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     accelerator.end_training()
+    if recipe.push_to_hub and accelerator.is_main_process:
+        accelerator.print(f"Pushed: {push_finished(recipe)}")
     return results
+
+
+def push_finished(recipe: FinetuneRecipe) -> str:
+    """Put the output folder on the hub; returns the address of the commit.
+
+    Raises:
+        BertSnliError: it does not get there; the line says how to try again.
+    """
+    folder, repo_id = Path(recipe.output_dir), str(recipe.hub_model_id)
+    try:
+        return push(stage(folder, repo_id), repo_id, private=recipe.hub_private_repo)
+    except BertSnliError as error:
+        again = f"bert-snli push {shlex.quote(recipe.output_dir)} --repo_id {repo_id}"
+        private = " --private" if recipe.hub_private_repo else ""
+        raise BertSnliError(f"{error}; the model is in {folder}: {again}{private}") from error
 
 
 def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:

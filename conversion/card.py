@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from conversion.certificate import CARD, CERTIFICATE, Certificate
 
+GENERATED = "<!-- made by bert-snli; a README.md without this line is taken for your own -->"
 TEMPLATE = """\
 ---
 library_name: transformers
+pipeline_tag: {pipeline_tag}
 language: en
-tags: [d2l_bert, d2l, bert]
+{license}tags: [d2l_bert, d2l, bert]
 ---
+{generated}
 # A BERT of *Dive into Deep Learning*, converted
 
 A {framework} checkpoint of the book's ({form}) as a `transformers` model: {layers} layers × {hidden} hidden,
@@ -40,14 +44,14 @@ USAGE = {
     "pretraining": """\
 from transformers import pipeline
 
-fill_mask = pipeline("fill-mask", "PATH OR HUB ID", trust_remote_code=True)
+fill_mask = pipeline("fill-mask", {where}, trust_remote_code=True)
 fill_mask("a man is playing a <mask> .")"""
 }
 CLASSIFIER_USAGE = """\
 from transformers import pipeline
 
-nli = pipeline("text-classification", "PATH OR HUB ID", trust_remote_code=True)
-nli({"text": "A man inspects a uniform.", "text_pair": "The man is sleeping."})"""
+nli = pipeline("text-classification", {where}, trust_remote_code=True)
+nli({{"text": "A man inspects a uniform.", "text_pair": "The man is sleeping."}})"""
 
 
 def figure(difference: float | None) -> str:
@@ -57,10 +61,18 @@ def figure(difference: float | None) -> str:
 
 def write_card(folder: Path, certificate: Certificate) -> None:
     """Write `README.md` into `folder`."""
+    (folder / CARD).write_text(card_text(certificate, '"PATH OR HUB ID"'), encoding="utf-8")
+
+
+def card_text(certificate: Certificate, where: str, license: str | None = None) -> str:
+    """The card; `where` is what its example gives to `pipeline`, `license` what its metadata says."""
     source, geometry = certificate.source, certificate.geometry
     kept = [record.target for record in certificate.tensors if record.target]
     dropped = len(certificate.tensors) - len(kept)
-    text = TEMPLATE.format(
+    return TEMPLATE.format(
+        pipeline_tag="fill-mask" if source.form in USAGE else "text-classification",
+        license=f"license: {json.dumps(license)}\n" if license else "",
+        generated=GENERATED,
         framework={"pytorch": "PyTorch", "mxnet": "MXNet"}[source.framework],
         form=source.form,
         layers=geometry["num_hidden_layers"],
@@ -76,6 +88,5 @@ def write_card(folder: Path, certificate: Certificate) -> None:
         rows="\n".join(
             f"| {entry.layer} | {figure(entry.exact)} | {figure(entry.as_run)} |" for entry in certificate.proof
         ),
-        usage=USAGE.get(source.form, CLASSIFIER_USAGE),
+        usage=USAGE.get(source.form, CLASSIFIER_USAGE).format(where=where),
     )
-    (folder / CARD).write_text(text, encoding="utf-8")

@@ -97,13 +97,13 @@ class Certificate:
         (folder / CERTIFICATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_certificate(folder: Path) -> Certificate:
+def read_certificate(folder: Path, name: str = CERTIFICATE) -> Certificate:
     """The certificate in a model folder.
 
     Raises:
         BertSnliError: there is none, or not one that this version can read.
     """
-    path = folder / CERTIFICATE
+    path = folder / name
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format_version", None) != FORMAT_VERSION:

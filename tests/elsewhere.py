@@ -23,20 +23,27 @@ arguments = json.loads(sys.argv[1])
 """
 
 
-def bare_environment(home: Path) -> dict[str, str]:
-    """The environment without what Python and the hub's libraries read from it; caches lie in `home`, offline."""
+def bare_environment(home: Path, hub: str | None = None) -> dict[str, str]:
+    """The environment without what Python and the hub's libraries read from it; caches lie in `home`.
+
+    The hub is at the address `hub`, or out of reach.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
-    return {**kept, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"}
+    reach = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"} if hub else {"HF_HUB_OFFLINE": "1"}
+    return {**kept, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), **reach}
 
 
-def run_elsewhere(script: str, tmp_path: Path, **arguments: Any) -> Any:
-    """Run `script`, which finds `arguments` (JSON) under that name, and return the JSON of its last printed line."""
+def run_elsewhere(script: str, tmp_path: Path, hub: str | None = None, **arguments: Any) -> Any:
+    """Run `script`, which finds `arguments` (JSON) under that name, and return the JSON of its last printed line.
+
+    It reaches the hub at the address `hub`, if that is given, and has nothing of it in its cache.
+    """
     home = tmp_path / "elsewhere"
     home.mkdir()
     done = subprocess.run(
         [sys.executable, "-I", "-c", PRELUDE + script, json.dumps(arguments)],
         cwd=home,
-        env=bare_environment(home),
+        env=bare_environment(home, hub),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -35,7 +35,7 @@ def refused(command: list, capsys: pytest.CaptureFixture) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["quickstart", "convert", "finetune", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["quickstart", "convert", "finetune", "evaluate", "predict", "push"])
 def test_every_command_has_help_with_its_options(command: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -241,6 +241,9 @@ print(json.dumps({
     "zero-shot": [
         zero_shot(text, candidate_labels=["dog", "cat"], hypothesis_template="a {} .") for text in arguments["texts"]
     ],
+    "several labels": zero_shot(
+        arguments["texts"][0], candidate_labels=["dog", "cat"], hypothesis_template="a {} .", multi_label=True
+    ),
     "feature-extraction": features("a dog is running"),
     "fill-mask": fill_mask("a dog is <mask> .", top_k=3),
 }))
@@ -294,6 +297,13 @@ def test_other_pipelines_open_our_folders(tmp_path: Path):
     with torch.no_grad():
         hidden = model.bert(**tokenizer("a dog is running", return_tensors="pt")).last_hidden_state
     torch.testing.assert_close(torch.tensor(found["feature-extraction"]), hidden, rtol=0, atol=1e-5)
+
+    # For `multi_label`, transformers takes the last label for the contradiction where entailment is the first.
+    with torch.no_grad():
+        logits = model(**tokenizer([texts[0]] * 2, ["a dog .", "a cat ."], padding=True, return_tensors="pt")).logits
+    against_neutral = logits[:, [LABEL2ID["entailment"], LABEL2ID["neutral"]]].softmax(dim=-1)[:, 0].tolist()
+    several = dict(zip(found["several labels"]["labels"], found["several labels"]["scores"], strict=True))
+    assert several == pytest.approx({"dog": against_neutral[0], "cat": against_neutral[1]}, abs=1e-5)
 
     masked = D2LBertForMaskedLM.from_pretrained(pretrained).eval()
     inputs = tokenizer("a dog is <mask> .", return_tensors="pt")

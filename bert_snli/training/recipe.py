@@ -59,7 +59,8 @@ class FinetuneRecipe:
     )
     output_dir: str = option("", "Folder for the fine-tuned model, its metrics and its curve.")
     overwrite_output_dir: bool = option(
-        False, "Write into an output folder that already holds files; checkpoints of its earlier run are removed."
+        False,
+        "Write into an output folder that already holds files; checkpoints and results of its earlier run are removed.",
     )
 
     text_source: str = option(

@@ -1,0 +1,250 @@
+"""A model folder on the hub: which of its files go there, and how, in one commit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from bert_snli.errors import BertSnliError
+from bert_snli.folders import finished_folder
+from bert_snli.inference import load_classifier, load_tokenizer
+from bert_snli.model_card import (
+    CURVE,
+    EVALUATIONS,
+    MATRICES,
+    METRICS,
+    RECIPE,
+    REPORT,
+    START_CERTIFICATE,
+    TRAIN_RESULTS,
+    make_card,
+    where_it_is,
+)
+from conversion.card import GENERATED, card_text
+from conversion.certificate import CARD, CERTIFICATE, read_certificate, verify
+from conversion.model_folder import CONFIG, TOKENIZER, WEIGHTS
+
+# What is known of the weights, and of no others.
+MEASURED = (
+    TRAIN_RESULTS,
+    EVALUATIONS,
+    MATRICES,
+    REPORT,
+    "report/report.html",
+    "report/report.json",
+    "report/*.png",
+)
+# What goes to the hub, and whether a folder without it is no model. Nothing else does, whatever lies in the folder.
+TRAVELS = {
+    CONFIG: True,
+    WEIGHTS: True,
+    TOKENIZER: True,
+    "tokenizer_config.json": True,
+    "configuration_d2l_bert.py": True,
+    "modeling_d2l_bert.py": True,
+    "nli_pipeline.py": False,  # folders that were saved before there was one
+    "pair_truncation.py": False,
+    CARD: False,  # made anew, unless the user has written it
+    CERTIFICATE: False,  # of a converted model only: fine-tuning changes what it certifies
+    START_CERTIFICATE: False,
+    RECIPE: False,
+    METRICS: False,
+    CURVE: False,
+    **dict.fromkeys(MEASURED, False),
+}
+MAIN, LICENSE, COMMIT_MESSAGE = "main", "apache-2.0", "Push with bert-snli"
+ANSWERS = {
+    401: "the hub does not know your token; make one on huggingface.co/settings/tokens and run hf auth login",
+    403: "your token must not write there; take one with write access (hf auth login), or a name of your own",
+    404: "no such repository or branch, or none that your token may see; check the name",
+}
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a push consists of: the files by their path in the repository, and whether the card is the user's own."""
+
+    files: dict[str, Path | bytes]
+    own_card: bool
+
+
+def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str | None = None) -> Staged:
+    """Everything of `folder` that goes to the hub, and its card. Writes nothing.
+
+    A README.md that bert-snli did not make is the user's, and goes as it is.
+
+    Raises:
+        BertSnliError: `folder` is not a model, or neither fine-tuned nor converted, or not as certified.
+    """
+    check_repo_id(repo_id, "--repo_id")
+    if not folder.is_dir():
+        raise BertSnliError(f"{folder}: no such folder; give one that bert-snli finetune or bert-snli convert wrote")
+    converted = (folder / CERTIFICATE).is_file() and not (folder / TRAIN_RESULTS).is_file()
+    if converted:
+        verify(folder)
+    else:
+        load_classifier(str(folder))
+    load_tokenizer(str(folder))
+    files: dict[str, Path | bytes] = {}
+    for pattern, required in TRAVELS.items():
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if required and not found:
+            raise BertSnliError(f"{folder}: holds no {pattern}; save or convert the model again")
+        files.update({path.relative_to(folder).as_posix(): path for path in found})
+    if not converted:
+        files.pop(CERTIFICATE, None)
+    own_card = CARD in files and GENERATED.encode() not in (folder / CARD).read_bytes()
+    if not own_card:
+        if converted:
+            card = card_text(read_certificate(folder), where_it_is(repo_id, revision), license)
+        else:
+            card = make_card(folder, repo_id, license=license, revision=revision)
+        files[CARD] = card.encode()
+    return Staged(files, own_card)
+
+
+def write_staged(staged: Staged, output_dir: Path) -> None:
+    """Write what would be pushed into a new folder; the hub is not asked for anything.
+
+    Raises:
+        BertSnliError: `output_dir` holds something already, or cannot be written.
+    """
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise BertSnliError(f"--output_dir {output_dir}: already holds files; name another folder")
+    with finished_folder(output_dir) as partial:
+        for name, content in staged.files.items():
+            target = partial / name
+            target.parent.mkdir(exist_ok=True)
+            if isinstance(content, bytes):
+                target.write_bytes(content)
+            else:
+                shutil.copyfile(content, target)
+
+
+def push(
+    staged: Staged,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: str = COMMIT_MESSAGE,
+) -> str:
+    """Push in one commit; returns its address. Repository and branch are made where they are missing.
+
+    Files of an earlier push that the folder no longer has are removed in the same commit; what else lies in the
+    repository stays.
+
+    Raises:
+        BertSnliError: the hub does not take it; its files are then as they were.
+    """
+    check_login(repo_id)
+    with hub_errors(repo_id):
+        api = HfApi()
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise BertSnliError(f"--private: {repo_id} is there already and public; change that on the hub first")
+        if revision not in (None, MAIN):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        gone = [
+            path
+            for path in api.list_repo_files(repo_id, revision=revision)
+            if path not in staged.files and any(_matches(path, pattern) for pattern in TRAVELS)
+        ]
+        # Not `upload_folder`, which cuts a push into several commits where it thinks fit.
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationDelete(path_in_repo=path) for path in gone),
+                *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in staged.files.items()),
+            ],
+            commit_message=commit_message,
+            revision=revision,
+        )
+    return commit.commit_url
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return path.count("/") == pattern.count("/") and PurePosixPath(path).match(pattern)
+
+
+def check_repo_id(repo_id: str, option: str) -> None:
+    """See that `repo_id` is a user's or an organisation's name and a model's.
+
+    Raises:
+        BertSnliError: it is not.
+    """
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError("user or organisation is missing")
+    except HFValidationError as error:
+        raise BertSnliError(f"{option} {repo_id}: no name of a repository; give one such as user/name") from error
+
+
+def check_login(repo_id: str) -> None:
+    """See that there is a token, and that the hub knows it.
+
+    Raises:
+        BertSnliError: there is none, or the hub does not know it or cannot be reached.
+    """
+    if get_token() is None:
+        raise BertSnliError(f"{repo_id}: nobody is logged in to the hub; run hf auth login, or set HF_TOKEN")
+    with hub_errors(repo_id):
+        HfApi().whoami()
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Say in one line what the hub answered, or that it did not.
+
+    Raises:
+        BertSnliError: anything went wrong on the way.
+    """
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise BertSnliError(f"{repo_id}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong: uploads wrap the error that says it."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for link in chain:
+        if (response := getattr(link, "response", None)) is not None:
+            status = response.status_code
+            said = " ".join((getattr(link, "server_message", None) or "no reason given").split())
+            return ANSWERS.get(status, f"the hub answered {status} ({said}); try again later")
+    for link in chain:
+        if isinstance(link, (HTTPError, ConnectionError)):
+            address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+            return f"{address} cannot be reached, or broke off ({' '.join(str(link).split())}); try again"
+    return " ".join(str(error).split())
+
+
+def keep_start_certificate(start: Path, output_dir: Path) -> None:
+    """Put the certificate of the converted model that training starts from beside the weights that come of it.
+
+    Under another name, as it does not describe them. That of a start which was itself fine-tuned is not kept.
+    """
+    kept = output_dir / START_CERTIFICATE
+    if (start / CERTIFICATE).is_file() and not (start / TRAIN_RESULTS).is_file():
+        shutil.copyfile(start / CERTIFICATE, kept)
+    else:
+        kept.unlink(missing_ok=True)
+
+
+def forget_measurements(output_dir: Path) -> None:
+    """Remove what was measured of the weights that training is going to replace: it would be pushed with the new."""
+    for pattern in MEASURED:
+        for path in output_dir.glob(pattern):
+            path.unlink()

@@ -1,0 +1,229 @@
+"""A small hub in memory, over HTTP: as much of it as `huggingface_hub` asks for when it pushes and loads models."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+LARGE = (".safetensors", ".png")
+KNOWN_TOKEN = "hf_known"
+
+
+@dataclass
+class Commit:
+    """A state of a repository."""
+
+    title: str
+    files: dict[str, bytes]
+
+    @property
+    def sha(self) -> str:
+        content = json.dumps([self.title, {path: hashlib.sha1(data).hexdigest() for path, data in self.files.items()}])
+        return hashlib.sha1(content.encode()).hexdigest()
+
+
+@dataclass
+class Repository:
+    """Branches, each with its commits; the first is the empty one."""
+
+    private: bool
+    branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": [Commit("initial commit", {})]})
+
+    def at(self, revision: str) -> Commit | None:
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        return next((each for commits in self.branches.values() for each in commits if each.sha == revision), None)
+
+
+class Hub:
+    """The repositories, the log of calls, and what is to go wrong: how a call begins → the status, or "cut"."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.calls: list[str] = []
+        self.faults: dict[str, int | str] = {}
+        self.endpoint = ""
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    """A hub that answers at `hub.endpoint` until the block ends."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def git_oid(path: str, data: bytes) -> str:
+    """What the hub calls the content of a file by: SHA-256 of a large one, git's own of others."""
+    if path.endswith(LARGE):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._handle()
+
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _handle(self) -> None:
+        path = urlsplit(self.path).path
+        self.hub.calls.append(f"{self.command} {unquote(path)}")
+        for call, how in self.hub.faults.items():
+            if self.hub.calls[-1].startswith(call):
+                if how == "cut":
+                    self.rfile.read(int(self.headers.get("Content-Length") or 64) // 2)
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                self._body()
+                return self._error(int(how), "Nothing")
+        body = self._body()
+        if path == "/api/whoami-v2":
+            known = self.headers["Authorization"] == f"Bearer {KNOWN_TOKEN}"
+            return self._json({"name": "user", "type": "user"}) if known else self._error(401, "BadToken")
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path.startswith("/lfs/"):
+            self.hub.uploads[path.removeprefix("/lfs/")] = body
+            return self._json({})
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        if parts[:2] == ["api", "models"]:
+            return self._api("/".join(parts[2:4]), parts[4:], body)
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self._lfs(json.loads(body))
+        if parts[2:3] == ["resolve"]:
+            return self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+        self._error(404, "Unknown")
+
+    def _create(self, asked: dict) -> None:
+        repo_id = f"{asked['organization']}/{asked['name']}"
+        url = f"{self.hub.endpoint}/{repo_id}"
+        if repo_id in self.hub.repositories:
+            return self._json({"url": url}, status=409)
+        self.hub.repositories[repo_id] = Repository(private=asked.get("visibility") == "private" or "private" in asked)
+        self._json({"url": url})
+
+    def _api(self, repo_id: str, rest: list[str], body: bytes) -> None:
+        repository = self.hub.repositories.get(repo_id)
+        if repository is None:
+            return self._error(404, "RepoNotFound")
+        what, revision = (rest + ["revision", "main"][len(rest) :])[:2]
+        if what == "branch":
+            if revision in repository.branches:
+                return self._error(409, "Exists")
+            repository.branches[revision] = list(repository.branches["main"])
+            return self._json({})
+        commit = repository.at(revision)
+        if commit is None:
+            return self._error(404, "RevisionNotFound")
+        if what == "revision":
+            siblings = [{"rfilename": path} for path in commit.files]
+            info = {"id": repo_id, "sha": commit.sha, "private": repository.private, "siblings": siblings, "tags": []}
+            return self._json(info)
+        if what == "tree":
+            return self._json(
+                [
+                    {"type": "file", "path": path, "size": len(data), "oid": git_oid(path, data)}
+                    for path, data in commit.files.items()
+                ]
+            )
+        if what == "preupload":
+            return self._json(
+                {"files": [self._upload_mode(commit, entry["path"]) for entry in json.loads(body)["files"]]}
+            )
+        if what == "commit":
+            return self._commit(
+                repo_id, repository.branches[revision], [json.loads(line) for line in body.splitlines()]
+            )
+        self._error(404, "Unknown")
+
+    def _upload_mode(self, commit: Commit, path: str) -> dict:
+        oid = git_oid(path, commit.files[path]) if path in commit.files else None
+        mode = "lfs" if path.endswith(LARGE) else "regular"
+        return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+
+    def _lfs(self, asked: dict) -> None:
+        objects = [
+            {**each, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{each['oid']}"}}}
+            for each in asked["objects"]
+        ]
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, repo_id: str, branch: list[Commit], lines: list[dict]) -> None:
+        files = dict(branch[-1].files)
+        title = ""
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                title = value["summary"]
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        branch.append(Commit(title, files))
+        sha = branch[-1].sha
+        self._json({"commitUrl": f"{self.hub.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha})
+
+    def _resolve(self, repo_id: str, revision: str, path: str) -> None:
+        repository = self.hub.repositories.get(repo_id)
+        commit = repository.at(revision) if repository else None
+        if commit is None:
+            return self._error(404, "RevisionNotFound" if repository else "RepoNotFound")
+        if path not in commit.files:
+            return self._error(404, "EntryNotFound", {"X-Repo-Commit": commit.sha})
+        data = commit.files[path]
+        self._send(200, data, {"ETag": f'"{git_oid(path, data)}"', "X-Repo-Commit": commit.sha})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _json(self, content: Any, status: int = 200) -> None:
+        self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _error(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        self._send(status, b'{"error": "no"}', {"X-Error-Code": code, **(headers or {})})
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
