@@ -215,7 +215,9 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong: uploads wrap the error that says it."""
+    """What went wrong: uploads wrap the error that says it, and one about the card says more than what it wraps."""
+    if isinstance(error, ValueError) and not isinstance(error, HTTPError):
+        return " ".join(str(error).split())
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -223,7 +225,8 @@ def _reason(error: BaseException) -> str:
         if (response := getattr(link, "response", None)) is not None:
             status = response.status_code
             said = " ".join((getattr(link, "server_message", None) or "no reason given").split())
-            return ANSWERS.get(status, f"the hub answered {status} ({said}); try again later")
+            later = "; try again later" if status >= 500 else ""
+            return ANSWERS.get(status, f"the hub answered {status} ({said}){later}")
     for link in chain:
         if isinstance(link, (HTTPError, ConnectionError)):
             address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

@@ -110,7 +110,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
-            return self._json({"errors": [], "warnings": []})
+            wrong = [{"message": '"license" must be one of ...'}] if b"license: nonsense" in body else []
+            return self._json({"errors": wrong, "warnings": []}, status=400 if wrong else 200)
         if path.startswith("/lfs/"):
             self.hub.uploads[path.removeprefix("/lfs/")] = body
             return self._json({})

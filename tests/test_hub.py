@@ -140,6 +140,7 @@ def pushed(hub: Hub, model: Path, converted: Path, corpus: Path, tmp_path_factor
         "POST /api/models/user/forbidden/preupload": 403,
         "GET /api/models/user/gone/tree": 404,
         "POST /api/models/user/broken/commit": 500,
+        "POST /api/models/user/taken/preupload": 422,
     }
     training = ["finetune", "--model_name_or_path", converted, "--dataset_name_or_path", corpus, "--max_length", 33]
     training += ["--num_train_epochs", 1, "--push_to_hub", "--output_dir"]
@@ -154,6 +155,8 @@ def pushed(hub: Hub, model: Path, converted: Path, corpus: Path, tmp_path_factor
         "user/forbidden": push_of(model, "user/forbidden"),
         "user/gone": push_of(model, "user/gone"),
         "user/broken": push_of(model, "user/broken"),
+        "user/taken": push_of(model, "user/taken"),
+        "no licence": push_of(model, "user/taken", "--license", "nonsense"),
         "unknown token": push_of(model, "user/name", token="hf_mine"),
         "user/trained": [KNOWN_TOKEN, *training, home / "run", "--hub_model_id", "user/trained", "--hub_private_repo"],
         "user/two": [KNOWN_TOKEN, *training, home / "two", "--hub_model_id", "user/two", "--num_processes", 2],
@@ -286,6 +289,8 @@ def test_what_the_hub_refuses_is_one_line(pushed: dict, hub: Hub):
     assert_refused(pushed["user/unauthorized"], "user/unauthorized: the hub does not know your token")
     assert_refused(pushed["unknown token"], "hf auth login")
     assert_refused(pushed["user/forbidden"], "user/forbidden: your token must not write there")
+    assert_refused(pushed["user/taken"], "user/taken: the hub answered 422 (no)")
+    assert_refused(pushed["no licence"], 'Invalid metadata in README.md. - "license" must be one of ...')
     assert_refused(pushed["user/gone"], "user/gone: no such repository or branch")
 
 
