@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
+from transformers.pipelines import clean_custom_task
 
 from bert_snli.data.pair_encoding import PairEncoder
 from bert_snli.inference import predict_pairs
@@ -215,6 +216,14 @@ def test_what_is_no_pair_is_said_in_one_line(inputs, options: dict, message: str
     with pytest.raises(ValueError, match=message) as caught:
         nli(inputs, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_a_pipeline_has_read_can_be_saved_again(folder: Path, tmp_path: Path):
+    model = D2LBertForSequenceClassification.from_pretrained(folder)
+    for name in ("once", "twice"):
+        model.save_pretrained(tmp_path / name)
+        clean_custom_task(model.config.custom_pipelines[TASK])  # what `pipeline(TASK, config=...)` does to it
+    assert (tmp_path / "once" / "config.json").read_text() == (tmp_path / "twice" / "config.json").read_text()
 
 
 def test_only_a_classifiers_folder_names_the_pipeline(folder: Path, tmp_path: Path):

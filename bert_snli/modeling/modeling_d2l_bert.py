@@ -13,6 +13,7 @@ V vocabulary, C labels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -229,7 +230,8 @@ class D2LBertPreTrainedModel(PreTrainedModel):
             for task, entry in (getattr(self.config, "custom_pipelines", None) or {}).items()
             if task not in CUSTOM_PIPELINES
         }
-        ours = CUSTOM_PIPELINES if isinstance(self, D2LBertForSequenceClassification) else {}
+        # A copy, as `transformers.pipeline` puts classes into the entry of a configuration that it is given.
+        ours = deepcopy(CUSTOM_PIPELINES) if isinstance(self, D2LBertForSequenceClassification) else {}
         self.config.custom_pipelines = {**others, **ours}
         super().save_pretrained(save_directory, *args, **kwargs)
 
