@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from bert_snli.evaluation.report import evaluate_model, save_report
+from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.finetune import finetune
 from bert_snli.folders import finished_folder
 from bert_snli.hub import stage
@@ -118,7 +118,7 @@ def model(converted: Path, corpus: Path) -> Path:
     folder = converted.parent / "run"
     recipe = {"max_length": 33, "num_train_epochs": 2, "learning_rate": 1e-2, "save_steps": 2, "max_eval_samples": 20}
     finetune(FinetuneRecipe(str(converted), str(corpus), str(folder), **recipe))
-    save_report(evaluate_model(str(folder), str(corpus), split="test"), folder)
+    save_figures(evaluate_model(str(folder), str(corpus), split="test"), folder)
     for name in JUNK + REPORT:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(f"content of {name}")
