@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -122,9 +123,31 @@ def label_names(config: D2LBertConfig, where: str) -> list[str]:
     return names
 
 
-@torch.no_grad()
+class LogitsFunction(Protocol):
+    """A classifier as the loop over batches sees it: padded pairs in, logits out, whoever computes them."""
+
+    config: D2LBertConfig
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, C) of `input_ids`, `token_type_ids` and `attention_mask` (B, L), int64 and on the CPU."""
+
+
+class TorchLogits:
+    """A model of PyTorch as a `LogitsFunction`, on the accelerator's device and in evaluation mode."""
+
+    def __init__(self, model: torch.nn.Module, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.model = accelerator.unwrap_model(model).to(accelerator.device).eval()
+        self.config: D2LBertConfig = self.model.config
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with self.accelerator.autocast():
+            return self.model(**{name: value.to(self.accelerator.device) for name, value in batch.items()}).logits
+
+
 def predict_logits(
-    model: D2LBertForSequenceClassification,
+    classifier: torch.nn.Module | LogitsFunction,
     encoded: Dataset,
     *,
     pad_token_id: int,
@@ -133,21 +156,20 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits (rows, labels) of encoded pairs, in their order; computed by length and shared among the processes.
 
-    The model is moved to the accelerator's device and left in evaluation mode.
+    A model of PyTorch is moved to the accelerator's device and left in evaluation mode.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-    model = accelerator.unwrap_model(model).to(accelerator.device).eval()
+    compute = TorchLogits(classifier, accelerator) if isinstance(classifier, torch.nn.Module) else classifier
     pairs = PaddedPairs(encoded, pad_token_id)
     order = np.argsort(pairs.lengths, kind="stable")
     batches = np.split(order, range(batch_size, len(order), batch_size))
     # Each row is filled in by one process and zero in the others, so that their sum is exact.
-    logits_RC = torch.zeros(len(pairs), model.config.num_labels, device=accelerator.device)
+    logits_RC = torch.zeros(len(pairs), compute.config.num_labels, device=accelerator.device)
     bar = tqdm(total=len(pairs), desc="Predicting", unit="pair", leave=False, disable=_hidden(accelerator, batches))
     for rows in batches[accelerator.process_index :: accelerator.num_processes]:
         batch = pairs[Piece(rows.tolist(), counted=True)]
         batch.pop("labels", None)
-        with accelerator.autocast():
-            logits_BC = model(**{name: value.to(accelerator.device) for name, value in batch.items()}).logits
+        logits_BC = compute(batch).to(accelerator.device)
         logits_RC[torch.from_numpy(rows).to(accelerator.device)] = logits_BC.float()
         bar.update(len(rows) * accelerator.num_processes)
     bar.close()
@@ -160,7 +182,7 @@ def _hidden(accelerator: Accelerator, batches: Sequence) -> bool | None:
 
 
 def predict_pairs(
-    model: D2LBertForSequenceClassification,
+    classifier: D2LBertForSequenceClassification | LogitsFunction,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str, str]],
     *,
@@ -169,13 +191,13 @@ def predict_pairs(
     batch_size: int = 256,
 ) -> list[dict[str, float]]:
     """Probability of each label, by name, for each (premise, hypothesis); the most probable first."""
-    encoder = encoder_of(model.config, tokenizer, max_length=max_length, truncation=truncation)
+    encoder = encoder_of(classifier.config, tokenizer, max_length=max_length, truncation=truncation)
     if not pairs:
         return []
     premises, hypotheses = zip(*pairs, strict=True)
     encoded = Dataset(encoder({"premise": premises, "hypothesis": hypotheses}))
-    logits = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
-    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    logits = predict_logits(classifier, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
+    names = [classifier.config.id2label[number] for number in range(classifier.config.num_labels)]
     return [
         dict(sorted(zip(names, row, strict=True), key=lambda item: -item[1]))
         for row in torch.softmax(torch.from_numpy(logits), dim=-1).tolist()
