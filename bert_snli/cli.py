@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bert_snli.commands import evaluate, predict, push, quickstart
+from bert_snli.commands import evaluate, export, predict, push, quickstart
 from bert_snli.console import OneLineErrorParser, run, say_what_is_missing
 from conversion import command as conversion
 
@@ -24,7 +24,7 @@ The BERTs of Dive into Deep Learning (d2l.ai, section 15.7) in the Hugging Face 
   bert-snli predict MODEL ...            ask it
   bert-snli push MODEL ...               put it on the Hugging Face hub
   bert-snli verify MODEL ...             check a conversion again
-  bert-snli export MODEL ...             back to the book's files
+  bert-snli export MODEL ...             to ONNX, or back to the book's files
 
 Each has its own --help.
 """
@@ -51,12 +51,7 @@ COMMANDS = {
         conversion.add_convert_arguments,
         conversion.run_convert,
     ),
-    "export": Command(
-        "model folder -> the book's files",
-        conversion.EXPORT_HELP,
-        conversion.add_export_arguments,
-        conversion.run_export,
-    ),
+    "export": _of(export),
     "verify": Command(
         "check a converted folder again",
         conversion.VERIFY_HELP,

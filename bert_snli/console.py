@@ -13,6 +13,7 @@ from bert_snli.errors import BertSnliError
 USER_ERROR = 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as the shell has it: 128 and the signal's number
 LONGEST_MESSAGE = 1000
+EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}  # what is not here is of `train`
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -82,4 +83,6 @@ def say_what_is_missing(error: ModuleNotFoundError) -> NoReturn:
     Raises:
         BertSnliError: always.
     """
-    raise BertSnliError(f"{error.name} is not installed; pip install 'bert-snli[train]'") from error
+    package = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(package, "train")
+    raise BertSnliError(f"{error.name} is not installed; pip install 'bert-snli[{extra}]'") from error

@@ -36,6 +36,17 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_export_dir(folder: Path, model: Path, *, overwrite: bool) -> None:
+    """As `check_output_dir`; and refuse the model's own folder.
+
+    Raises:
+        BertSnliError: with the remedy.
+    """
+    if folder.resolve() == model.resolve():
+        raise BertSnliError(f"--output_dir {folder}: is the model itself; name another folder")
+    check_output_dir(folder, overwrite=overwrite)
+
+
 @contextmanager
 def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder whose files come to be in `folder` only when the block ends without an error.

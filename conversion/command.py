@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bert_snli.console import quiet_libraries
@@ -70,11 +71,12 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     _add_overwrite(parser)
 
 
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `export` to `parser`."""
+def add_export_arguments(parser: argparse.ArgumentParser, *, more_formats: Sequence[str] = ()) -> None:
+    """Add the options of `export` to `parser`; `more_formats` are the caller's own."""
+    formats = ["d2l-torch", "d2l-mxnet", *more_formats]
     parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
-    parser.add_argument("--format", choices=["d2l-torch", "d2l-mxnet"], required=True, help="whose code is to load it")
-    parser.add_argument("--output_dir", type=_folder, required=True, help="folder for pretrained.params and vocab.json")
+    parser.add_argument("--format", choices=formats, required=True, help="whose code is to load it")
+    parser.add_argument("--output_dir", type=_folder, required=True, help="folder to write")
     _add_overwrite(parser)
 
 

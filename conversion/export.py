@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import check_output_dir, finished_folder
+from bert_snli.folders import check_export_dir, finished_folder
 from conversion.archive import PARAMS, VOCABULARY
 from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import MXNET, PYTORCH
@@ -25,9 +25,7 @@ def export(model: Path, output_dir: Path, *, format: str, overwrite_output_dir: 
     Raises:
         BertSnliError: not a model that the book has a class for, or something about the folders.
     """
-    if output_dir.resolve() == model.resolve():
-        raise BertSnliError(f"--output_dir {output_dir}: is the model itself; name another folder")
-    check_output_dir(output_dir, overwrite=overwrite_output_dir)
+    check_export_dir(output_dir, model, overwrite=overwrite_output_dir)
     form, config = read_config(model)
     weights = read_weights(model)
     rules = rules_of(form, config, weights)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bert_snli.commands.options import add_encoding, add_model
+from bert_snli.commands.options import add_backend, add_encoding, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import check_output_dir
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", metavar="OTHER", help="another fine-tuned model; McNemar's test goes into --report"
     )
     add_encoding(parser)
+    add_backend(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
     quiet_libraries()
     reading = {name: getattr(args, name) for name in ("text_source", "max_length", "truncation", "batch_size")}
-    examinee = load_examinee(args.model, **reading)
+    examinee = load_examinee(args.model, backend=args.backend, **reading)
     other = load_examinee(args.compare, **reading) if args.compare else None
     evaluation_set = load_evaluation_set(
         args.dataset_name_or_path,

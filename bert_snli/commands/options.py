@@ -10,6 +10,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="fine-tuned model: a folder or a hub id")
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Who computes."""
+    parser.add_argument(
+        "--backend",
+        choices=["torch", "onnx"],
+        help="who computes (default: torch, or onnx where the folder holds model.onnx alone)",
+    )
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Leave to write among other files."""
     parser.add_argument("--overwrite_output_dir", action="store_true", help="write into a folder that holds files")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bert_snli.commands.options import add_encoding, add_model
+from bert_snli.commands.options import add_backend, add_encoding, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 
@@ -27,12 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input_file", type=Path, help=".jsonl, .csv or .tsv with columns premise and hypothesis")
     parser.add_argument("--output_file", type=Path, help="answers of --input_file, as jsonl (default: the terminal)")
     add_encoding(parser)
+    add_backend(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """`bert-snli predict`."""
     from bert_snli.data.pair_files import check_writable, read_pairs, write_answers
-    from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
+    from bert_snli.inference import load_tokenizer, predict_pairs
+    from bert_snli.onnx import choose_backend, open_classifier
 
     quiet_libraries()
     one_pair = args.input_file is None
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output_file:
         check_writable(args.output_file)
     answers = predict_pairs(
-        load_classifier(args.model),
+        open_classifier(args.model, choose_backend(args.model, args.backend)),
         load_tokenizer(args.model),
         pairs,
         max_length=args.max_length,

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import EvaluationSet
 from bert_snli.evaluation.metrics import probabilities_of
-from bert_snli.inference import predict_logits
+from bert_snli.inference import LogitsFunction, predict_logits
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertForSequenceClassification
 
@@ -73,7 +73,7 @@ class Answers:
 
 
 def ask(
-    model: D2LBertForSequenceClassification,
+    classifier: D2LBertForSequenceClassification | LogitsFunction,
     tokenizer: PreTrainedTokenizerBase,
     evaluation_set: EvaluationSet,
     encoder: PairEncoder,
@@ -81,8 +81,8 @@ def ask(
     *,
     batch_size: int,
 ) -> Answers:
-    """The model's answers; `model_labels` are its labels in the order of its logits."""
+    """A classifier's answers; `model_labels` are its labels in the order of its logits."""
     encoded = encode_pairs(evaluation_set.pairs, encoder)
-    logits = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
+    logits = predict_logits(classifier, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
     in_our_order = [model_labels.index(label) for label in BOOK_LABELS]
     return Answers(evaluation_set, encoded, logits[:, in_our_order])

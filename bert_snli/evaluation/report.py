@@ -17,8 +17,9 @@ from bert_snli.evaluation.comparison import mcnemar, swapped_labels
 from bert_snli.evaluation.metrics import interval, label_metrics
 from bert_snli.evaluation.plots import plot_confusion_matrix
 from bert_snli.evaluation.slices import annotators, hardest, slices
-from bert_snli.inference import label_names, load_classifier, load_tokenizer
+from bert_snli.inference import LogitsFunction, label_names, load_tokenizer
 from bert_snli.modeling import D2LBertForSequenceClassification
+from bert_snli.onnx import choose_backend, open_classifier
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Examinee:
     """A model with its tokenizer, the order of its labels, and the way in which it reads pairs."""
 
     name: str
-    model: D2LBertForSequenceClassification
+    backend: str
+    classifier: D2LBertForSequenceClassification | LogitsFunction
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
     encoder: PairEncoder
@@ -34,7 +36,9 @@ class Examinee:
 
     def answer(self, evaluation_set: EvaluationSet) -> Answers:
         """Its answers to the pairs of a set."""
-        return ask(self.model, self.tokenizer, evaluation_set, self.encoder, self.labels, batch_size=self.batch_size)
+        return ask(
+            self.classifier, self.tokenizer, evaluation_set, self.encoder, self.labels, batch_size=self.batch_size
+        )
 
 
 def load_examinee(
@@ -44,16 +48,20 @@ def load_examinee(
     max_length: int | None = None,
     truncation: str | None = None,
     batch_size: int = 256,
+    backend: str | None = None,
 ) -> Examinee:
     """A fine-tuned model, ready to be asked.
 
     Raises:
         BertSnliError: it is not there, or no classifier of natural language inference.
     """
-    model, tokenizer = load_classifier(model_name_or_path), load_tokenizer(model_name_or_path)
-    labels = label_names(model.config, model_name_or_path)
-    encoder = encoder_of(model.config, tokenizer, max_length=max_length, truncation=truncation, text_source=text_source)
-    return Examinee(model_name_or_path, model, tokenizer, labels, encoder, batch_size)
+    backend = choose_backend(model_name_or_path, backend)
+    classifier, tokenizer = open_classifier(model_name_or_path, backend), load_tokenizer(model_name_or_path)
+    labels = label_names(classifier.config, model_name_or_path)
+    encoder = encoder_of(
+        classifier.config, tokenizer, max_length=max_length, truncation=truncation, text_source=text_source
+    )
+    return Examinee(model_name_or_path, backend, classifier, tokenizer, labels, encoder, batch_size)
 
 
 def evaluate_model(
@@ -83,6 +91,7 @@ def figures(examinee: Examinee, answers: Answers, dataset_name_or_path: str) -> 
     encoder, evaluation_set = examinee.encoder, answers.evaluation_set
     return {
         "model": examinee.name,
+        "backend": examinee.backend,
         "dataset": dataset_name_or_path,
         "split": evaluation_set.name,
         "text_source": encoder.text_source,
