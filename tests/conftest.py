@@ -115,8 +115,9 @@ def run_python():
 CLASSIFIER_WORDS = "a man dog is was runs sleeps sits eats not".split()
 
 
-@pytest.fixture
-def model_folder(tmp_path: Path) -> Path:
+def save_random_classifier(
+    folder: Path, *, max_length: int = 40, classifier_head: str = "pooler", spread: float = 0.5
+) -> Path:
     """A classifier with large random weights, so that its answers differ."""
     from bert_snli.labels import ID2LABEL, LABEL2ID
     from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
@@ -128,13 +129,22 @@ def model_folder(tmp_path: Path) -> Path:
         hidden_size=16,
         intermediate_size=24,
         num_attention_heads=2,
-        max_position_embeddings=40,
-        initializer_range=0.5,
+        max_position_embeddings=max_length,
+        initializer_range=spread,
+        classifier_head=classifier_head,
         id2label=dict(ID2LABEL),
         label2id=dict(LABEL2ID),
     )
     model = D2LBertForSequenceClassification(config)
-    torch.nn.init.normal_(model.classifier.weight, std=2.0)
-    model.save_pretrained(tmp_path / "model")
-    build_tokenizer(SPECIALS + CLASSIFIER_WORDS, model_max_length=40).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    if classifier_head == "pooler":
+        torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    else:
+        torch.nn.init.normal_(model.classifier[-1].weight, std=0.5)  # over inputs without a bound
+    model.save_pretrained(folder)
+    build_tokenizer(SPECIALS + CLASSIFIER_WORDS, model_max_length=max_length).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    return save_random_classifier(tmp_path / "model")
