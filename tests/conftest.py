@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,3 +149,10 @@ def save_random_classifier(
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     return save_random_classifier(tmp_path / "model")
+
+
+def random_pairs(count: int) -> list[tuple[str, str]]:
+    random = np.random.default_rng(0)
+    return [
+        tuple(" ".join(random.choice(CLASSIFIER_WORDS, random.integers(1, 12))) for _ in range(2)) for _ in range(count)
+    ]

@@ -23,7 +23,7 @@ from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.pair_truncation import TRUNCATIONS
 from bert_snli.training.recipe import FinetuneRecipe
-from tests.conftest import CLASSIFIER_WORDS
+from tests.conftest import random_pairs
 
 GOLD = ["entailment"] * 4 + ["contradiction"] * 4 + ["neutral"] * 2
 PREDICTED = ["entailment"] * 3 + ["neutral"] + ["contradiction"] * 2 + ["entailment"] * 2 + ["neutral"] * 2
@@ -57,13 +57,6 @@ def test_metrics_of_logits_follow_the_label_order():
 def test_answers_that_are_no_numbers_are_said_to_be_so():
     with pytest.raises(BertSnliError, match="not finite"):
         nli_metrics(np.array([[np.nan, 0.0, 0.0]]), np.array([0]), BOOK_LABELS)
-
-
-def random_pairs(count: int) -> list[tuple[str, str]]:
-    random = np.random.default_rng(0)
-    return [
-        tuple(" ".join(random.choice(CLASSIFIER_WORDS, random.integers(1, 12))) for _ in range(2)) for _ in range(count)
-    ]
 
 
 def test_answers_come_in_the_order_of_the_questions(model_folder: Path):

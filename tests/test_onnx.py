@@ -18,7 +18,7 @@ from bert_snli.inference import load_classifier, load_config, load_tokenizer, pr
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.onnx import INPUTS, ONNX_FILE, OnnxClassifier
 from bert_snli.onnx_export import export_onnx, random_batch
-from tests.conftest import save_random_classifier
+from tests.conftest import random_pairs, save_random_classifier
 from tests.elsewhere import run_elsewhere
 from tests.test_cli import refused
 
