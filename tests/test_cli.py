@@ -12,7 +12,7 @@ from bert_snli import launch
 from bert_snli.cli import main
 from bert_snli.finetune import parse_recipe
 from conversion.convert import convert
-from tests.test_evaluation import model_folder, random_pairs  # noqa: F401 (a fixture)
+from tests.conftest import random_pairs
 
 
 @pytest.fixture
