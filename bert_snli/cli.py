@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bert_snli.commands import evaluate, export, predict, push, quickstart
+from bert_snli.commands import evaluate, export, predict, push, quickstart, serve
 from bert_snli.console import OneLineErrorParser, run, say_what_is_missing
 from conversion import command as conversion
 
@@ -22,6 +22,7 @@ The BERTs of Dive into Deep Learning (d2l.ai, section 15.7) in the Hugging Face 
   bert-snli finetune ...                 train it on SNLI
   bert-snli evaluate MODEL ...           measure it
   bert-snli predict MODEL ...            ask it
+  bert-snli serve MODEL                  show it in the browser
   bert-snli push MODEL ...               put it on the Hugging Face hub
   bert-snli verify MODEL ...             check a conversion again
   bert-snli export MODEL ...             to ONNX, or back to the book's files
@@ -60,6 +61,7 @@ COMMANDS = {
     ),
     "evaluate": _of(evaluate),
     "predict": _of(predict),
+    "serve": _of(serve),
     "push": _of(push),
 }
 

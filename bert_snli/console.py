@@ -13,7 +13,8 @@ from bert_snli.errors import BertSnliError
 USER_ERROR = 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as the shell has it: 128 and the signal's number
 LONGEST_MESSAGE = 1000
-EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}  # what is not here is of `train`
+# Which extra installs a library; all others are in "train".
+EXTRAS = {"gradio": "serve", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -78,7 +79,7 @@ def quiet_libraries() -> None:
 
 
 def say_what_is_missing(error: ModuleNotFoundError) -> NoReturn:
-    """Conversion needs little; what the other commands need besides is an extra of the package.
+    """Conversion needs little; what the other commands need besides are extras of the package.
 
     Raises:
         BertSnliError: always.

@@ -22,18 +22,20 @@ def looks_local(name_or_path: str) -> bool:
     )
 
 
-def check_output_dir(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a file, and a folder that already holds something unless `overwrite` is set.
+OUTPUT_DIR = "--output_dir"
+
+
+def check_output_dir(folder: Path, *, overwrite: bool, option: str = OUTPUT_DIR) -> None:
+    """Refuse a file, and a folder that already holds something unless `overwrite` is set; `option` named the folder.
 
     Raises:
         BertSnliError: with the remedy.
     """
     if folder.exists() and not folder.is_dir():
-        raise BertSnliError(f"--output_dir {folder}: is a file; name a folder")
+        raise BertSnliError(f"{option} {folder}: is a file; name a folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise BertSnliError(
-            f"--output_dir {folder}: already holds files; name another folder or add --overwrite_output_dir"
-        )
+        or_else = " or add --overwrite_output_dir" if option == OUTPUT_DIR else ""
+        raise BertSnliError(f"{option} {folder}: already holds files; name another folder{or_else}")
 
 
 def check_export_dir(folder: Path, model: Path, *, overwrite: bool) -> None:
@@ -48,7 +50,7 @@ def check_export_dir(folder: Path, model: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def finished_folder(folder: Path, *, overwrite: bool = False, option: str = OUTPUT_DIR) -> Iterator[Path]:
     """Yield a temporary folder whose files come to be in `folder` only when the block ends without an error.
 
     With `overwrite`, files of the same name are replaced and all others in `folder` are left alone.
@@ -56,15 +58,15 @@ def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         BertSnliError: `folder` is a file, holds something already, or cannot be written.
     """
-    check_output_dir(folder, overwrite=overwrite)
+    check_output_dir(folder, overwrite=overwrite, option=option)
     exists = folder.is_dir()
     # On the file system of the folder itself, which may be a mounted one, so that the files can be moved.
     beside = folder if exists else folder.parent
-    with _said_plainly(folder):
+    with _said_plainly(folder, option):
         beside.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=beside))
     try:
-        with _said_plainly(folder):
+        with _said_plainly(folder, option):
             yield temporary
             _open_to_readers(temporary)
             if exists:
@@ -77,11 +79,10 @@ def finished_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _open_to_readers(folder: Path) -> None:
-    """Give `folder` and its files the rights that the user's umask gives; temporary ones are the owner's alone."""
+    """Give `folder` and all in it the rights that the user's umask gives; temporary ones are the owner's alone."""
     umask = os.umask(0)
     os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for path in folder.rglob("*"):
+    for path in [folder, *folder.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
@@ -97,10 +98,10 @@ def make_output_dir(folder: Path) -> None:
 
 
 @contextmanager
-def _said_plainly(folder: Path) -> Iterator[None]:
+def _said_plainly(folder: Path, option: str = OUTPUT_DIR) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise BertSnliError(
-            f"--output_dir {folder}: cannot be written ({error.strerror or error}); make room or name another folder"
+            f"{option} {folder}: cannot be written ({error.strerror or error}); make room or name another folder"
         ) from error

@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -156,3 +157,10 @@ def random_pairs(count: int) -> list[tuple[str, str]]:
     return [
         tuple(" ".join(random.choice(CLASSIFIER_WORDS, random.integers(1, 12))) for _ in range(2)) for _ in range(count)
     ]
+
+
+def spare_port() -> int:
+    """A port of this machine's choice, which another test does not get."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

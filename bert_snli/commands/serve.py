@@ -1,0 +1,50 @@
+"""`bert-snli serve`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bert_snli.commands.options import add_model, positive
+from bert_snli.console import quiet_libraries
+from bert_snli.errors import BertSnliError
+
+SUMMARY = "show it in the browser"
+HELP = """\
+A web page that answers a pair of sentences or a file of them, with an endpoint for programs. It needs no network.
+
+examples:
+  bert-snli serve runs/snli
+  bert-snli serve runs/snli --space my_space       a Hugging Face Space instead, ready to upload
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_model(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=port, help="port to listen at (default: the first free one from 7860)")
+    parser.add_argument("--space", type=Path, metavar="DIR", help="write a Hugging Face Space there and do not serve")
+
+
+def port(text: str) -> int:
+    """For `type=`: a number of a port."""
+    number = positive(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 to 65535")
+    return number
+
+
+def run(args: argparse.Namespace) -> None:
+    """`bert-snli serve`."""
+    from bert_snli.serving.server import serve
+    from bert_snli.serving.space import write_space
+
+    quiet_libraries()
+    if args.space is None:
+        serve(args.model, host=args.host, port=args.port, say=lambda line: print(line, flush=True))
+        return
+    if args.port is not None:
+        raise BertSnliError("--port goes with serving; leave it out with --space")
+    write_space(args.model, args.space)
+    print(f"Wrote {args.space}; its README.md says how to try it and how to upload it")

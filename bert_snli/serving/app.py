@@ -1,0 +1,191 @@
+"""The page as a Gradio app: a tab for one pair, a tab for a file of them, and an endpoint for programs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gradio as gr
+
+from bert_snli.data.pair_files import COLUMNS, DELIMITERS, format_answers, read_pairs
+from bert_snli.errors import BertSnliError
+from bert_snli.serving.answering import MAX_CHARACTERS, Answerer, check_pair
+from bert_snli.serving.page import SHADINGS, render
+
+TITLE = "Does it follow?"
+MAX_FILE_SIZE = "5mb"
+MAX_ROWS = 10_000
+ROWS_SHOWN = 100
+KEEP_FILES = 3600  # seconds that what was uploaded and answered stays on the server's disk
+SUFFIXES = [*DELIMITERS, ".jsonl"]
+EXAMPLES = [
+    ["A woman in a red coat is walking her dog along the beach.", "A woman is outside with an animal."],
+    ["Three children are playing football in the park.", "The children are asleep in their beds."],
+    ["A man is playing the guitar on a street corner.", "The man wants to earn money for his rent."],
+    ["Nobody is sitting on the bench by the lake.", "Two people are sitting on a bench."],
+    ["A barista in a zoot suit pours a flat white.", "Someone is making coffee."],
+]
+
+F = TypeVar("F", bound=Callable)
+
+
+def told_plainly(function: F) -> F:
+    """Show a user's mistake as one line; Gradio shows such lines as HTML."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except BertSnliError as error:
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+def build_app(answerer: Answerer, name: str) -> gr.Blocks:
+    """The app around a model that is called `name` on the page."""
+
+    @told_plainly
+    def show(premise: str, hypothesis: str, shading: str) -> str:
+        return render(answerer.answer(premise, hypothesis, shading), shading)
+
+    @told_plainly
+    def predict(premise: str, hypothesis: str) -> dict:
+        check_pair(premise, hypothesis)
+        (scores,) = answerer.predict([(premise, hypothesis)])
+        return {"label": next(iter(scores)), "scores": scores}
+
+    @told_plainly
+    def label_file(path: str) -> tuple[str, Any, Any]:
+        return _label_file(answerer, Path(path))
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEEP_FILES, KEEP_FILES)) as app:
+        gr.HTML(_head(answerer, name))
+        with gr.Tab("One pair"):
+            _pair_tab(show)
+        with gr.Tab("A file of pairs"):
+            _file_tab(label_file)
+        with gr.Accordion("Ask it from a program", open=False):
+            gr.Markdown(API_HELP)
+        # Not queued, so that one POST is answered by one response.
+        gr.api(predict, api_name="predict", api_description=API_DESCRIPTION, queue=False)
+    return app
+
+
+def _head(answerer: Answerer, name: str) -> str:
+    config = answerer.model.config
+    return (
+        f'<div class="bs-head"><h1>{TITLE}</h1>'
+        "<p>Natural language inference: take the premise to be true. Does the hypothesis follow from it "
+        "(entailment), can it not be true (contradiction), or neither (neutral)?</p>"
+        f'<p class="bs-note">Model <b>{escape(name)}</b>: {config.num_hidden_layers} layers of '
+        f"{config.hidden_size}, a vocabulary of {config.vocab_size:,} words, pairs of up to {answerer.max_length} "
+        "tokens. It knows captions of everyday photographs and is often wrong about other things.</p></div>"
+    )
+
+
+def _pair_tab(show: Callable[[str, str, str], str]) -> None:
+    """The two sentences on the left, the answer on the right; one below the other on a phone."""
+    first_premise, first_hypothesis = EXAMPLES[0]
+    shading = next(iter(SHADINGS))
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            premise = _sentence("Premise", first_premise)
+            hypothesis = _sentence("Hypothesis", first_hypothesis)
+            button = gr.Button("Does it follow?", variant="primary")
+            choice = gr.Radio(
+                [(label, value) for value, (label, _) in SHADINGS.items()], value=shading, label="Colour of the words"
+            )
+        with gr.Column(scale=3, min_width=320):
+            first_answer = show(first_premise, first_hypothesis, shading)
+            answer = gr.HTML(first_answer, elem_id="answer", container=True, padding=True)
+    asked = [premise, hypothesis, choice]
+    gr.on(
+        [button.click, premise.submit, hypothesis.submit, choice.input],
+        show,
+        asked,
+        answer,
+        api_visibility="private",
+        show_progress="minimal",
+    )
+    gr.Examples(
+        [[*pair, shading] for pair in EXAMPLES],
+        asked,
+        answer,
+        show,
+        run_on_click=True,
+        cache_examples=False,
+        api_visibility="private",
+        label="Examples: click one",
+        visible_columns=[0, 1],
+    )
+
+
+def _sentence(label: str, text: str) -> gr.Textbox:
+    return gr.Textbox(text, label=label, lines=2, max_lines=8, max_length=MAX_CHARACTERS)
+
+
+def _file_tab(label_file: Callable[[str], tuple[str, Any, Any]]) -> None:
+    gr.Markdown(
+        f"A CSV or TSV file with the columns `{COLUMNS[0]}` and `{COLUMNS[1]}`, or a JSONL file with these keys in "
+        f"each line; at most {MAX_ROWS:,} pairs and {MAX_FILE_SIZE[:-2]} MB. It is answered as soon as it is here, and "
+        f"is deleted from the server within {2 * KEEP_FILES // 3600} hours."
+    )
+    upload = gr.File(label="File of pairs", file_types=SUFFIXES, height=140)
+    summary = gr.Markdown()
+    download = gr.File(label="All answers", interactive=False, visible=False)
+    table = gr.Dataframe(
+        headers=["Premise", "Hypothesis", "Label", "Probability"],
+        datatype=["str", "str", "str", "str"],
+        label=f"Answers (the first {ROWS_SHOWN})",
+        interactive=False,
+        wrap=True,
+        visible=False,
+        column_widths=["38%", "34%", "16%", "12%"],
+    )
+    upload.upload(label_file, upload, [summary, table, download], api_visibility="private")
+
+
+def _label_file(answerer: Answerer, path: Path) -> tuple[str, Any, Any]:
+    """A summary in a line, the table of the first rows, the file of all answers."""
+    pairs = read_pairs(path, called=path.name)
+    if len(pairs) > MAX_ROWS:
+        raise BertSnliError(f"{path.name}: {len(pairs):,} pairs; give at most {MAX_ROWS:,} at once")
+    answers = answerer.predict(pairs)
+    tops = [next(iter(scores.items())) for scores in answers]
+    labels = [label for label, _ in tops]
+    counts = ", ".join(f"{labels.count(label)} {label}" for label in answers[0])
+    rows = [
+        [premise, hypothesis, label, f"{probability:.1%}"]
+        for (premise, hypothesis), (label, probability) in zip(pairs[:ROWS_SHOWN], tops, strict=False)
+    ]
+    # Beside the upload, in the folder of Gradio's that is emptied now and then.
+    answered = path.with_name(f"{path.stem}-answers.jsonl")
+    answered.write_text(format_answers(pairs, answers), encoding="utf-8")
+    return (
+        f"**{len(pairs):,} pairs**: {counts}",
+        gr.Dataframe(rows, visible=True),
+        gr.File(str(answered), visible=True),
+    )
+
+
+API_DESCRIPTION = "Probability of entailment, contradiction and neutral for a premise and a hypothesis."
+API_HELP = """\
+`/predict` takes a premise and a hypothesis, and says what `bert-snli predict` says. ADDRESS is that of this page.
+
+```python
+from gradio_client import Client  # pip install gradio_client
+
+Client("ADDRESS").predict("A dog runs.", "An animal moves.", api_name="/predict")
+# {'label': 'entailment', 'scores': {'entailment': ..., 'neutral': ..., 'contradiction': ...}}
+```
+
+```sh
+curl ADDRESS/gradio_api/run/predict -H "Content-Type: application/json" \\
+     -d '{"data": ["A dog runs.", "An animal moves."]}'
+# {"data": [{"label": "entailment", "scores": {...}}], ...}
+```
+"""
