@@ -26,7 +26,14 @@ from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.folders import check_output_dir, finished_folder, make_output_dir
 from bert_snli.hub import check_login, check_repo_id, forget_measurements, keep_start_certificate, push, stage
-from bert_snli.inference import label_names, load_config, load_tokenizer, load_weights, predict_logits
+from bert_snli.inference import (
+    label_names,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    predict_logits,
+    refuse_onnx_alone,
+)
 from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.training.checkpointing import Progress, drop_checkpoints_after, find_checkpoint, load_checkpoint
@@ -154,6 +161,7 @@ def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
     Raises:
         BertSnliError: there is no such model, or it is a classifier with another head than the recipe's.
     """
+    refuse_onnx_alone(recipe.model_name_or_path)
     config = load_config(recipe.model_name_or_path)
     is_classifier = "D2LBertForSequenceClassification" in (config.architectures or [])
     if not is_classifier:

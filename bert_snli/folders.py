@@ -31,8 +31,10 @@ def check_output_dir(folder: Path, *, overwrite: bool, option: str = OUTPUT_DIR)
     Raises:
         BertSnliError: with the remedy.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BertSnliError(f"{option} {folder}: is a file; name a folder")
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        what = "is a file" if above == folder else f"{above} is a file"
+        raise BertSnliError(f"{option} {folder}: {what}; name a folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         or_else = " or add --overwrite_output_dir" if option == OUTPUT_DIR else ""
         raise BertSnliError(f"{option} {folder}: already holds files; name another folder{or_else}")

@@ -26,6 +26,7 @@ from bert_snli.model_card import (
     START_CERTIFICATE,
     TRAIN_RESULTS,
     make_card,
+    measured_elsewhere,
     where_it_is,
 )
 from conversion.card import GENERATED, card_text
@@ -70,10 +71,14 @@ ANSWERS = {
 
 @dataclass(frozen=True)
 class Staged:
-    """What a push consists of: the files by their path in the repository, and whether the card is the user's own."""
+    """What a push consists of: the files by their path in the repository, and whether the card is the user's own.
+
+    `left_out` are results that were measured on other weights than those that lie here.
+    """
 
     files: dict[str, Path | bytes]
     own_card: bool
+    left_out: list[str]
 
 
 def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str | None = None) -> Staged:
@@ -98,9 +103,16 @@ def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str |
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if required and not found:
             raise BertSnliError(f"{folder}: holds no {pattern}; save or convert the model again")
-        files.update({path.relative_to(folder).as_posix(): path for path in found})
+        for path in found:
+            name = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                raise BertSnliError(f"{folder / name}: a link; put the file itself there, or move it away")
+            files[name] = path
+    elsewhere = measured_elsewhere(folder) & files.keys()
     if not converted:
         files.pop(CERTIFICATE, None)
+    for name in elsewhere:
+        del files[name]
     own_card = CARD in files and GENERATED.encode() not in (folder / CARD).read_bytes()
     if not own_card:
         if converted:
@@ -108,7 +120,7 @@ def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str |
         else:
             card = make_card(folder, repo_id, license=license, revision=revision)
         files[CARD] = card.encode()
-    return Staged(files, own_card)
+    return Staged(files, own_card, sorted(elsewhere))
 
 
 def write_staged(staged: Staged, output_dir: Path) -> None:

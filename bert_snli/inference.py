@@ -23,6 +23,7 @@ from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
 MODEL_TYPE = D2LBertConfig.model_type
 REMEDY = "a folder that bert-snli convert or bert-snli finetune wrote, or the hub id of such a model"
+ONNX_FILE = "model.onnx"
 PARAMS = "pretrained.params"  # what the book's own folders hold
 
 
@@ -93,12 +94,32 @@ def load_weights(
     return model, set(info["missing_keys"])
 
 
+def refuse_onnx_alone(model_name_or_path: str) -> None:
+    """See that a folder was not written by `bert-snli export --format onnx`, which leaves PyTorch's weights behind.
+
+    Raises:
+        BertSnliError: it was.
+    """
+    if has_onnx_alone(model_name_or_path):
+        raise BertSnliError(
+            f"{model_name_or_path}: an ONNX export, which predict and evaluate alone can use; name the folder that it "
+            "was exported from"
+        )
+
+
+def has_onnx_alone(model_name_or_path: str) -> bool:
+    """Whether a folder holds `model.onnx` and no weights of PyTorch."""
+    folder = Path(model_name_or_path)
+    return (folder / ONNX_FILE).is_file() and not any(folder.glob("*.safetensors"))
+
+
 def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification:
     """A fine-tuned classifier, in evaluation mode.
 
     Raises:
         BertSnliError: nothing there, another kind of model, or one whose classifier was never trained.
     """
+    refuse_onnx_alone(model_name_or_path)
     model, missing = load_weights(model_name_or_path, load_config(model_name_or_path))
     if missing:
         raise BertSnliError(

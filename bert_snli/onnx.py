@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 
 from bert_snli.errors import BertSnliError
-from bert_snli.inference import LogitsFunction, load_classifier, load_config
+from bert_snli.inference import ONNX_FILE, LogitsFunction, has_onnx_alone, load_classifier, load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
-ONNX_FILE = "model.onnx"
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 OUTPUT = "logits"
 
@@ -50,18 +49,18 @@ def choose_backend(model_name_or_path: str, backend: str | None) -> str:
     """
     folder = Path(model_name_or_path)
     has_onnx = (folder / ONNX_FILE).is_file()
-    has_onnx_alone = has_onnx and not any(folder.glob("*.safetensors"))
+    alone = has_onnx_alone(model_name_or_path)
     if backend == "onnx" and not has_onnx:
         raise BertSnliError(
             f"--backend onnx: no {ONNX_FILE} in {folder}; write one: "
             f"bert-snli export {folder} --format onnx --output_dir ..."
         )
-    if backend == "torch" and has_onnx_alone:
+    if backend == "torch" and alone:
         raise BertSnliError(
             f"--backend torch: {folder} holds {ONNX_FILE} alone; leave the option out, or name the folder that it was "
             "exported from"
         )
-    return backend or ("onnx" if has_onnx_alone else "torch")
+    return backend or ("onnx" if alone else "torch")
 
 
 def open_classifier(model_name_or_path: str, backend: str) -> D2LBertForSequenceClassification | LogitsFunction:

@@ -18,9 +18,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import check_export_dir, finished_folder
-from bert_snli.inference import load_classifier, load_tokenizer
+from bert_snli.inference import ONNX_FILE, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-from bert_snli.onnx import INPUTS, ONNX_FILE, OUTPUT, OnnxClassifier
+from bert_snli.onnx import INPUTS, OUTPUT, OnnxClassifier
 
 OPSET = 18  # the oldest that PyTorch's exporter writes as it is, for the sake of older runtimes
 # Largest |difference| of a logit, times the largest logit where that is above 1: of large ones fp32 rounds more off.

@@ -257,7 +257,7 @@ def test_an_output_folder_below_a_file_is_one_line(
 ):
     (tmp_path / "file").write_text("mine")
     command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
-    assert "cannot be written" in refused([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
+    assert "file is a file; name a folder" in refused([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
 
 
 def test_a_package_that_is_missing_is_named(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ from transformers import DataCollatorWithPadding
 from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs, Piece
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import load_snli, read_parse
+from bert_snli.data.sources import _extract_member
 from bert_snli.data.truncation import truncated_lengths
 from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS
@@ -133,7 +134,7 @@ ROW = {"gold_label": "neutral", "sentence1": "A dog.", "sentence2": "A cat."}
     [
         ([ROW, {**ROW, "gold_label": "maybe"}], "raw", r"label 'maybe' in row 2 is none of entailment, contradiction"),
         ([{**ROW, "gold_label": "-"}], "raw", "no pair with a gold label"),
-        ([ROW], "parse", "no column sentence1_binary_parse; use --text_source raw"),
+        ([ROW], "parse", "no column sentence1_binary_parse; it has .*; use --text_source raw"),
         ([{"text": "A dog."}], "raw", "no column sentence1 or premise"),
     ],
 )
@@ -188,6 +189,17 @@ def test_all_shards_of_a_split_are_read_and_nothing_else(corpus: Path, tmp_path:
     (folder / "other_test.parquet").write_bytes(b"")
     with pytest.raises(BertSnliError, match="both other_test.parquet and test-00000-of-00002.parquet"):
         load_snli(str(tmp_path / "hub"), splits=["test"])
+
+
+def test_an_archive_cannot_stand_in_for_another(corpus: Path, tmp_path: Path):
+    """Their members agree in name, size and checksum, which whoever makes an archive can bring about."""
+    honest, forged = as_zip(corpus, tmp_path / "honest.zip"), tmp_path / "forged.zip"
+    forged.write_bytes(honest.read_bytes())
+    paths = []
+    for archive_path in (forged, honest):
+        with zipfile.ZipFile(archive_path) as archive:
+            paths.append(_extract_member(archive_path, archive, archive.getinfo("snli_1.0/snli_1.0_test.jsonl")))
+    assert paths[0] != paths[1] and paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_a_zip_whose_compressed_bytes_are_damaged_is_named(tmp_path: Path):

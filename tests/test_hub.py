@@ -16,6 +16,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
+from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.finetune import finetune
 from bert_snli.folders import finished_folder
@@ -118,10 +119,12 @@ def model(converted: Path, corpus: Path) -> Path:
     folder = converted.parent / "run"
     recipe = {"max_length": 33, "num_train_epochs": 2, "learning_rate": 1e-2, "save_steps": 2, "max_eval_samples": 20}
     finetune(FinetuneRecipe(str(converted), str(corpus), str(folder), **recipe))
-    save_figures(evaluate_model(str(folder), str(corpus), split="test"), folder)
+    results = evaluate_model(str(folder), str(corpus), split="test")
+    save_figures(results, folder)
     for name in JUNK + REPORT:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(f"content of {name}")
+    (folder / "report" / "report.json").write_text(json.dumps(results))
     return folder
 
 
@@ -417,6 +420,33 @@ def test_a_run_forgets_what_was_measured_of_earlier_weights(converted: Path, cor
     assert "start_conversion_certificate.json" not in stage(folder, "user/name").files
 
 
+def test_figures_of_other_weights_stay_behind(model: Path, tmp_path: Path):
+    def remeasured(folder: Path) -> None:
+        path = folder / "eval_results_test.json"
+        results = json.loads(path.read_text())
+        (folder / "eval_results_other.json").write_text(json.dumps({**results, "weights_sha256": "0" * 64}))
+        (folder / "confusion_matrix_other.png").write_bytes(b"of other weights")
+        cut = {**results, "split": "cut", "max_length": 6, "accuracy": 0.123456}
+        (folder / "eval_results_cut.json").write_text(json.dumps(cut))
+
+    staged = stage(copied(model, tmp_path / "run", remeasured), "user/name")
+    assert staged.left_out == ["confusion_matrix_other.png", "eval_results_other.json"]
+    assert not set(staged.left_out) & staged.files.keys()
+    assert "eval_results_test.json" in staged.files
+    card = staged.files["README.md"].decode()
+    assert "cut (cut at 6 tokens, longest)" in card
+    assert "0.123456" not in card.split("---")[1]  # what is not comparable is not in the metadata
+
+
+def test_a_link_is_not_followed(model: Path, tmp_path: Path):
+    def linked(folder: Path) -> None:
+        (folder / "confusion_matrix_x.png").symlink_to("/etc/hostname")
+
+    folder = copied(model, tmp_path / "run", linked)
+    with pytest.raises(BertSnliError, match="confusion_matrix_x.png: a link"):
+        stage(folder, "user/name")
+
+
 def test_a_run_that_cannot_push_says_so_before_it_trains(pushed: dict):
     assert_refused(pushed["training, unknown token"], "the hub does not know your token")
     assert not (pushed["home"] / "none").exists()
@@ -444,13 +474,7 @@ def test_the_card_tells_what_lies_in_the_folder(pushed: dict, hub: Hub, model: P
     assert (metadata["language"], metadata["license"]) == ("en", "apache-2.0")
     assert "datasets" not in metadata  # it was trained on a generated corpus, not on SNLI
     results = json.loads((model / "eval_results_test.json").read_text())
-    (index,) = metadata["model-index"]
-    (entry,) = index["results"]
-    assert entry["dataset"]["split"] == "test"
-    assert {metric["name"]: metric["value"] for metric in entry["metrics"]} == {
-        "Accuracy": pytest.approx(results["accuracy"], abs=1e-6),
-        "Macro F1": pytest.approx(results["macro_f1"], abs=1e-6),
-    }
+    assert "model-index" not in metadata  # nor measured on a set that others measure on
     epochs = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line]
     assert len(epochs) == 2
     for number, epoch in enumerate(epochs, start=1):
@@ -471,12 +495,31 @@ def test_the_card_tells_what_lies_in_the_folder(pushed: dict, hub: Hub, model: P
     assert str(corpus.parent) not in card  # nor where on somebody's disk it lay
 
 
+def test_figures_on_snli_are_in_the_metadata(model: Path, tmp_path: Path):
+    def on_snli(folder: Path) -> None:
+        results = json.loads((folder / "eval_results_test.json").read_text())
+        (folder / "eval_results_test.json").write_text(json.dumps({**results, "dataset": "/home/a/snli_1.0.zip"}))
+
+    folder = copied(model, tmp_path / "run", on_snli)
+    results = json.loads((folder / "eval_results_test.json").read_text())
+    metadata = yaml.safe_load(stage(folder, "user/name").files["README.md"].decode().split("---")[1])
+    (index,) = metadata["model-index"]
+    (entry,) = index["results"]
+    assert (entry["dataset"]["type"], entry["dataset"]["split"]) == ("stanfordnlp/snli", "test")
+    assert {metric["name"]: metric["value"] for metric in entry["metrics"]} == {
+        "Accuracy": pytest.approx(results["accuracy"], abs=1e-6),
+        "Macro F1": pytest.approx(results["macro_f1"], abs=1e-6),
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "shown", "hub_id"),
     [
         ("stanfordnlp/snli", "SNLI", "stanfordnlp/snli"),
         ("/home/a/snli_1.0.zip", "SNLI", "stanfordnlp/snli"),
         ("sample", "a corpus generated by bert-snli", None),
+        ("/home/a/snli_1.0_test.jsonl", "SNLI", "stanfordnlp/snli"),
+        ("/home/a/snli_1.0_test_hard.jsonl", "`snli_1.0_test_hard.jsonl`", None),
         ("/home/a/mine", "`mine`", None),
     ],
 )
@@ -555,7 +598,7 @@ def test_a_converted_model_goes_with_its_certificate_and_the_card_of_its_convers
     [
         ("recipe.yaml", "[", "recipe.yaml: cannot be read"),
         ("train_results.json", "[]", "train_results.json: cannot be read"),
-        ("eval_results_test.json", "{}", "eval_results_test.json: cannot be read"),
+        ("eval_results_test.json", "[", "eval_results_test.json: cannot be read"),
         ("metrics.jsonl", '{"eval_loss": 1}', "metrics.jsonl: cannot be read"),
         ("start_conversion_certificate.json", "{", "start_conversion_certificate.json: not a certificate"),
     ],

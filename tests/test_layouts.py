@@ -129,6 +129,18 @@ def test_annotators_are_counted(tmp_path: Path, corpus: Path):
     assert votes == expected
 
 
+def test_annotators_are_understood_as_labels_are(tmp_path: Path):
+    row = {"premise": "A", "hypothesis": "B", "label": "yes"}
+    answers = [
+        {"annotator_labels": ["yes", "N", "c", "other"]},
+        {"label_counter": {"yes": 1, "neutral": 1, "contradiction": 1, "o": 5}},
+    ]
+    for number, answer in enumerate(answers):
+        path = write_jsonl(tmp_path / f"{number}.jsonl", [{**row, **answer}])
+        found = load_evaluation_set(str(path), label_names={"yes": "entailment"})
+        assert found.pairs["votes"][:] == [[1, 1, 1]]
+
+
 def test_a_split_is_the_one_that_load_snli_reads(corpus: Path):
     found = load_evaluation_set(str(corpus), split="validation")
     snli = load_snli(str(corpus), splits=["validation"])
@@ -141,6 +153,43 @@ def test_a_split_of_another_name_is_found_by_it(tmp_path: Path):
     assert len(load_evaluation_set(str(tmp_path), split="dev_matched").pairs) == 3
 
 
+def test_files_of_two_sets_are_not_taken_for_one(tmp_path: Path):
+    for name in ("test_r1-00000-of-00001", "test_r2-00000-of-00001"):
+        parquet(tmp_path).rename(tmp_path / f"{name}.parquet")
+    with pytest.raises(BertSnliError, match="both test_r1.* and test_r2.* look like the test split"):
+        load_evaluation_set(str(tmp_path))
+    folders = [tmp_path / "b" / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        parquet(folder).rename(folder / "test-00000-of-00001.parquet")
+    with pytest.raises(BertSnliError, match="look like the test split"):
+        load_evaluation_set(str(tmp_path / "b"))
+
+
+def test_stray_quotes_of_a_tsv_are_text(tmp_path: Path):
+    sentences = ['"Yes, she said', "It's 5\" long.", '"Quoted"', "plain"]
+    path = tmp_path / "dev.tsv"
+    rows = [f"{sentence}\tB\tneutral\n" for sentence in sentences]
+    path.write_text("sentence1\tsentence2\tgold_label\n" + "".join(rows))
+    assert load_evaluation_set(str(path)).pairs["premise"][:] == sentences
+
+
+def test_tables_are_text_throughout(tmp_path: Path):
+    rows = [{"premise": "1.10", "hypothesis": "007", "label": number} for number in (0, 1, 2)] * 2000
+    rows.append({"premise": "n/a", "hypothesis": "None", "label": "-"})
+    path = write_table(tmp_path / "set[1].csv", rows)
+    found = load_evaluation_set(str(path), label_names={"0": "entailment", "1": "neutral", "2": "contradiction"})
+    assert (len(found.pairs), found.num_dropped) == (6000, 1)
+    assert (found.pairs["premise"][0], found.pairs["hypothesis"][0]) == ("1.10", "007")
+
+
+def test_a_missing_sentence_is_named(tmp_path: Path):
+    row = {"premise": "A", "hypothesis": "B", "label": "neutral"}
+    rows = [row, {**row, "premise": None}]
+    with pytest.raises(BertSnliError, match="row 2 has no premise"):
+        load_evaluation_set(str(write_jsonl(tmp_path / "none.jsonl", rows)))
+
+
 def test_columns_and_labels_can_be_declared(tmp_path: Path):
     rows = [{"text": PREMISE, "claim": HYPOTHESIS, "class": number} for number in (0, 1, 2, 9)]
     path = write_table(tmp_path / "mine.csv", rows)
@@ -149,7 +198,7 @@ def test_columns_and_labels_can_be_declared(tmp_path: Path):
     found = load_evaluation_set(str(path), columns=declared, label_names=names)
     assert [found.labels[row["label"]] for row in found.pairs] == LABELS
     assert found.num_dropped == 1
-    with pytest.raises(BertSnliError, match=r"label '0' in row 1 is none of .*; say what it means: --labels 0=neutral"):
+    with pytest.raises(BertSnliError, match=r"label '0' in row 1 is none of .*; say what it means: --labels 0=LABEL"):
         load_evaluation_set(str(path), columns=declared)
     with pytest.raises(BertSnliError, match=r"no column words; it has text, claim, class"):
         load_evaluation_set(str(path), columns={**declared, "premise": "words"})

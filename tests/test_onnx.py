@@ -14,10 +14,13 @@ import torch
 
 from bert_snli import onnx_export
 from bert_snli.cli import main
+from bert_snli.errors import BertSnliError
+from bert_snli.finetune import finetune
 from bert_snli.inference import load_classifier, load_config, load_tokenizer, predict_pairs
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.onnx import INPUTS, ONNX_FILE, OnnxClassifier
 from bert_snli.onnx_export import export_onnx, random_batch
+from bert_snli.training.recipe import FinetuneRecipe
 from tests.conftest import random_pairs, save_random_classifier
 from tests.elsewhere import run_elsewhere
 from tests.test_cli import refused
@@ -252,3 +255,18 @@ def test_the_extra_of_a_missing_package_is_named(
         (model_folder / ONNX_FILE).touch()
         command = ["predict", model_folder, "--premise", "a", "--hypothesis", "b", "--backend", "onnx"]
         assert "onnxruntime is not installed; pip install 'bert-snli[onnx]'" in refused(command, capsys)
+
+
+def test_an_export_alone_is_no_model_to_train_serve_push_or_export(
+    both: tuple[Path, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    commands = [
+        ["export", both[1], "--format", "onnx", "--output_dir", tmp_path / "out"],
+        ["serve", both[1]],
+        ["push", both[1], "--repo_id", "user/name", "--dry_run", "--output_dir", tmp_path / "out"],
+    ]
+    for command in commands:
+        assert "an ONNX export, which predict and evaluate alone can use" in refused(command, capsys)
+    with pytest.raises(BertSnliError, match="an ONNX export"):
+        finetune(FinetuneRecipe(str(both[1]), str(corpus), str(tmp_path / "out")))
+    assert list(tmp_path.iterdir()) == []

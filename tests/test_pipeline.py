@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoTokenizer, pipeline
 from transformers.pipelines import clean_custom_task
+from transformers.pipelines.pt_utils import KeyPairDataset
 
 from bert_snli.data.pair_encoding import PairEncoder
 from bert_snli.inference import predict_pairs
@@ -177,6 +179,14 @@ def test_a_list_is_computed_in_batches_of_like_length_and_answered_in_its_order(
     assert_same_answers(nli(pairs, top_k=None, batch_size=2), ours(folder, pairs))
     assert [tuple(shape) for shape in shapes] == [(2, 7), (2, 36), (1, 36)]
     shapes.clear()
+
+
+def test_a_key_pair_dataset_is_taken_as_other_pipelines_take_it(nli: NLIPipeline):
+    columns = {"premise": [premise for premise, _ in PAIRS], "hypothesis": [hypothesis for _, hypothesis in PAIRS]}
+    dataset = KeyPairDataset(Dataset.from_dict(columns), "premise", "hypothesis")
+    answers = list(nli(dataset, num_workers=0, batch_size=2))
+    for answer, expected in zip(answers, nli(PAIRS), strict=True):
+        assert answer == {"label": expected["label"], "score": pytest.approx(expected["score"], abs=1e-6)}
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])

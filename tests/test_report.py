@@ -22,12 +22,13 @@ from bert_snli.data.snli import EvaluationSet
 from bert_snli.evaluation.answers import Answers
 from bert_snli.evaluation.calibration import calibration
 from bert_snli.evaluation.comparison import mcnemar, swapped_labels
-from bert_snli.evaluation.metrics import interval
+from bert_snli.evaluation.metrics import interval, label_metrics
+from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.evaluation.slices import accuracy_by, annotators, hardest, slices
 from bert_snli.inference import load_classifier, predict_pairs
 from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
 from bert_snli.tokenization import build_tokenizer
-from tests.conftest import SPECIALS
+from tests.conftest import SPECIALS, random_pairs
 
 WORDS = "a man dog is was runs sleeps".split()
 TOKENIZER = build_tokenizer(SPECIALS + WORDS, model_max_length=64)
@@ -106,6 +107,18 @@ def test_swapped_labels_are_named():
     assert turned["read_as"] == {"entailment": "contradiction", "contradiction": "neutral", "neutral": "entailment"}
 
 
+def test_a_model_that_is_fond_of_one_answer_is_not_accused():
+    """On a set whose pairs all have one label, another order of the labels can always be better."""
+    fond = np.tile([0.1, 0.2, 2.0], (200, 1))
+    assert swapped_labels(answers_of(fond, [1] * 200)) is None
+    assert swapped_labels(answers_of(fond, [1] * 170 + [0] * 15 + [2] * 15)) is None
+    assert swapped_labels(answers_of(fond, [1] * 140 + [0] * 30 + [2] * 30)) is None
+    assert (
+        swapped_labels(answers_of(np.tile([2.0, 0.1, 0.2], (200, 1)), [1] * 100 + [0] * 100, labels=TWO_WAY_LABELS))
+        is None
+    )
+
+
 def test_a_handful_of_pairs_is_no_proof_of_swapped_labels():
     assert swapped_labels(answers_of([[0, 0, 1]] * 3, [1, 1, 1])) is None
 
@@ -118,6 +131,19 @@ def test_two_way_sets_merge_contradiction_and_neutral():
     three = scipy.special.softmax(np.array(logits), axis=1)
     np.testing.assert_allclose(answers.probabilities()[:, 1], three[:, 1] + three[:, 2], atol=1e-7)
     np.testing.assert_allclose(answers.confidence_R[0], three[0, 0], atol=1e-7)
+
+
+def test_a_two_way_set_is_calibrated_where_the_model_is_sure_of_all():
+    logits = np.random.default_rng(0).normal(size=(2000, 3)) * 20
+    answers = answers_of(logits, np.minimum(logits.argmax(axis=1), 1), labels=TWO_WAY_LABELS)
+    found = calibration(answers)
+    assert answers.probabilities().max() <= 1
+    assert found["expected_calibration_error"] < 0.05 and 0 < found["temperature"] < 1
+
+
+def test_macro_f1_minds_the_labels_that_are_there():
+    names = ["entailment", "contradiction"]
+    assert label_metrics(names, names, BOOK_LABELS)["macro_f1"] == 1.0
 
 
 def test_slices_equal_the_plain_way():
@@ -161,6 +187,9 @@ def test_the_hardest_pairs_are_wrong_and_come_in_order():
     answers = answers_of([[9, 0, 0], [0, 3, 0], [0, 5, 0], [0, 1, 0]], [0, 0, 0, 0], premises=list("abcd"))
     assert [pair["premise"] for pair in hardest(answers)] == ["c", "b", "d"]
     assert hardest(answers, 1)[0]["predicted"] == "contradiction"
+    right, wrong = [[1.0, 0.9, 0.9]] * 25, [[1.0, 0.95, 0.5]] * 5
+    two_way = answers_of(right + wrong, [0] * 25 + [1] * 5, labels=TWO_WAY_LABELS)
+    assert len(hardest(two_way)) == 5  # though the right ones have less probability of the gold label
 
 
 class Links(HTMLParser):
@@ -228,10 +257,11 @@ def test_the_pages(model_folder: Path, nasty_set: Path, tmp_path: Path, capsys):
 def test_swapped_labels_are_said_aloud(model_folder: Path, tmp_path: Path, capsys):
     """The data numbers neutral 1 and contradiction 2; told otherwise, the guard sees it."""
     model, tokenizer = load_classifier(str(model_folder)), AutoTokenizer.from_pretrained(model_folder)
-    words = [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS][:120]
-    pairs = [(premise, hypothesis) for premise, hypothesis in zip(words, reversed(words), strict=True)]
-    golds = [next(iter(scores)) for scores in predict_pairs(model, tokenizer, pairs)]
-    assert len(set(golds)) == 3
+    asked = random_pairs(1500)
+    answers = [next(iter(scores)) for scores in predict_pairs(model, tokenizer, asked)]
+    chosen = [row for label in BOOK_LABELS for row in [n for n, answer in enumerate(answers) if answer == label][:40]]
+    pairs, golds = [asked[row] for row in chosen], [answers[row] for row in chosen]
+    assert min(golds.count(label) for label in BOOK_LABELS) >= 20
     number = {"entailment": 0, "neutral": 1, "contradiction": 2}
     features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": Value("int64")})
     rows = [{"premise": p, "hypothesis": h, "label": number[g]} for (p, h), g in zip(pairs, golds, strict=True)]
@@ -243,7 +273,8 @@ def test_swapped_labels_are_said_aloud(model_folder: Path, tmp_path: Path, capsy
     assert main([*command, "--labels", "0=entailment", "1=contradiction", "2=neutral"]) == 0
     loud = capsys.readouterr()
     assert "labels are probably swapped" in loud.err
-    assert "'contradiction' as neutral, 'neutral' as contradiction" in loud.err
+    moved = "reading neutral where the model says contradiction and contradiction where the model says neutral"
+    assert moved in loud.err
 
 
 @pytest.mark.parametrize(
@@ -254,6 +285,7 @@ def test_swapped_labels_are_said_aloud(model_folder: Path, tmp_path: Path, capsy
         (["--labels", "0=yes"], "--labels 0=yes: write FOUND=entailment|contradiction|neutral"),
         (["--compare", "x"], "--compare x: add --report DIR"),
         (["--report", __file__], "is a file; name a folder"),
+        (["--output_dir", f"{__file__}/deep/er"], "test_report.py is a file; name a folder"),
         (["--split", "nowhere"], "no .jsonl, .txt, .tsv, .csv, .parquet file of the nowhere split"),
     ],
 )
@@ -263,6 +295,14 @@ def test_wrong_options_are_one_line(options: list[str], message: str, model_fold
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert sorted(model_folder.iterdir()) == before
+
+
+def test_figures_of_other_data_are_not_overwritten(model_folder: Path, corpus: Path, tmp_path: Path):
+    results = evaluate_model(str(model_folder), str(corpus), split="test")
+    other = {**results, "dataset": "elsewhere/test.tsv"}
+    assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
+    assert [path.name for path in save_figures(other, tmp_path)][0] == "eval_results_elsewhere_test.json"
+    assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
 
 
 def test_the_evaluator_of_the_evaluate_library_works_on_our_models(model_folder: Path):

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         sys.stderr.write(f"WARNING: {say_swapped(results['swapped_labels'])}\n")
     files = save_figures(results, output_dir)
     if args.report:
-        report = full_report(examinee, answers, args.dataset_name_or_path, other)
+        report = full_report(examinee, answers, results, other)
         files += write_report(report, args.report)
         if report["comparison"]:
             print(_compared(report), "", sep="\n")

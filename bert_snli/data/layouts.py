@@ -41,21 +41,24 @@ ANNOTATORS_COLUMNS = ("label1", "label2", "label3", "label4", "label5")
 ANNOTATORS_COUNTS = "label_counter"  # of letters; in three columns once `datasets` has flattened it
 
 
-def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], where: str) -> tuple[str, str, str]:
+def find_columns(
+    rows: Dataset, text_source: str, declared: Mapping[str, str], where: str, remedy: str
+) -> tuple[str, str, str]:
     """The columns of premise, hypothesis and label: those `declared`, else those of a known layout.
 
     Raises:
         BertSnliError: one is not there.
     """
     known = {**COLUMNS[text_source], "label": LABEL_COLUMNS}
-    remedy = "use --text_source raw" if text_source == "parse" else "give a set in SNLI's layout"
+    if text_source == "parse":
+        remedy = "use --text_source raw"
     found = []
     for role, names in known.items():
         names = (declared[role],) if role in declared else names
         there = [name for name in names if name in rows.column_names]
         if not there:
-            what = f"no column {' or '.join(names)}"
-            raise BertSnliError(f"{where}: {what}; {f'it has {_some(rows)}' if role in declared else remedy}")
+            has = f"it has {_some(rows)}" + f"; {remedy}" * (role not in declared)
+            raise BertSnliError(f"{where}: no column {' or '.join(names)}; {has}")
         found.append(there[0])
     return found[0], found[1], found[2]
 
@@ -113,16 +116,17 @@ def annotator_columns(rows: Dataset) -> list[str]:
     return []
 
 
-def count_votes(row: Mapping[str, Any]) -> list[int]:
-    """How many annotators chose each of `BOOK_LABELS`, from a row's annotator columns."""
+def count_votes(row: Mapping[str, Any], declared: Mapping[str, str]) -> list[int]:
+    """How many annotators chose each of `BOOK_LABELS`, from a row's annotator columns; other answers do not count."""
     counted: Counter[str] = Counter()
     for column, found in row.items():
         if isinstance(found, str):
-            counted[found] += 1
+            counted[_name(found, declared)] += 1
         elif isinstance(found, list):
-            counted.update(found)
+            counted.update(_name(str(answer), declared) for answer in found)
         elif isinstance(found, dict):
-            counted.update({LABEL_NAMES[letter]: count for letter, count in found.items()})
+            for answer, count in found.items():
+                counted[_name(answer, declared)] += count or 0
         elif found is not None:
-            counted[LABEL_NAMES[column.rpartition(".")[2]]] += found
+            counted[_name(column.rpartition(".")[2], declared)] += found
     return [counted[label] for label in BOOK_LABELS]

@@ -27,7 +27,7 @@ def read_pairs(path: Path, *, called: str | None = None) -> list[tuple[str, str]
         pairs = [_pair(row, f"{called}: row {number}") for number, row in enumerate(_rows(path, called), start=1)]
     except OSError as error:
         raise BertSnliError(f"{called}: {error.strerror}; give a .jsonl, .csv or .tsv file") from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise BertSnliError(f"{called}: cannot be read as {path.suffix} ({error})") from error
     if not pairs:
         raise BertSnliError(f"{called}: holds no pairs; give a row for each, with {' and '.join(COLUMNS)}")

@@ -26,7 +26,8 @@ from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
 
 RENAME = f"rename it, or write {NO_GOLD_LABEL!r} for a pair without a gold label"
-DECLARE = "say what it means: --labels {name}=neutral, or {name}=- for no gold label"
+DECLARE_COLUMNS = "say where they stand: --columns premise=NAME hypothesis=NAME label=NAME"
+DECLARE = "say what it means: --labels {name}=LABEL, or {name}=- for no gold label"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def load_snli(
     loaded, num_dropped = DatasetDict(), {}
     for split in splits:
         rows, where = read_split(dataset_name_or_path, split)
-        premise, hypothesis, label = find_columns(rows, text_source, {}, where)
+        premise, hypothesis, label = find_columns(rows, text_source, {}, where, "give a set in SNLI's layout")
         numbers = number_labels(rows, label, name_labels(rows, label, {}), labels, RENAME, where)
         loaded[split] = _keep_labelled(rows, (premise, hypothesis, label), numbers, labels, text_source, where)
         num_dropped[split] = len(rows) - len(loaded[split])
@@ -113,11 +114,11 @@ def load_evaluation_set(
         name = split or "test"
         rows, where = read_split(dataset_name_or_path, name)
     rows = rows.flatten()  # ChaosNLI nests its sentences
-    names = find_columns(rows, text_source, columns, where)
+    names = find_columns(rows, text_source, columns, where, DECLARE_COLUMNS)
     named = name_labels(rows, names[2], label_names)
     labels = TWO_WAY_LABELS if is_two_way(list(named.values())) else labels
     numbers = number_labels(rows, names[2], named, labels, DECLARE, where)
-    pairs = _keep_labelled(rows, names, numbers, labels, text_source, where, annotator_columns(rows))
+    pairs = _keep_labelled(rows, names, numbers, labels, text_source, where, annotator_columns(rows), label_names)
     return EvaluationSet(name, pairs, len(rows) - len(pairs))
 
 
@@ -129,6 +130,7 @@ def _keep_labelled(
     text_source: str,
     where: str,
     annotators: Sequence[str] = (),
+    label_names: Mapping[str, str] | None = None,
 ) -> Dataset:
     """Rows with a gold label, in the columns that `load_snli` and `load_evaluation_set` promise."""
     premise, hypothesis, label = columns
@@ -137,20 +139,26 @@ def _keep_labelled(
     if annotators:
         features["votes"] = List(Value("int32"))
 
-    def keep(batch: Mapping[str, list]) -> dict[str, list]:
+    def keep(batch: Mapping[str, list], places: list[int]) -> dict[str, list]:
         kept = [i for i, value in enumerate(batch[label]) if numbers[value] is not None]
+        for column in (premise, hypothesis):
+            for i in kept:
+                if batch[column][i] is None:
+                    raise BertSnliError(f"{where}: row {places[i] + 1} has no {column}; leave the row out or mend it")
         normal = {
-            "premise": [read(batch[premise][i] or "") for i in kept],
-            "hypothesis": [read(batch[hypothesis][i] or "") for i in kept],
+            "premise": [read(batch[premise][i]) for i in kept],
+            "hypothesis": [read(batch[hypothesis][i]) for i in kept],
             "label": [numbers[batch[label][i]] for i in kept],
         }
         if annotators:
-            normal["votes"] = [count_votes({name: batch[name][i] for name in annotators}) for i in kept]
+            normal["votes"] = [
+                count_votes({name: batch[name][i] for name in annotators}, label_names or {}) for i in kept
+            ]
         return normal
 
     taken = list(dict.fromkeys([*columns, *annotators]))
     normal = rows.select_columns(taken).map(
-        keep, batched=True, remove_columns=taken, features=Features(features), desc="Reading labels"
+        keep, batched=True, with_indices=True, remove_columns=taken, features=Features(features), desc="Reading labels"
     )
     if len(normal) == 0:
         raise BertSnliError(f"{where}: no pair with a gold label; give a set that has some")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import glob
+import hashlib
 import os
 import re
 import shutil
@@ -10,10 +13,10 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import datasets
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Value, load_dataset
 
 from bert_snli.data.sample import write_sample
 from bert_snli.errors import BertSnliError
@@ -24,16 +27,10 @@ SAMPLE = "sample"
 
 # Our name of a split → the words that name it in files; any other split is named by its own.
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
-# What a file's ending means to `datasets`: builder and options. Stanford's .txt files quote nothing, and there are
-# sentences such as "None" and "n/a", which must stay text.
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jsonl": ("json", {}),
-    ".txt": ("csv", {"delimiter": "\t", "quoting": 3, "keep_default_na": False}),
-    ".tsv": ("csv", {"delimiter": "\t", "keep_default_na": False}),
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".parquet": ("parquet", {}),
-}
-SHARD = re.compile(r"-\d+-of-\d+$|_\d$")  # train-00000-of-00002, esnli_train_1
+# What a file's ending means to `datasets`.
+READERS = {".jsonl": "json", ".txt": "csv", ".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
+QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a field that .csv would have in quotes
+SHARD = re.compile(r"-\d+-of-\d+$|(?<=^esnli_train)_\d$")  # train-00000-of-00002, esnli_train_1
 
 
 def is_data_file(name_or_path: str) -> bool:
@@ -82,15 +79,41 @@ def read_files(files: Sequence[Path], split: str = "test") -> Dataset:
     Raises:
         BertSnliError: they cannot be read.
     """
-    builder, options = READERS[files[0].suffix]
+    builder = READERS[files[0].suffix]
     try:
-        return load_dataset(builder, data_files={split: [str(file) for file in files]}, split=split, **options)
+        options = _table_options(files) if builder == "csv" else {}
+        paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
+        return load_dataset(builder, data_files={split: paths}, split=split, **options)
     except Exception as error:  # a damaged file ends in any of the builders' many errors
         cause = error.__cause__ or error
+        if isinstance(cause, (StopIteration, IndexError)) or "corresponds to no data" in str(cause):
+            raise BertSnliError(f"{files[0]}: holds no rows; give a file with some") from error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise BertSnliError(
-            f"{files[0]}: cannot be read as {files[0].suffix} ({reason}); get the file again"
-        ) from error
+        remedy = "save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else "mend the file or get it again"
+        raise BertSnliError(f"{files[0]}: cannot be read as {files[0].suffix} ({reason}); {remedy}") from error
+
+
+def _table_options(files: Sequence[Path]) -> dict[str, Any]:
+    """How a table is read: as text throughout, as sentences such as "None", "n/a" and "007" must stay what they are."""
+    delimiter, quoted = "," if files[0].suffix == ".csv" else "\t", all(map(_is_quoted, files))
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    with files[0].open(encoding="utf-8-sig", newline="") as file:
+        names: list[str] = next(csv.reader(file, delimiter=delimiter, quoting=quoting), [])
+    features = Features({name: Value("string") for name in names})
+    return {"delimiter": delimiter, "quoting": quoting, "keep_default_na": False, "features": features}
+
+
+def _is_quoted(file: Path) -> bool:
+    """Whether quotes in a table are part of its format: in .csv; not in Stanford's .txt; in .tsv if they come in pairs.
+
+    Some publish .tsv with quotes around what needs them, others with sentences as they stand, of which some begin with
+    a quote that ends elsewhere.
+    """
+    if file.suffix != ".tsv":
+        return file.suffix == ".csv"
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        fields = (field for line in lines for field in line.rstrip("\r\n").split("\t"))
+        return all(QUOTED.fullmatch(field) for field in fields if field.startswith('"'))
 
 
 def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: str) -> list:
@@ -104,7 +127,8 @@ def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: st
     visible = [path for path in paths if not path.name.startswith(".") and named.search(path.name)]
     for suffix in READERS:
         files = [path for path in visible if path.suffix == suffix]
-        if len(files) > 1 and not all(SHARD.search(path.stem) for path in files):
+        wholes = {(path.parent, SHARD.sub("", path.stem)) for path in files}
+        if len(files) > 1 and (len(wholes) > 1 or not all(SHARD.search(path.stem) for path in files)):
             raise BertSnliError(
                 f"--dataset_name_or_path {where}: both {files[0].name} and {files[1].name} look like the {split} "
                 "split; give one of them"
@@ -126,14 +150,20 @@ def _extract(archive_path: Path, split: str) -> list[Path]:
     try:
         with zipfile.ZipFile(archive_path) as archive:
             names = _files_of_split([PurePosixPath(name) for name in archive.namelist()], split, str(archive_path))
-            return [_extract_member(archive, archive.getinfo(str(name))) for name in names]
+            return [_extract_member(archive_path, archive, archive.getinfo(str(name))) for name in names]
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise BertSnliError(f"{archive_path}: damaged or unsupported zip ({error}); get it again") from error
 
 
-def _extract_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Path:
-    """Where the member lies unpacked: a name of ours, made of its checksum and size, so that it is unpacked once."""
-    target = _cache_folder() / f"{member.CRC:08x}-{member.file_size}{PurePosixPath(member.filename).suffix}"
+def _extract_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Path:
+    """Where the member lies unpacked: a name of ours, made of where it comes from, so that it is unpacked once.
+
+    Not of its checksum, which another archive can be made to have.
+    """
+    status = path.stat()
+    origin = (str(path.resolve()), status.st_mtime_ns, status.st_size, member.filename, member.CRC, member.file_size)
+    name = hashlib.sha256(repr(origin).encode()).hexdigest()[:32]
+    target = _cache_folder() / f"{name}{PurePosixPath(member.filename).suffix}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

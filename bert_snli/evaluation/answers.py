@@ -65,7 +65,8 @@ class Answers:
         probabilities_R3 = probabilities_of(self.logits, temperature)
         if len(self.labels) == len(BOOK_LABELS):
             return probabilities_R3
-        return np.stack([probabilities_R3[:, 0], probabilities_R3[:, 1:].sum(axis=1)], axis=1)
+        # Not the sum of the other two, which rounding can bring above 1.
+        return np.stack([probabilities_R3[:, 0], 1 - probabilities_R3[:, 0]], axis=1)
 
     def names(self, numbers_R: np.ndarray) -> list[str]:
         """Numbers of the set's labels → their names."""

@@ -6,12 +6,14 @@ from itertools import permutations
 
 import numpy as np
 from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score
 
 from bert_snli.evaluation.answers import Answers
 from bert_snli.evaluation.metrics import interval
 from bert_snli.labels import BOOK_LABELS
 
-FAR_BETTER = 0.1  # accuracy that no honest model gains when its labels are permuted
+FAR_BETTER = 0.1
+ENOUGH = 20  # pairs of each label: a set that lacks one says nothing of how the labels are called
 
 
 def mcnemar(this: Answers, other: Answers) -> dict:
@@ -31,29 +33,34 @@ def mcnemar(this: Answers, other: Answers) -> dict:
 
 
 def swapped_labels(answers: Answers) -> dict | None:
-    """What the model's labels should be called if another order of them is far better, beyond chance; else None."""
-    three_R = answers.logits.argmax(axis=1)
-    accuracies = {
-        order: float((answers.merged(np.asarray(order)[three_R]) == answers.references_R).mean())
+    """What the model's labels should be called if another order of them is far better, beyond chance; else None.
+
+    Better for each label in the mean, so that a model that is too fond of one answer is not accused; sets of two labels
+    cannot tell.
+    """
+    gold_R, predicted_R = answers.references_R, answers.logits.argmax(axis=1)
+    if len(answers.labels) != len(BOOK_LABELS) or np.bincount(gold_R, minlength=3).min() < ENOUGH:
+        return None
+    recalls = {
+        order: balanced_accuracy_score(gold_R, np.asarray(order)[predicted_R])
         for order in permutations(range(len(BOOK_LABELS)))
     }
-    best = max(accuracies, key=lambda order: accuracies[order])
-    count = len(three_R)
-    lowest, highest = (interval(round(accuracies[best] * count), count), interval(int(answers.right_R.sum()), count))
-    if accuracies[best] - answers.accuracy < FAR_BETTER or lowest[0] <= highest[1]:
+    best = max(recalls, key=lambda order: recalls[order])
+    right, count = int((np.asarray(best)[predicted_R] == gold_R).sum()), len(gold_R)
+    beyond_chance = interval(right, count)[0] > interval(int(answers.right_R.sum()), count)[1]
+    if recalls[best] - recalls[tuple(range(len(BOOK_LABELS)))] < FAR_BETTER or not beyond_chance:
         return None
     return {
         "read_as": {name: BOOK_LABELS[new] for name, new in zip(BOOK_LABELS, best, strict=True)},
-        "accuracy": accuracies[best],
+        "accuracy": right / count,
         "instead_of": answers.accuracy,
     }
 
 
 def say_swapped(swapped: dict) -> str:
     """The warning, in a line."""
-    moved = ", ".join(f"'{old}' as {new}" for old, new in swapped["read_as"].items() if old != new)
+    moved = " and ".join(f"{new} where the model says {old}" for old, new in swapped["read_as"].items() if old != new)
     return (
-        f"the labels are probably swapped: with the model's answers read as {moved}, accuracy would be "
-        f"{swapped['accuracy']:.3f} instead of {swapped['instead_of']:.3f}; look at id2label in the model's "
-        "config.json and at how the data names its labels"
+        f"the labels are probably swapped: reading {moved}, accuracy would be {swapped['accuracy']:.3f} instead of "
+        f"{swapped['instead_of']:.3f}; look at id2label in the model's config.json and at how the data names its labels"
     )

@@ -61,6 +61,7 @@ def _templates() -> Environment:
     )
     environment.filters["percent"] = lambda share: f"{share:.1%}"
     environment.filters["between"] = lambda ends: f"{ends[0]:.1%} to {ends[1]:.1%}"
+    environment.filters["basename"] = lambda path: Path(path).name or path  # where it lies is nobody's business
     environment.filters["cell"] = _cell
     return environment
 
@@ -68,4 +69,4 @@ def _templates() -> Environment:
 def _cell(text: str) -> str:
     """Text in a cell of a Markdown table, as it is read."""
     line = " ".join(text.split())
-    return "".join("\\" + character if character in "\\`*_{}[]<>#|~$" else character for character in line)
+    return "".join("\\" + character if character in "\\`*_{}[]<>#|~$&" else character for character in line)

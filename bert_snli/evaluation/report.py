@@ -17,9 +17,12 @@ from bert_snli.evaluation.comparison import mcnemar, swapped_labels
 from bert_snli.evaluation.metrics import interval, label_metrics
 from bert_snli.evaluation.plots import plot_confusion_matrix
 from bert_snli.evaluation.slices import annotators, hardest, slices
-from bert_snli.inference import LogitsFunction, label_names, load_tokenizer
+from bert_snli.folders import finished_folder
+from bert_snli.inference import ONNX_FILE, LogitsFunction, label_names, load_tokenizer
 from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.onnx import choose_backend, open_classifier
+from conversion.checkpoint import sha256_of_file
+from conversion.model_folder import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Examinee:
 
     name: str
     backend: str
+    weights_sha256: str | None  # of the file that was opened; not known of a model on the hub
     classifier: D2LBertForSequenceClassification | LogitsFunction
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
@@ -61,7 +65,9 @@ def load_examinee(
     encoder = encoder_of(
         classifier.config, tokenizer, max_length=max_length, truncation=truncation, text_source=text_source
     )
-    return Examinee(model_name_or_path, backend, classifier, tokenizer, labels, encoder, batch_size)
+    weights = Path(model_name_or_path) / (ONNX_FILE if backend == "onnx" else WEIGHTS)
+    sha256 = sha256_of_file(weights) if weights.is_file() else None
+    return Examinee(model_name_or_path, backend, sha256, classifier, tokenizer, labels, encoder, batch_size)
 
 
 def evaluate_model(
@@ -91,6 +97,7 @@ def figures(examinee: Examinee, answers: Answers, dataset_name_or_path: str) -> 
     encoder, evaluation_set = examinee.encoder, answers.evaluation_set
     return {
         "model": examinee.name,
+        "weights_sha256": examinee.weights_sha256,
         "backend": examinee.backend,
         "dataset": dataset_name_or_path,
         "split": evaluation_set.name,
@@ -106,14 +113,14 @@ def figures(examinee: Examinee, answers: Answers, dataset_name_or_path: str) -> 
     }
 
 
-def full_report(examinee: Examinee, answers: Answers, dataset_name_or_path: str, other: Examinee | None = None) -> dict:
-    """The figures, and where the model is right: kinds of pairs, blanked premises, annotators, the hardest pairs.
+def full_report(examinee: Examinee, answers: Answers, results: dict, other: Examinee | None = None) -> dict:
+    """`results` (see `figures`), and where the model is right: kinds of pairs, blanked premises, annotators, hardest.
 
     With `other`, both models are compared on the same pairs.
     """
     evaluation_set = answers.evaluation_set
     return {
-        **figures(examinee, answers, dataset_name_or_path),
+        **results,
         "majority_share": max(answers.references_R.tolist().count(n) for n in range(len(answers.labels)))
         / len(answers.references_R),
         "hypothesis_only": hypothesis_only(examinee, evaluation_set),
@@ -134,15 +141,30 @@ def hypothesis_only(examinee: Examinee, evaluation_set: EvaluationSet) -> dict:
 
 
 def save_figures(results: dict, folder: Path) -> list[Path]:
-    """Write the figures as JSON and the confusion matrix as PNG into `folder`; returns both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = folder / f"eval_results_{results['split']}.json"
-    picture = folder / f"confusion_matrix_{results['split']}.png"
-    table.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plot_confusion_matrix(
-        results["confusion_matrix"], f"{results['split']}: accuracy {results['accuracy']:.3f}", picture
-    )
-    return [table, picture]
+    """Write the figures as JSON and the confusion matrix as PNG into `folder`; returns both paths.
+
+    They are named by the split, and by the data too where the folder holds figures of a split of other data.
+
+    Raises:
+        BertSnliError: the folder cannot be written.
+    """
+    name = results["split"]
+    if _are_of_other_data(folder / f"eval_results_{name}.json", results["dataset"]):
+        data = Path(results["dataset"])
+        name = f"{data.stem if data.stem != name else data.resolve().parent.name}_{name}"
+    table, picture = f"eval_results_{name}.json", f"confusion_matrix_{name}.png"
+    with finished_folder(folder, overwrite=True) as temporary:
+        (temporary / table).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        title = f"{results['split']}: accuracy {results['accuracy']:.3f}"
+        plot_confusion_matrix(results["confusion_matrix"], title, temporary / picture)
+    return [folder / table, folder / picture]
+
+
+def _are_of_other_data(path: Path, dataset: str) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["dataset"] != dataset)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def format_figures(results: dict) -> str:

@@ -88,10 +88,11 @@ def annotators(answers: Answers) -> dict | None:
 
 
 def hardest(answers: Answers, count: int = 20) -> list[dict]:
-    """The pairs whose gold label the model gives the least probability."""
+    """The wrong answers whose gold label the model gives the least probability."""
     pairs = answers.evaluation_set.pairs
     of_gold_R = np.take_along_axis(answers.probabilities(), answers.references_R[:, None], axis=1)[:, 0]
     predicted = answers.names(answers.predictions_R)
+    wrong = np.flatnonzero(~answers.right_R)
     return [
         {
             "premise": pairs[row]["premise"],
@@ -100,6 +101,5 @@ def hardest(answers: Answers, count: int = 20) -> list[dict]:
             "predicted": predicted[row],
             "probability_of_gold": float(of_gold_R[row]),
         }
-        for row in map(int, np.argsort(of_gold_R, kind="stable")[:count])
-        if not answers.right_R[row]
+        for row in wrong[np.argsort(of_gold_R[wrong], kind="stable")[:count]].tolist()
     ]

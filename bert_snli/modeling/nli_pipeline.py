@@ -10,7 +10,7 @@ Shape suffixes: B pairs, L positions, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ CUSTOM_PIPELINES = {TASK: {"impl": "nli_pipeline.NLIPipeline", "pt": ["AutoModel
 LIST_BATCH, STREAM_BATCH = 64, 1
 BEST = ""  # `top_k` that was not given, as in `text-classification`: the best answer by itself, not in a list
 KEYS = (("premise", "hypothesis"), ("text", "text_pair"))
-REMEDY = 'give ("premise", "hypothesis"), {"premise": ..., "hypothesis": ...}, or a list of either'
+REMEDY = 'give ("premise", "hypothesis"), {"premise": ..., "hypothesis": ...}, or a list of such pairs'
 
 
 class TokenPair(NamedTuple):
@@ -49,6 +49,7 @@ class NLIPipeline(Pipeline):
     Pairs that are too long are cut as when the model was fine-tuned (`config.max_pair_length`,
     `config.pair_truncation`), unless `max_length` or `truncation` say otherwise. A list is computed in batches of like
     length. `batch_size` is 64 by default, and 1 for an iterator, which may have to wait for its next pair.
+    `num_workers` is taken, as other pipelines take it, and changes nothing.
 
     Raises:
         ValueError: what is given is no pair of texts, or an option makes no sense.
@@ -76,7 +77,7 @@ class NLIPipeline(Pipeline):
             {} if top_k == BEST else {"top_k": top_k},
         )
 
-    def __call__(self, inputs: Any, *, batch_size: int | None = None, **options: Any) -> Any:
+    def __call__(self, inputs: Any, *, batch_size: int | None = None, num_workers: int = 0, **options: Any) -> Any:
         given = self._sanitize_parameters(**options)
         defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
         encoding, _, answering = ({**default, **new} for default, new in zip(defaults, given, strict=True))
@@ -87,9 +88,13 @@ class NLIPipeline(Pipeline):
             return self._answer([inputs], 1, encoding, answering)[0]
         if isinstance(inputs, list):
             return self._answer(inputs, size or LIST_BATCH, encoding, answering)
-        if isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes)):
-            return self._stream(iter(inputs), size or STREAM_BATCH, encoding, answering)
-        raise ValueError(f"{inputs!r:.80} is no pair of texts; {REMEDY}")
+        try:
+            pairs = None if isinstance(inputs, (str, bytes)) else iter(inputs)  # a torch Dataset has no `__iter__`
+        except TypeError:
+            pairs = None
+        if pairs is None:
+            raise ValueError(f"{inputs!r:.80} is no pair of texts; {REMEDY}")
+        return self._stream(pairs, size or STREAM_BATCH, encoding, answering)
 
     def _stream(self, pairs: Iterator, batch_size: int, encoding: dict, answering: dict) -> Iterator:
         while batch := list(islice(pairs, batch_size)):

@@ -33,7 +33,7 @@ def serve(
         BertSnliError: no fine-tuned model; no such address; the port is taken.
     """
     port = free_port(host, port)  # before the model is loaded, which takes longer
-    app = start(Answerer(model_name_or_path), Path(model_name_or_path).name, host, port)
+    app = start(Answerer(model_name_or_path), shown_name(model_name_or_path), host, port)
     say(f"Serving {model_name_or_path} at {app.local_url} (Ctrl-C stops it)")
     try:
         threading.Event().wait()
@@ -41,6 +41,12 @@ def serve(
         say("Stopped.")
     finally:
         app.close(verbose=False)
+
+
+def shown_name(model_name_or_path: str) -> str:
+    """What a model is called on the page: its folder's name, or its id on the hub."""
+    path = Path(model_name_or_path)
+    return path.resolve().name if path.is_dir() else model_name_or_path
 
 
 def start(answerer: Answerer, name: str, host: str, port: int) -> gr.Blocks:
