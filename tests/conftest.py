@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,33 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bert_snli.data.sample import write_sample
 
     return write_sample(tmp_path_factory.mktemp("corpus"), num_pairs={"train": 300, "dev": 60, "test": 60})
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned model that knows the pairs of `tests.serving.ASKED`."""
+    from tests.serving import train_toy
+
+    return train_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def answerer(toy: Path):
+    """It, as `bert-snli serve` has it."""
+    from bert_snli.serving.answering import Answerer
+
+    return Answerer(str(toy))
+
+
+@pytest.fixture(scope="session")
+def address(answerer) -> Iterator[str]:
+    """Where its page is served."""
+    from bert_snli.serving.server import start
+
+    port = spare_port()
+    app = start(answerer, "127.0.0.1", port)
+    yield f"http://127.0.0.1:{port}"
+    app.close(verbose=False)
 
 
 @pytest.fixture(autouse=True)

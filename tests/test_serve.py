@@ -1,4 +1,4 @@
-"""The web page: what it answers, what it shows of it, its endpoint, and the Space."""
+"""`bert-snli serve`: the page says what `predict` says, marks what the model saw, and trusts no user's text."""
 
 from __future__ import annotations
 
@@ -9,280 +9,382 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from html import unescape
+from contextlib import suppress
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import gradio as gr
 import pytest
 import torch
 from gradio_client import Client
+from packaging.requirements import Requirement
 
 from bert_snli.cli import main
+from bert_snli.data.pair_encoding import encoder_of
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
-from bert_snli.serving import app as page_app
 from bert_snli.serving.answering import CUT, MAX_CHARACTERS, SPECIAL, UNKNOWN, WEIGHTS, Answerer
-from bert_snli.serving.app import build_app
-from bert_snli.serving.page import render
-from bert_snli.serving.server import free_port, start
-from tests.conftest import random_pairs, save_random_classifier, spare_port
+from bert_snli.serving.app import MAX_ROWS, ROWS_SHOWN, label_file
+from bert_snli.serving.page import SHADINGS, render
+from bert_snli.serving.server import FIRST_PORT, free_port
+from bert_snli.serving.space import MODEL_FILES, REQUIREMENTS
+from tests.serving import ASKED, MAX_LENGTH
+from tests.test_cli import pretrained, refused  # noqa: F401 (a fixture)
 
-PAIR = ("A man runs, not a zebra...", "the dog isn't a man")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_classifier(tmp_path_factory.mktemp("serve") / "model")
-
-
-@pytest.fixture(scope="module")
-def answerer(folder: Path) -> Answerer:
-    return Answerer(str(folder))
-
-
-@pytest.fixture(scope="module")
-def address(answerer: Answerer) -> Iterator[str]:
-    app = start(answerer, "a <b>model</b>", "127.0.0.1", spare_port())
-    yield app.local_url
-    app.close(verbose=False)
-
-
-def predicted(folder: Path, pairs: list[tuple[str, str]]) -> list[dict[str, float]]:
-    return predict_pairs(load_classifier(str(folder)), load_tokenizer(str(folder)), pairs)
+NASTY = "<script>window.x=1</script><img src=x onerror='window.x=1'>"
+PAIRS = [
+    *ASKED.values(),
+    ('A  "dog" isn’t\n running …', "A wombat (who?) sleeps; I'd say so."),
+    (NASTY, "${1+1} {{value}} & <b>bold</b>"),
+    ("A dog is running in the park. " * 10, "The dog is hungry."),
+    ("A dog.", "The dog is hungry. " * 10),
+]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_scores_are_those_of_predict(weights: str, folder: Path, answerer: Answerer):
-    for pair in [PAIR, *random_pairs(5), ("a man " * 40, "a dog " * 30)]:
-        answer = answerer.answer(*pair, weights)
-        assert answer.scores == pytest.approx(predicted(folder, [pair])[0], abs=1e-5)  # eager, sdpa; logits of dozens
-        assert list(answer.scores.values()) == sorted(answer.scores.values(), reverse=True)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_scores_are_those_of_predict(toy: Path, answerer: Answerer, pair: tuple[str, str], weights: str):
+    (expected,) = predict_pairs(load_classifier(str(toy)), load_tokenizer(str(toy)), [pair])
+    scores = answerer.answer(*pair, weights).scores
+    assert list(scores) == list(expected)
+    assert scores == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_every_token_has_its_words_and_its_weight(weights: str, answerer: Answerer):
-    sides = answerer.answer(*PAIR, weights).sides
-    for side, text in zip(("premise", "hypothesis"), PAIR, strict=True):
-        tokens = [token for token in sides[side] if token.kind != SPECIAL]
-        assert "".join(token.before + token.text for token in tokens) == text
-        assert {token.text for token in tokens if token.kind == UNKNOWN} >= {"premise": {"zebra"}}.get(side, {"the"})
-    every = [token for side in sides.values() for token in side]
-    assert [token.token for token in every if token.kind == SPECIAL] == ["<cls>", "<sep>", "<sep>"]
-    assert all(token.weight >= 0 for token in every)
-    assert sum(token.weight for token in every) == pytest.approx(1)
+def test_the_model_has_learnt_what_the_tests_ask(answerer: Answerer):
+    for label, pair in ASKED.items():
+        assert next(iter(answerer.answer(*pair, "gradient").scores)) == label
 
 
-def test_the_gradient_is_that_of_a_small_change(answerer: Answerer):
-    """Against finite differences: raise one embedding's scale a little, and see how the lead changes."""
-    row = answerer.encoder({"premise": [PAIR[0]], "hypothesis": [PAIR[1]]}).to_pylist()[0]
-    inputs = {name: torch.tensor([row[name]]) for name in ("input_ids", "token_type_ids")}
-    model = answerer.model
-    embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
-    order = model(**inputs).logits[0].topk(2).indices
-
-    def lead(embeddings_BLD: torch.Tensor) -> float:
-        logits = model(inputs_embeds=embeddings_BLD, token_type_ids=inputs["token_type_ids"]).logits[0].double()
-        return (logits[order[0]] - logits[order[1]]).item()
-
-    found = WEIGHTS["gradient"](model, inputs)
-    place = int(found.argmax())
-    products = []
-    for dimension in range(embeddings.shape[-1]):
-        step = torch.zeros_like(embeddings)
-        step[0, place, dimension] = 1e-3
-        slope = (lead(embeddings + step) - lead(embeddings - step)) / 2e-3
-        products.append(slope * embeddings[0, place, dimension].item())
-    assert found[place].item() == pytest.approx(torch.tensor(products).norm().item(), rel=1e-2)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_tokens_are_those_that_the_model_reads_and_the_words_are_the_users(
+    answerer: Answerer, pair: tuple[str, str]
+):
+    answer = answerer.answer(*pair, "gradient")
+    read = [token for side in answer.sides.values() for token in side if token.kind != CUT]
+    encoder = encoder_of(answerer.model.config, answerer.tokenizer)
+    row = encoder({"premise": [pair[0]], "hypothesis": [pair[1]]}).to_pylist()[0]
+    assert answerer.tokenizer.convert_tokens_to_ids([token.token for token in read]) == row["input_ids"]
+    for text, side in zip(pair, answer.sides.values(), strict=True):
+        words = [token for token in side if token.kind != SPECIAL]
+        assert "".join(token.before + token.text for token in words) == text.rstrip()
+        assert not any(token.before.strip() for token in words)
 
 
-def test_attention_is_what_cls_pays(answerer: Answerer):
-    row = answerer.encoder({"premise": [PAIR[0]], "hypothesis": [PAIR[1]]}).to_pylist()[0]
-    inputs = {name: torch.tensor([row[name]]) for name in ("input_ids", "token_type_ids")}
-    found = WEIGHTS["attention"](answerer.model, inputs)
-    assert found.shape == (len(row["input_ids"]),)
-    assert found.sum().item() == pytest.approx(1, abs=1e-5)
+def test_unknown_words_are_marked_and_explained(answerer: Answerer):
+    answer = answerer.answer("A wombat is sleeping.", "An animal is sleeping.", "gradient")
+    kinds = {token.text: token.kind for token in answer.sides["premise"] if token.text}
+    assert [word for word, kind in kinds.items() if kind == UNKNOWN] == ["wombat"]
+    html = render(answer, "gradient")
+    assert re.search(r'bs-unknown"[^>]*title="token &lt;unk&gt;, [\d.]+%">wombat<small>&lt;unk&gt;</small>', html)
+    assert "not in the vocabulary" in html
+    assert "not in the vocabulary" not in render(answerer.answer(*ASKED["neutral"], "gradient"), "gradient")
 
 
 def test_what_is_cut_is_shown_as_cut(answerer: Answerer):
-    answer = answerer.answer("a man " * 40, "a dog", "gradient")
-    kinds = [token.kind for token in answer.sides["premise"]]
-    assert (answer.length, answer.max_length) == (85, 40)
-    assert kinds.count(CUT) == 45 and CUT not in [token.kind for token in answer.sides["hypothesis"]]
-    page = render(answer, "gradient")
-    assert "This pair has 85 tokens; the model reads 40. The 45 that" in page
-    assert page.count("bs-cut") == 45 + 2  # and in the notice and the legend
+    premise, hypothesis = PAIRS[-2]
+    answer = answerer.answer(premise, hypothesis, "attention")
+    cut = [token for token in answer.sides["premise"] if token.kind == CUT]
+    assert answer.length == 80 + 5 + 3 and answer.max_length == MAX_LENGTH
+    assert len(cut) == answer.length - MAX_LENGTH
+    assert all(token.weight == 0 for token in cut)
+    html = render(answer, "attention")
+    assert f"This pair has {answer.length} tokens; the model reads {MAX_LENGTH}. The {len(cut)} that are" in html
+    assert html.count('title="token the, not read"') == 8
 
 
-NASTY = "<script>alert(1)</script> \"'& <img src=x onerror=alert(1)> {{x}} ${y}"
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_token_that_is_read_has_a_finite_share(answerer: Answerer, pair: tuple[str, str], weights: str):
+    answer = answerer.answer(*pair, weights)
+    shares = [token.weight for side in answer.sides.values() for token in side if token.kind != CUT]
+    assert len(shares) == min(answer.length, MAX_LENGTH)
+    assert all(0 <= share <= 1 for share in shares)
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
 
 
-def test_text_is_escaped(answerer: Answerer):
-    page = render(answerer.answer(NASTY, NASTY, "gradient"), "gradient")
-    assert "<script" not in page and "<img" not in page
-    words = re.sub(r"<small>.*?</small>", "", page)
-    assert unescape(re.sub(r"<[^>]*>", "", words)).count(NASTY) == 2
+@pytest.fixture
+def exact(toy: Path) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The model in float64, and a pair."""
+    model = load_classifier(str(toy)).double()
+    model.set_attn_implementation("eager")
+    return model, dict(load_tokenizer(str(toy))(*ASKED["neutral"], return_tensors="pt"))
+
+
+def test_the_gradient_is_that_of_small_changes(exact):
+    model, inputs = exact
+    found = WEIGHTS["gradient"](model, inputs)
+    embeddings = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    order = model(inputs_embeds=embeddings, **inputs).logits[0].argsort(descending=True)
+
+    def lead(place: int, dimension: int, step: float) -> float:
+        moved = embeddings.clone()
+        moved[0, place, dimension] *= 1 + step
+        logits = model(inputs_embeds=moved, **inputs).logits[0]
+        return (logits[order[0]] - logits[order[1]]).item()
+
+    for place in (0, 2, embeddings.shape[1] - 1):
+        slopes = [
+            (lead(place, dimension, 1e-5) - lead(place, dimension, -1e-5)) / 2e-5
+            for dimension in range(embeddings.shape[2])
+        ]
+        assert found[place].item() == pytest.approx(torch.tensor(slopes, dtype=torch.float64).norm().item(), rel=1e-5)
+
+
+def test_the_attention_is_that_of_cls_in_the_last_layer(exact):
+    model, inputs = exact
+    hidden = model(**inputs, output_hidden_states=True).hidden_states[-2]
+    attention = model.bert.encoder.layer[-1].attention
+    heads = model.config.num_attention_heads
+    query, key = (part(hidden)[0].unflatten(-1, (heads, -1)) for part in (attention.query, attention.key))
+    scores = torch.einsum("nh,lnh->nl", query[0], key) / query.shape[-1] ** 0.5
+    torch.testing.assert_close(WEIGHTS["attention"](model, inputs), scores.softmax(-1).mean(0))
+
+
+class Tags(HTMLParser):
+    """All tags and attributes of a page."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
+@pytest.mark.parametrize("shading", SHADINGS)
+def test_what_users_type_is_escaped(answerer: Answerer, shading: str):
+    plain, nasty = (
+        Tags(render(answerer.answer(*pair, shading), shading))
+        for pair in [("A wombat. " * 10, "A dog."), ('<mask>" onclick="x' + NASTY, "'><i>" + NASTY)]
+    )
+    assert plain.tags == nasty.tags == set("div p table tr th td h3 span small ul li".split())
+    assert nasty.attributes == plain.attributes
 
 
 @pytest.mark.parametrize(
     ("premise", "hypothesis", "message"),
-    [("", "a", "No premise"), ("a", " \n", "No hypothesis"), ("a" * (MAX_CHARACTERS + 1), "b", "has 5,001 characters")],
+    [
+        ("A dog.", " \n", "No hypothesis: type a sentence"),
+        ("", "A dog.", "No premise: type a sentence"),
+        ("dog " * MAX_CHARACTERS, "A dog.", f"The premise has {4 * MAX_CHARACTERS:,} characters; give at most 5,000"),
+        ("A \ud800 dog.", "A dog.", "is not a text that can be written as UTF-8"),
+    ],
 )
-def test_what_is_no_pair_is_said(premise: str, hypothesis: str, message: str, answerer: Answerer):
-    with pytest.raises(BertSnliError, match=message):
+def test_what_is_no_pair_is_refused_in_a_line(answerer: Answerer, premise: str, hypothesis: str, message: str):
+    with pytest.raises(BertSnliError, match=message) as refusal:
         answerer.answer(premise, hypothesis, "gradient")
+    assert "\n" not in str(refusal.value)
 
 
-def test_the_endpoint_answers_the_client(folder: Path, address: str):
-    client = Client(address, verbose=False)
-    (expected,) = predicted(folder, [PAIR])
-    answer = client.predict(*PAIR, api_name="/predict")
-    assert answer["label"] == next(iter(expected))
-    assert answer["scores"] == pytest.approx(expected, abs=1e-6)
-    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
-
-
-def post(address: str, pair: tuple[str, str]) -> dict:
-    request = urllib.request.Request(
-        f"{address.rstrip('/')}/gradio_api/run/predict",
-        json.dumps({"data": pair}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)["data"][0]
-
-
-def test_the_endpoint_answers_plain_http(folder: Path, address: str):
-    assert post(address, PAIR)["scores"] == pytest.approx(predicted(folder, [PAIR])[0], abs=1e-6)
-
-
-def test_the_page_asks_nobody_else(address: str):
-    with urllib.request.urlopen(address, timeout=30) as response:
-        page = response.read().decode()
-    assert "a &lt;b&gt;model&lt;/b&gt;" in page or "<b>model</b>" not in page
-    fetched = re.findall(r"(?:src|href)=\"?(https?://[^\s\">]+)", page)
-    assert not [link for link in fetched if not link.startswith(("http://127.0.0.1", address))]
-
-
-def label_file(answerer: Answerer, path: Path):
-    return page_app._label_file(answerer, path)
-
-
-def test_a_file_is_answered(folder: Path, answerer: Answerer, tmp_path: Path):
-    pairs = random_pairs(120)
+def test_a_file_of_pairs_is_answered_as_predict_does(toy: Path, answerer: Answerer, tmp_path: Path):
     path = tmp_path / "pairs.csv"
-    path.write_text("premise,hypothesis\n" + "".join(f"{p},{h}\n" for p, h in pairs))
-    summary, table, download = label_file(answerer, path)
-    expected = predicted(folder, pairs)
-    assert summary.startswith("**120 pairs**")
-    assert len(table.value["data"]) == page_app.ROWS_SHOWN
-    assert [row[2] for row in table.value["data"]] == [next(iter(scores)) for scores in expected[:100]]
-    answers = [json.loads(line) for line in Path(download.value["path"]).read_text().splitlines()]
-    assert [(answer["premise"], answer["hypothesis"]) for answer in answers] == pairs
-    assert answers[-1]["scores"] == pytest.approx(expected[-1], abs=1e-6)
-
-
-def test_a_wrong_file_is_one_line_without_the_servers_paths(answerer: Answerer, tmp_path: Path, monkeypatch):
-    path = tmp_path / "pairs.csv"
-    path.write_text("premise,claim\na,<b>\n")
-    with pytest.raises(BertSnliError) as caught:
-        label_file(answerer, path)
-    assert str(caught.value).startswith("pairs.csv: row 1: no hypothesis")
-    path.write_text("premise,hypothesis\na,b\nc,d\n")
-    monkeypatch.setattr(page_app, "MAX_ROWS", 1)
-    with pytest.raises(BertSnliError, match="pairs.csv: 2 pairs; give at most 1 at once"):
-        label_file(answerer, path)
-
-
-def test_mistakes_reach_the_page_as_text(answerer: Answerer):
-    told = page_app.told_plainly(lambda: (_ for _ in ()).throw(BertSnliError("<b>: no")))
-    with pytest.raises(gr.Error) as caught:
-        told()
-    assert caught.value.message == "&lt;b&gt;: no"
-    assert build_app(answerer, "x").analytics_enabled is False
-
-
-def test_a_port_that_is_taken_is_said(folder: Path, capsys):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert main(["serve", str(folder), "--port", str(port)]) == 2
-        assert f"--port {port}: is taken" in capsys.readouterr().err
-        assert free_port("127.0.0.1", None) != port
+    pairs = [*ASKED.values(), ("A dog.", NASTY.replace('"', ""))] * (ROWS_SHOWN // 2)
+    path.write_text("premise,hypothesis\n" + "".join(f'"{premise}","{hypothesis}"\n' for premise, hypothesis in pairs))
+    summary, answered, table = label_file(answerer, path)
+    expected = predict_pairs(load_classifier(str(toy)), load_tokenizer(str(toy)), pairs)
+    lines = [json.loads(line) for line in answered.read_text().splitlines()]
+    assert [(line["premise"], line["hypothesis"]) for line in lines] == pairs
+    for line, scores in zip(lines, expected, strict=True):
+        assert line["label"] == next(iter(scores))
+        assert line["scores"] == pytest.approx(scores, abs=1e-6)
+    assert f"**{len(pairs)} pairs**" in summary and f"the first {ROWS_SHOWN} below" in summary
+    assert table.count("<tr>") == 1 + ROWS_SHOWN
+    assert not Tags(table).tags & {"script", "img"}
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "content", "message"),
     [
-        (["--host", "203.0.113.7"], "--host 203.0.113.7: no address of this machine"),
-        (["--space", "x", "--port", "7"], "--port goes with serving"),
+        ("pairs.csv", "premise,conclusion\na,b\n", "pairs.csv: row 1: no hypothesis; name the columns"),
+        ("pairs.jsonl", '{"premise": "a"', "pairs.jsonl: cannot be read as .jsonl"),
+        ("pairs.tsv", "premise\thypothesis\n", "pairs.tsv: holds no pairs"),
+        (
+            "pairs.csv",
+            "premise,hypothesis\n" + "a,b\n" * (MAX_ROWS + 1),
+            "pairs.csv: 10,001 pairs; give at most 10,000",
+        ),
     ],
 )
-def test_wrong_options_are_one_line(options: list[str], message: str, folder: Path, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["serve", str(folder), *options]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+def test_a_wrong_file_is_refused_in_a_line_without_the_servers_paths(
+    answerer: Answerer, tmp_path: Path, name: str, content: str, message: str
+):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BertSnliError) as refusal:
+        label_file(answerer, tmp_path / name)
+    assert str(refusal.value).startswith(message)
+    assert str(tmp_path) not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_what_is_no_model_is_one_line(tmp_path: Path, capsys):
-    assert main(["serve", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere: no such folder" in capsys.readouterr().err
-
-
-def started(command: list, cwd: Path, **environment: str) -> subprocess.Popen:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return subprocess.Popen(
-        list(map(str, command)),
-        cwd=cwd,
-        env={**kept, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def until_it_answers(process: subprocess.Popen, address: str) -> dict:
-    for _ in range(240):
-        if process.poll() is not None:
-            raise AssertionError(process.communicate())
-        try:
-            return post(address, PAIR)
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("no answer within two minutes")
-
-
-def test_the_command_serves_until_it_is_interrupted(folder: Path, tmp_path: Path):
-    port = spare_port()
-    root = str(Path(__file__).resolve().parents[1])
-    command = [sys.executable, "-m", "bert_snli.cli", "serve", folder, "--port", port]
-    process = started(command, tmp_path, PYTHONPATH=root)
-    assert until_it_answers(process, f"http://127.0.0.1:{port}")["label"] == next(iter(predicted(folder, [PAIR])[0]))
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 0 and "Traceback" not in err
-    assert out.splitlines() == [f"Serving {folder} at http://127.0.0.1:{port}/ (Ctrl-C stops it)", "Stopped."]
-
-
-def test_a_space_runs_as_it_is(folder: Path, tmp_path: Path, capsys):
-    space = tmp_path / "space"
-    assert main(["serve", str(folder), "--space", str(space)]) == 0
-    assert "Wrote" in capsys.readouterr().out
-    assert {path.name for path in space.iterdir()} == {"app.py", "requirements.txt", "README.md", "bert_snli", "model"}
-    front = (space / "README.md").read_text().split("---")[1]
-    assert "sdk: gradio" in front and "app_file: app.py" in front
-    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in (space / "requirements.txt").read_text().split())
-    port = spare_port()
-    process = started([sys.executable, "app.py"], space, GRADIO_SERVER_NAME="127.0.0.1", GRADIO_SERVER_PORT=str(port))
+def post(url: str, body: bytes, content_type: str = "application/json") -> tuple[int, Any]:
+    """Status of the answer, and its JSON or text."""
+    request = urllib.request.Request(url, body, {"Content-Type": content_type})
     try:
-        answer = until_it_answers(process, f"http://127.0.0.1:{port}")
-    finally:
-        process.kill()
-    assert answer["scores"] == pytest.approx(predicted(folder, [PAIR])[0], abs=1e-6)
-    assert main(["serve", str(folder), "--space", str(space)]) == 2
-    assert f"--space {space}: already holds files; name another folder\n" in capsys.readouterr().err
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+        return error.code, json.loads(text) if text.startswith("{") else text
+
+
+def ask(address: str) -> str:
+    """The page's label for the neutral pair."""
+    status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": ASKED["neutral"]}).encode())
+    assert status == 200
+    return response["data"][0]["label"]
+
+
+def wait_for(port: int, seconds: float) -> bool:
+    """Whether somebody listens at `port` before so many seconds are over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=5):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_programs_get_what_predict_says(toy: Path, address: str):
+    pair = ASKED["contradiction"]
+    (scores,) = predict_pairs(load_classifier(str(toy)), load_tokenizer(str(toy)), [pair])
+    client = Client(address, verbose=False)
+    answers = [
+        client.predict(*pair, api_name="/predict"),
+        client.predict(premise=pair[0], hypothesis=pair[1], api_name="/predict"),
+    ]
+    status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": pair}).encode())
+    assert status == 200
+    answers.extend(response["data"])
+    for answer in answers:
+        assert answer["label"] == "contradiction"
+        assert answer["scores"] == pytest.approx(scores, abs=1e-6)
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
+
+
+def test_programs_get_errors_in_a_line(address: str):
+    status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": ["A dog.", ""]}).encode())
+    assert (status, response["error"]) == (500, "No hypothesis: type a sentence")
+
+
+def test_a_file_that_is_too_large_is_not_taken(address: str):
+    start = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\n'
+    body = start + b"a" * 5_300_000 + b"\r\n--x--\r\n"
+    status, message = post(f"{address}/gradio_api/upload", body, "multipart/form-data; boundary=x")
+    assert (status, message) == (413, "File size exceeded maximum allowed size of 5242880 bytes.")
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody else listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_mistake_in_serve_is_one_line(
+    toy: Path,
+    pretrained: Path,  # noqa: F811
+    taken: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for options, message in {
+        (toy, "--port", taken): f"--port {taken}: is taken",
+        (toy, "--port", 70000): "70000: give 1 to 65535",
+        (toy, "--host", "203.0.113.1"): "--host 203.0.113.1: no address of this machine",
+        (pretrained,): "a pretrained model without a trained classifier; fine-tune it first",
+        ("./nowhere",): "no such folder",
+        (pretrained, "--space", tmp_path / "space"): "fine-tune it first",
+        (toy, "--space", tmp_path / "full"): f"--space {tmp_path}/full: already holds files; name another folder",
+        (toy, "--space", tmp_path / "space", "--port", 7000): "--port goes with serving",
+    }.items():
+        line = refused(["serve", *options], capsys)
+        assert message in line
+        assert "--overwrite_output_dir" not in line
+    assert not (tmp_path / "space").exists()
+
+
+def test_without_gradio_the_extra_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    for name in [name for name in sys.modules if name.startswith("bert_snli.serving.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "gradio is not installed; pip install 'bert-snli[serve]'" in refused(["serve", toy], capsys)
+
+
+def test_a_port_that_is_taken_is_passed_over():
+    first = free_port("127.0.0.1", None)
+    assert first >= FIRST_PORT
+    with socket.create_server(("127.0.0.1", first)):
+        assert free_port("127.0.0.1", None) > first
+
+
+def test_the_command_serves_until_ctrl_c(toy: Path, capsys: pytest.CaptureFixture):
+    port = free_port("127.0.0.1", None)
+    answers = []
+
+    def ask_and_interrupt() -> None:
+        if wait_for(port, seconds=60):
+            answers.append(ask(f"http://127.0.0.1:{port}"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asker = threading.Thread(target=ask_and_interrupt)
+    asker.start()
+    assert main(["serve", str(toy), "--port", str(port)]) == 0
+    asker.join()
+    assert answers == ["neutral"]
+    out, err = capsys.readouterr()
+    assert out == f"Serving {toy} at http://127.0.0.1:{port}/ (Ctrl-C stops it)\nStopped.\n"
+    assert "Traceback" not in err
+    assert free_port("127.0.0.1", port) == port
+
+
+def test_a_space_runs_as_it_is(toy: Path, tmp_path: Path):
+    space = tmp_path / "space"
+    assert main(["serve", str(toy), "--space", str(space)]) == 0
+    assert {path.name for path in space.iterdir()} == {
+        "README.md", "app.py", "bert_snli", "models", "requirements.txt",
+    }  # fmt: skip
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (space / "models" / "toy").iterdir()
+    }
+    assert all(any(path.match(pattern) for pattern in MODEL_FILES) for path in (space / "models" / "toy").iterdir())
+    front_matter = dict(
+        line.split(": ", 1) for line in (space / "README.md").read_text().split("---\n")[1].splitlines()
+    )
+    assert (front_matter["sdk"], front_matter["app_file"]) == ("gradio", "app.py")
+    assert f"gradio=={front_matter['sdk_version']}\n" in (space / "requirements.txt").read_text()
+
+    port = free_port("127.0.0.1", None)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    code = "import bert_snli; print(bert_snli.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=space, env=environment, capture_output=True, text=True)
+    assert Path(found.stdout.strip()) == space / "bert_snli" / "__init__.py"  # its own code, not what is installed
+    with subprocess.Popen(
+        [sys.executable, "-u", "app.py"], cwd=space, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert "Serving" in process.stdout.readline()
+            assert ask(f"http://127.0.0.1:{port}") == "neutral"
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=30)[0] == "Stopped.\n"
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+def test_a_space_requires_what_the_extra_does():
+    project = pytest.importorskip("tomllib").loads(
+        Path(__file__).resolve().parents[1].joinpath("pyproject.toml").read_text()
+    )["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    assert sorted(Requirement(line).name for line in required) == sorted(REQUIREMENTS)

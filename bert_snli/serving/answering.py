@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -77,6 +78,8 @@ class Answerer:
     """
 
     def __init__(self, model_name_or_path: str):
+        path = Path(model_name_or_path)
+        self.name = path.resolve().name if path.is_dir() else model_name_or_path
         self.model = load_classifier(model_name_or_path)
         label_names(self.model.config, model_name_or_path)
         self.model.set_attn_implementation("eager")  # the only one that tells its weights
@@ -98,12 +101,12 @@ class Answerer:
             row = self.encoder({"premise": [premise], "hypothesis": [hypothesis]}).to_pylist()[0]
             names = ("input_ids", "token_type_ids")
             inputs = {name: torch.tensor([row[name]], device=self.model.device) for name in names}
-            start = time.perf_counter()
+            weights_L = WEIGHTS[weights](self.model, inputs)
+            # A weight of 0 everywhere must not become 0/0.
+            shares = (weights_L / weights_L.sum().clamp_min(torch.finfo(weights_L.dtype).tiny)).tolist()
+            start = time.perf_counter()  # not before: a first pass ever takes much longer
             probabilities = self._probabilities(inputs)
             milliseconds = 1000 * (time.perf_counter() - start)
-            weights_L = WEIGHTS[weights](self.model, inputs)
-            # Kept as floats by Python: a weight of 0 everywhere must not become 0/0.
-            shares = (weights_L / weights_L.sum().clamp_min(torch.finfo(weights_L.dtype).tiny)).tolist()
             sides, length = self._sides(premise, hypothesis, row["token_type_ids"].count(0) - 2, shares)
         labelled = zip(self.model.config.id2label.values(), probabilities, strict=True)
         scores = dict(sorted(labelled, key=lambda item: -item[1]))

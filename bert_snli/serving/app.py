@@ -13,7 +13,7 @@ import gradio as gr
 from bert_snli.data.pair_files import COLUMNS, DELIMITERS, format_answers, read_pairs
 from bert_snli.errors import BertSnliError
 from bert_snli.serving.answering import MAX_CHARACTERS, Answerer, check_pair
-from bert_snli.serving.page import SHADINGS, render
+from bert_snli.serving.page import SHADINGS, render, render_table
 
 TITLE = "Does it follow?"
 MAX_FILE_SIZE = "5mb"
@@ -45,8 +45,8 @@ def told_plainly(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-def build_app(answerer: Answerer, name: str) -> gr.Blocks:
-    """The app around a model that is called `name` on the page."""
+def build_app(answerer: Answerer) -> gr.Blocks:
+    """The app around a model."""
 
     @told_plainly
     def show(premise: str, hypothesis: str, shading: str) -> str:
@@ -59,15 +59,16 @@ def build_app(answerer: Answerer, name: str) -> gr.Blocks:
         return {"label": next(iter(scores)), "scores": scores}
 
     @told_plainly
-    def label_file(path: str) -> tuple[str, Any, Any]:
-        return _label_file(answerer, Path(path))
+    def answer_file(path: str) -> tuple[str, Any, str]:
+        summary, answered, table = label_file(answerer, Path(path))
+        return summary, gr.File(str(answered), visible=True), table
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEEP_FILES, KEEP_FILES)) as app:
-        gr.HTML(_head(answerer, name))
-        with gr.Tab("One pair"):
-            _pair_tab(show)
+        gr.HTML(_head(answerer))
+        with gr.Tab("One pair"), gr.Row(elem_classes="bs-pair"):
+            _pair_tab(show, app)
         with gr.Tab("A file of pairs"):
-            _file_tab(label_file)
+            _file_tab(answer_file)
         with gr.Accordion("Ask it from a program", open=False):
             gr.Markdown(API_HELP)
         # Not queued, so that one POST is answered by one response.
@@ -75,60 +76,55 @@ def build_app(answerer: Answerer, name: str) -> gr.Blocks:
     return app
 
 
-def _head(answerer: Answerer, name: str) -> str:
+def _head(answerer: Answerer) -> str:
     config = answerer.model.config
     return (
         f'<div class="bs-head"><h1>{TITLE}</h1>'
         "<p>Natural language inference: take the premise to be true. Does the hypothesis follow from it "
         "(entailment), can it not be true (contradiction), or neither (neutral)?</p>"
-        f'<p class="bs-note">Model <b>{escape(name)}</b>: {config.num_hidden_layers} layers of '
+        f'<p class="bs-note">Model <b>{escape(answerer.name)}</b>: {config.num_hidden_layers} layers of '
         f"{config.hidden_size}, a vocabulary of {config.vocab_size:,} words, pairs of up to {answerer.max_length} "
         "tokens. It knows captions of everyday photographs and is often wrong about other things.</p></div>"
     )
 
 
-def _pair_tab(show: Callable[[str, str, str], str]) -> None:
-    """The two sentences on the left, the answer on the right; one below the other on a phone."""
+def _pair_tab(show: Callable[[str, str, str], str], app: gr.Blocks) -> None:
+    """The sentences on the left, examples below them, the answer on the right; on a phone the examples come last."""
     first_premise, first_hypothesis = EXAMPLES[0]
     shading = next(iter(SHADINGS))
-    with gr.Row():
-        with gr.Column(scale=2, min_width=320):
-            premise = _sentence("Premise", first_premise)
-            hypothesis = _sentence("Hypothesis", first_hypothesis)
-            button = gr.Button("Does it follow?", variant="primary")
-            choice = gr.Radio(
-                [(label, value) for value, (label, _) in SHADINGS.items()], value=shading, label="Colour of the words"
-            )
-        with gr.Column(scale=3, min_width=320):
-            first_answer = show(first_premise, first_hypothesis, shading)
-            answer = gr.HTML(first_answer, elem_id="answer", container=True, padding=True)
-    asked = [premise, hypothesis, choice]
+    with gr.Column(min_width=280):
+        premise = gr.Textbox(first_premise, label="Premise", lines=2, max_lines=8, max_length=MAX_CHARACTERS)
+        hypothesis = gr.Textbox(first_hypothesis, label="Hypothesis", lines=2, max_lines=8, max_length=MAX_CHARACTERS)
+        button = gr.Button("Does it follow?", variant="primary")
+    with gr.Column(min_width=280):
+        answer = gr.HTML(elem_id="answer", container=True, padding=True)
+        choice = gr.Radio(
+            [(label, value) for value, (label, _) in SHADINGS.items()], value=shading, label="Colour of the words"
+        )
+    inputs = [premise, hypothesis, choice]
     gr.on(
-        [button.click, premise.submit, hypothesis.submit, choice.input],
+        [app.load, button.click, premise.submit, hypothesis.submit, choice.input],
         show,
-        asked,
+        inputs,
         answer,
         api_visibility="private",
         show_progress="minimal",
     )
-    gr.Examples(
-        [[*pair, shading] for pair in EXAMPLES],
-        asked,
-        answer,
-        show,
-        run_on_click=True,
-        cache_examples=False,
-        api_visibility="private",
-        label="Examples: click one",
-        visible_columns=[0, 1],
-    )
+    with gr.Column(min_width=280):
+        gr.Examples(
+            [[*pair, shading] for pair in EXAMPLES],
+            inputs,
+            answer,
+            show,
+            example_labels=[pair[1] for pair in EXAMPLES],
+            label="Examples, by their hypothesis",
+            run_on_click=True,
+            cache_examples=False,
+            api_visibility="private",
+        )
 
 
-def _sentence(label: str, text: str) -> gr.Textbox:
-    return gr.Textbox(text, label=label, lines=2, max_lines=8, max_length=MAX_CHARACTERS)
-
-
-def _file_tab(label_file: Callable[[str], tuple[str, Any, Any]]) -> None:
+def _file_tab(answer_file: Callable[[str], tuple[str, Any, str]]) -> None:
     gr.Markdown(
         f"A CSV or TSV file with the columns `{COLUMNS[0]}` and `{COLUMNS[1]}`, or a JSONL file with these keys in "
         f"each line; at most {MAX_ROWS:,} pairs and {MAX_FILE_SIZE[:-2]} MB. It is answered as soon as it is here, and "
@@ -137,38 +133,32 @@ def _file_tab(label_file: Callable[[str], tuple[str, Any, Any]]) -> None:
     upload = gr.File(label="File of pairs", file_types=SUFFIXES, height=140)
     summary = gr.Markdown()
     download = gr.File(label="All answers", interactive=False, visible=False)
-    table = gr.Dataframe(
-        headers=["Premise", "Hypothesis", "Label", "Probability"],
-        datatype=["str", "str", "str", "str"],
-        label=f"Answers (the first {ROWS_SHOWN})",
-        interactive=False,
-        wrap=True,
-        visible=False,
-        column_widths=["38%", "34%", "16%", "12%"],
-    )
-    upload.upload(label_file, upload, [summary, table, download], api_visibility="private")
+    table = gr.HTML(elem_id="table")
+    outputs = [summary, download, table]
+    upload.upload(answer_file, upload, outputs, api_visibility="private")
+    upload.clear(lambda: ("", gr.File(None, visible=False), ""), None, outputs, api_visibility="private")
 
 
-def _label_file(answerer: Answerer, path: Path) -> tuple[str, Any, Any]:
-    """A summary in a line, the table of the first rows, the file of all answers."""
+def label_file(answerer: Answerer, path: Path) -> tuple[str, Path, str]:
+    """A summary in a line, the file of all answers, which is written beside `path`, and the first of them as HTML.
+
+    Raises:
+        BertSnliError: the file is not one of pairs, or holds too many.
+    """
     pairs = read_pairs(path, called=path.name)
     if len(pairs) > MAX_ROWS:
         raise BertSnliError(f"{path.name}: {len(pairs):,} pairs; give at most {MAX_ROWS:,} at once")
     answers = answerer.predict(pairs)
-    tops = [next(iter(scores.items())) for scores in answers]
-    labels = [label for label, _ in tops]
-    counts = ", ".join(f"{labels.count(label)} {label}" for label in answers[0])
-    rows = [
-        [premise, hypothesis, label, f"{probability:.1%}"]
-        for (premise, hypothesis), (label, probability) in zip(pairs[:ROWS_SHOWN], tops, strict=False)
-    ]
+    labels = [next(iter(scores)) for scores in answers]
+    counts = ", ".join(f"{labels.count(label):,} {label}" for label in sorted(answers[0]))
+    shown = f"; the first {ROWS_SHOWN} below" if len(pairs) > ROWS_SHOWN else ""
     # Beside the upload, in the folder of Gradio's that is emptied now and then.
     answered = path.with_name(f"{path.stem}-answers.jsonl")
     answered.write_text(format_answers(pairs, answers), encoding="utf-8")
     return (
-        f"**{len(pairs):,} pairs**: {counts}",
-        gr.Dataframe(rows, visible=True),
-        gr.File(str(answered), visible=True),
+        f"**{len(pairs):,} pairs**: {counts}{shown}",
+        answered,
+        render_table(pairs[:ROWS_SHOWN], answers[:ROWS_SHOWN]),
     )
 
 

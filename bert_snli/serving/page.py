@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from bert_snli.serving.answering import CUT, SPECIAL, UNKNOWN, Answer, SeenToken
@@ -43,6 +44,19 @@ def render(answer: Answer, shading: str) -> str:
         f'<p class="bs-note bs-time">The model took {answer.milliseconds:.1f} ms.</p>'
         "</div>"
     )
+
+
+def render_table(pairs: Sequence[tuple[str, str]], answers: Sequence[dict[str, float]]) -> str:
+    """A row for each pair: the pair, one sentence below the other, and its most probable label."""
+    rows = []
+    for (premise, hypothesis), scores in zip(pairs, answers, strict=True):
+        label, probability = next(iter(scores.items()))
+        rows.append(
+            f"<tr><td>{escape(premise)}<br>→ {escape(hypothesis)}</td>"
+            f'<td><b class="bs-verdict bs-{_css_name(label)}">{escape(label)}</b><br>{probability:.1%}</td></tr>'
+        )
+    head = '<thead><tr><th scope="col">Premise → hypothesis</th><th scope="col">Answer</th></tr></thead>'
+    return f'<div class="bs-answer"><table class="bs-table">{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _css_name(label: str) -> str:

@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 
 import gradio as gr
 
@@ -33,7 +32,7 @@ def serve(
         BertSnliError: no fine-tuned model; no such address; the port is taken.
     """
     port = free_port(host, port)  # before the model is loaded, which takes longer
-    app = start(Answerer(model_name_or_path), shown_name(model_name_or_path), host, port)
+    app = start(Answerer(model_name_or_path), host, port)
     say(f"Serving {model_name_or_path} at {app.local_url} (Ctrl-C stops it)")
     try:
         threading.Event().wait()
@@ -43,26 +42,20 @@ def serve(
         app.close(verbose=False)
 
 
-def shown_name(model_name_or_path: str) -> str:
-    """What a model is called on the page: its folder's name, or its id on the hub."""
-    path = Path(model_name_or_path)
-    return path.resolve().name if path.is_dir() else model_name_or_path
-
-
-def start(answerer: Answerer, name: str, host: str, port: int) -> gr.Blocks:
+def start(answerer: Answerer, host: str, port: int) -> gr.Blocks:
     """Serve in threads of their own, and return at once; the app's `close()` ends it.
 
     Raises:
         BertSnliError: the port is taken.
     """
-    app = build_app(answerer, name)
+    app = build_app(answerer)
     try:
         app.launch(
             server_name=host,
             server_port=port,
             theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", **SYSTEM_FONTS),
             css=resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
-            footer_links=["api"],
+            footer_links=[],
             max_file_size=MAX_FILE_SIZE,
             prevent_thread_lock=True,
             quiet=True,

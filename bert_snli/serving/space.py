@@ -16,7 +16,7 @@ from bert_snli.folders import check_output_dir, finished_folder
 from bert_snli.serving.answering import Answerer
 
 OPTION = "--space"
-MODEL_FOLDER = "model"
+MODELS = "models"
 # Of a model folder, what opening it takes; what fine-tuning left beside it stays behind.
 MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "*.py")
 # What `pip install 'bert-snli[serve]'` installs.
@@ -26,6 +26,7 @@ REQUIREMENTS = (
     "filelock",
     "gradio",
     "huggingface_hub",
+    "jinja2",
     "numpy",
     "pyarrow",
     "safetensors",
@@ -80,15 +81,15 @@ def write_space(model_name_or_path: str, folder: Path) -> None:
         BertSnliError: no fine-tuned model; the folder holds files already or cannot be written.
     """
     check_output_dir(folder, overwrite=False, option=OPTION)
-    Answerer(model_name_or_path)  # a Space that cannot start is found out here
+    name = Answerer(model_name_or_path).name  # a Space that cannot start is found out here
     source = Path(model_name_or_path)
     local = source.is_dir()
-    model = f'str(Path(__file__).with_name("{MODEL_FOLDER}"))' if local else repr(model_name_or_path)
+    model = f"str(Path(__file__).parent / {MODELS!r} / {name!r})" if local else repr(model_name_or_path)
     readme = README.format(
         gradio=version("gradio"),
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         models="" if local else f"models: [{model_name_or_path}]\n",
-        model=source.resolve().name if local else model_name_or_path,
+        model=name,
     )
     with finished_folder(folder, option=OPTION) as space:
         (space / "app.py").write_text(APP.format(model=model), encoding="utf-8")
@@ -97,9 +98,9 @@ def write_space(model_name_or_path: str, folder: Path) -> None:
         with as_file(files("bert_snli")) as package:
             shutil.copytree(package, space / "bert_snli", ignore=shutil.ignore_patterns("__pycache__"))
         if local:
-            (space / MODEL_FOLDER).mkdir()
+            (space / MODELS / name).mkdir(parents=True)
             for path in {path for pattern in MODEL_FILES for path in source.glob(pattern)}:
-                shutil.copyfile(path, space / MODEL_FOLDER / path.name)
+                shutil.copyfile(path, space / MODELS / name / path.name)
 
 
 def _requirement(package: str) -> str:
