@@ -20,6 +20,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_config
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.nli_pipeline import TASK
+from bert_snli.modeling.pair_truncation import longest_pair
 from conversion.card import GENERATED
 from conversion.certificate import read_certificate
 from conversion.checkpoint import sha256_of_file
@@ -208,7 +209,8 @@ def _notes(entry: dict, config: D2LBertConfig) -> str:
     notes = []
     if entry["labels"] != len(config.id2label):
         notes.append(f"{entry['labels']} labels")
-    if (entry["max_length"], entry["truncation"]) != (config.max_pair_length, config.pair_truncation):
+    as_trained = longest_pair(None, config.max_pair_length, config.max_position_embeddings), config.pair_truncation
+    if (entry["max_length"], entry["truncation"]) != as_trained:
         notes.append(f"cut at {entry['max_length']} tokens, {entry['truncation']}")
     if entry["swapped_labels"]:
         notes.append("labels probably swapped")

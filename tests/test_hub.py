@@ -438,6 +438,18 @@ def test_figures_of_other_weights_stay_behind(model: Path, tmp_path: Path):
     assert "0.123456" not in card.split("---")[1]  # what is not comparable is not in the metadata
 
 
+def test_a_model_that_does_not_remember_its_length_was_read_at_the_books(model: Path, tmp_path: Path):
+    def forgotten(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "max_pair_length": None}))
+        results = json.loads((folder / "eval_results_test.json").read_text())
+        results["max_length"] = min(128, config["max_position_embeddings"])
+        (folder / "eval_results_test.json").write_text(json.dumps(results))
+
+    card = stage(copied(model, tmp_path / "run", forgotten), "user/name").files["README.md"].decode()
+    assert "| test | raw |" in card and "cut at" not in card
+
+
 def test_a_link_is_not_followed(model: Path, tmp_path: Path):
     def linked(folder: Path) -> None:
         (folder / "confusion_matrix_x.png").symlink_to("/etc/hostname")

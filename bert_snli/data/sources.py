@@ -57,7 +57,8 @@ def read_split(name_or_path: str, split: str) -> tuple[Dataset, str]:
         what = "not a zip or a folder" if path.exists() else "no such file or folder"
         raise BertSnliError(
             f"--dataset_name_or_path {name_or_path}: {what}; "
-            f"give Stanford's zip, a folder of its files, a hub id such as {HUB_ID}, or '{SAMPLE}'"
+            f"give Stanford's zip, a folder of its files, a hub id such as {HUB_ID}, or '{SAMPLE}'; "
+            f"to evaluate, also one {', '.join(READERS)} file"
         )
     return _read_hub(name_or_path, split), f"{name_or_path} ({split})"
 
