@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
@@ -24,6 +24,8 @@ from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
+from bert_snli.fast.forward import FastClassifier
+from bert_snli.fast.machine import choose_precision, keep_freed_memory, training_flops
 from bert_snli.folders import check_output_dir, finished_folder, make_output_dir
 from bert_snli.hub import check_login, check_repo_id, forget_measurements, keep_start_certificate, push, stage
 from bert_snli.inference import (
@@ -35,13 +37,14 @@ from bert_snli.inference import (
     refuse_onnx_alone,
 )
 from bert_snli.labels import ID2LABEL, LABEL2ID
-from bert_snli.modeling import D2LBertConfig
+from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.training.checkpointing import Progress, drop_checkpoints_after, find_checkpoint, load_checkpoint
 from bert_snli.training.loop import METRICS, FinetuningLoop, num_updates
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import FinetuneRecipe, recipe_arguments
 
 PROG = "bert-snli finetune"
+COMPILED_LENGTHS = 8  # a compiled model sees lengths of its multiples only
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 DESCRIPTION = """\
 Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
@@ -105,9 +108,14 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     labels = label_names(config, recipe.model_name_or_path)
     tokenizer = load_tokenizer(recipe.model_name_or_path)
     encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
+    keep_freed_memory()
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    precision = choose_precision(recipe.mixed_precision, device)
     accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        cpu=not torch.accelerator.is_available(),
+        mixed_precision=precision.name,
+        cpu=device.type == "cpu",
+        # The only buffers say which rows are trained, and are the same in all processes.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )
@@ -118,6 +126,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     with accelerator.main_process_first():
         train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
     accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
+    accelerator.print(f"{device.type}: {precision.rate / 1e9:,.0f} GFLOP/s in {precision.name} ({precision.reason})")
     loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
     # Nothing is written before this line: all that can be wrong with options, model and data has been found by now.
     output_dir = Path(recipe.output_dir)
@@ -131,7 +140,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     accelerator.init_trackers("bert-snli", {name: value for name, value in asdict(recipe).items() if value is not None})
     _start_metrics(loop, output_dir)
     loop.run()
-    results = {**summarise(loop, len(train)), "without_gold_label": num_dropped}
+    results = {**summarise(loop, len(train), precision.rate), "without_gold_label": num_dropped}
     if accelerator.is_main_process:
         (output_dir / "train_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     accelerator.end_training()
@@ -219,18 +228,29 @@ def prepare(
         recipe.train_batch_size,
         seed=recipe.seed,
         strategy=recipe.train_sampling_strategy,
+        max_tokens=recipe.train_batch_tokens,
         num_passes=recipe.gradient_accumulation_steps,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
     )
-    optimizer = make_optimizer(model, recipe.optim, recipe.learning_rate, recipe.weight_decay)
+    pairs = PaddedPairs(
+        train,
+        tokenizer.pad_token_id,
+        recipe.max_length if recipe.pad_to_max_length else None,
+        pad_to_multiple_of=COMPILED_LENGTHS if recipe.torch_compile else 1,
+        device=accelerator.device,
+    )
+    trained = trained_module(recipe, model, pairs.tokens["input_ids"])
+    optimizer = make_optimizer(trained, recipe.optim, recipe.learning_rate, recipe.weight_decay)
     scheduler = make_scheduler(
         optimizer,
         recipe.lr_scheduler_type,
         recipe.warmup_steps,
         num_updates(recipe, sampler.batches_per_epoch),
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    if isinstance(trained, FastClassifier):
+        trained.follow(optimizer)
+    trained, optimizer = accelerator.prepare(trained, optimizer)
     progress = Progress()
     if recipe.resume_from_checkpoint:
         checkpoint = find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
@@ -239,9 +259,14 @@ def prepare(
     progress.batches = recipe.batches()
     references = np.asarray(evaluation["labels"])
 
+    def up_to_date() -> D2LBertForSequenceClassification:
+        if recipe.fast_forward:
+            accelerator.unwrap_model(trained).write_back()
+        return model
+
     def evaluate() -> dict[str, float]:
         logits = predict_logits(
-            model,
+            up_to_date(),
             evaluation,
             pad_token_id=tokenizer.pad_token_id,
             batch_size=recipe.per_device_eval_batch_size,
@@ -253,23 +278,38 @@ def prepare(
     def save_model() -> None:
         if accelerator.is_main_process:
             with finished_folder(Path(recipe.output_dir), overwrite=True) as folder:
-                accelerator.unwrap_model(model).save_pretrained(folder)
+                up_to_date().save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
         accelerator.wait_for_everyone()
 
     return FinetuningLoop(
         recipe=recipe,
         accelerator=accelerator,
-        model=model,
+        model=trained,
         optimizer=optimizer,
         scheduler=scheduler,
-        pairs=PaddedPairs(train, tokenizer.pad_token_id, recipe.max_length if recipe.pad_to_max_length else None),
+        pairs=pairs,
         sampler=sampler,
         evaluate=evaluate,
         save_model=save_model,
         after_epoch=lambda epochs: plot_curve(epochs, recipe.eval_split, Path(recipe.output_dir)),
         progress=progress,
     )
+
+
+def trained_module(
+    recipe: FinetuneRecipe, model: D2LBertForSequenceClassification, train_ids: torch.Tensor
+) -> FastClassifier | D2LBertForSequenceClassification:
+    """What computes the logits while training, and holds what is trained; `train_ids` are all the words of the data."""
+    trained: FastClassifier | D2LBertForSequenceClassification = model
+    if recipe.fast_forward:
+        trained = FastClassifier(model)
+        if recipe.weight_decay == 0 or recipe.optim.startswith("adamw"):  # Adam's is no mere factor
+            trained.train_rows(train_ids.unique().cpu())
+    if recipe.torch_compile:
+        torch._dynamo.config.recompile_limit = recipe.max_length // COMPILED_LENGTHS + 2  # and one for the last batch
+        trained.compile(dynamic=False, mode="reduce-overhead" if torch.cuda.is_available() else None)
+    return trained
 
 
 def _start_metrics(loop: FinetuningLoop, output_dir: Path) -> None:
@@ -291,10 +331,15 @@ def _belongs(line: str, progress: Progress) -> bool:
     return entry in progress.epochs if "eval_loss" in entry else entry["step"] <= progress.step
 
 
-def summarise(loop: FinetuningLoop, num_pairs: int) -> dict:
-    """The figures of the run: those of the epoch that was kept, and how fast it went."""
+def summarise(loop: FinetuningLoop, num_pairs: int, matrix_rate: float) -> dict:
+    """The figures of the run: those of the epoch that was kept, and how fast it went.
+
+    `model_flops_utilization` is the share of each process's `matrix_rate` (FLOP/s) that the whole model's products
+    would take; with --fast_forward, which leaves out half of them, it may be above 1.
+    """
     progress, recipe = loop.progress, loop.recipe
     epochs = progress.epochs
+    flops = training_flops(loop.accelerator.unwrap_model(loop.model).config, loop.pairs.lengths) * epochs[-1]["epoch"]
     kept = max(epochs, key=lambda entry: entry["eval_accuracy"]) if recipe.load_best_model_at_end else epochs[-1]
     return {
         "kept_epoch": round(kept["epoch"], 4),
@@ -304,6 +349,8 @@ def summarise(loop: FinetuningLoop, num_pairs: int) -> dict:
         "train_steps": progress.step,
         "train_runtime": progress.seconds,
         "train_samples_per_second": num_pairs * epochs[-1]["epoch"] / progress.seconds,
+        "model_flops_utilization": flops / progress.seconds / loop.accelerator.num_processes / matrix_rate,
+        "matrix_flops_per_second": matrix_rate,
         "num_processes": loop.accelerator.num_processes,
         "mixed_precision": str(loop.accelerator.mixed_precision),
         "device": str(loop.accelerator.device),
@@ -322,7 +369,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{recipe.output_dir}: train loss {results['train_loss']:.3f}, "
                 f"train accuracy {results['train_accuracy']:.3f}, "
                 f"{recipe.eval_split} accuracy {results['eval_accuracy']:.3f} "
-                f"({results['train_samples_per_second']:,.0f} pairs/s); the curve is in {recipe.output_dir}/curve.png"
+                f"({results['train_samples_per_second']:,.0f} pairs/s, "
+                f"model FLOPs {results['model_flops_utilization']:.0%} of the machine's rate); "
+                f"the curve is in {recipe.output_dir}/curve.png"
             )
 
     return run(PROG, command)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from bert_snli.data.batching import PaddedPairs, Piece
 from bert_snli.data.pair_encoding import encoder_of
 from bert_snli.errors import BertSnliError
+from bert_snli.fast.forward import FastClassifier
 from bert_snli.folders import looks_local
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
@@ -156,19 +157,19 @@ class LogitsFunction(Protocol):
 class TorchLogits:
     """A model of PyTorch as a `LogitsFunction`, on the accelerator's device and in evaluation mode."""
 
-    def __init__(self, model: torch.nn.Module, accelerator: Accelerator):
+    def __init__(self, model: D2LBertForSequenceClassification, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.model = accelerator.unwrap_model(model).to(accelerator.device).eval()
-        self.config: D2LBertConfig = self.model.config
+        self.model = FastClassifier(model.to(accelerator.device)).eval()
+        self.config: D2LBertConfig = model.config
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with self.accelerator.autocast():
             return self.model(**{name: value.to(self.accelerator.device) for name, value in batch.items()}).logits
 
 
 def predict_logits(
-    classifier: torch.nn.Module | LogitsFunction,
+    classifier: D2LBertForSequenceClassification | LogitsFunction,
     encoded: Dataset,
     *,
     pad_token_id: int,
@@ -180,7 +181,9 @@ def predict_logits(
     A model of PyTorch is moved to the accelerator's device and left in evaluation mode.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-    compute = TorchLogits(classifier, accelerator) if isinstance(classifier, torch.nn.Module) else classifier
+    compute = (
+        TorchLogits(classifier, accelerator) if isinstance(classifier, D2LBertForSequenceClassification) else classifier
+    )
     pairs = PaddedPairs(encoded, pad_token_id)
     order = np.argsort(pairs.lengths, kind="stable")
     batches = np.split(order, range(batch_size, len(order), batch_size))

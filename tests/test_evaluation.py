@@ -79,7 +79,8 @@ def test_logits_equal_a_plain_forward_pass(model_folder: Path):
         expected = model(**plain).logits.numpy()
     encoded = Dataset(PairEncoder(tokenizer, 40)({"premise": premises, "hypothesis": hypotheses}))
     ours = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=6)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+    # Its wild weights blow up what two orders of summation round differently; tests/test_fast.py compares in float64.
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
 def test_pairs_are_cut_as_in_fine_tuning(model_folder: Path, corpus: Path, tmp_path: Path):

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs
@@ -59,16 +58,7 @@ class FinetuningLoop:
         progress, recipe = self.progress, self.recipe
         self.model.train()
         self.sampler.set_epoch(progress.epoch, first_batch=progress.batch)
-        # A loader draws a seed when it starts: from its own generator, lest a resumed epoch's dropout be shifted.
-        passes = iter(
-            DataLoader(
-                self.pairs,
-                batch_size=None,
-                sampler=self.sampler,
-                generator=torch.Generator(),
-                pin_memory=torch.cuda.is_available(),
-            )
-        )
+        passes = (self.pairs[piece] for piece in self.sampler)
         sizes = [len(batch) for batch in self.sampler.global_batches()]  # the short one may be anywhere
         interval = torch.zeros(3, device=self.accelerator.device)
         started = time.perf_counter()
@@ -109,14 +99,14 @@ class FinetuningLoop:
         self.progress.scheduler = self.scheduler.state_dict()
         save_checkpoint(self.accelerator, self.progress, Path(self.recipe.output_dir), self.recipe.save_total_limit)
 
-    def _update(self, passes, global_rows: int) -> torch.Tensor:
+    def _update(self, passes: Iterator[dict[str, torch.Tensor]], global_rows: int) -> torch.Tensor:
         """One update; returns this process's sum of losses, number of right answers and number of pairs."""
         recipe, accelerator = self.recipe, self.accelerator
         # DistributedDataParallel takes the mean over the processes; the batch's own mean or sum is wanted.
         scale = accelerator.num_processes / (global_rows if recipe.loss_reduction == "mean" else 1)
         seen = torch.zeros(3, device=accelerator.device)
         for number in range(recipe.gradient_accumulation_steps):
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(passes).items()}
+            batch = next(passes)
             labels = batch.pop("labels")
             last = number == recipe.gradient_accumulation_steps - 1
             with nullcontext() if last else accelerator.no_sync(self.model):

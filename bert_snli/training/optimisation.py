@@ -20,8 +20,8 @@ SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
 def make_optimizer(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """The optimizer `name` over all parameters; vectors (biases, LayerNorms) are not decayed."""
-    parameters = list(model.parameters())
+    """The optimizer `name` over all that is trained; vectors (biases, LayerNorms) are not decayed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},

@@ -32,6 +32,7 @@ BATCHING = (
     "text_source",
     "max_train_samples",
     "train_batch_size",
+    "train_batch_tokens",
     "train_sampling_strategy",
     "seed",
 )
@@ -93,6 +94,9 @@ class FinetuneRecipe:
     num_train_epochs: int = option(4, "Times that every training pair is seen.")
     max_steps: int = option(-1, "If positive: stop after so many updates, whatever num_train_epochs says.")
     train_batch_size: int = option(256, "Pairs per update, over all processes and accumulation passes.")
+    train_batch_tokens: int | None = option(
+        None, "Tokens per update, padding included, in place of train_batch_size: long pairs come in smaller batches."
+    )
     per_device_eval_batch_size: int = option(256, "Pairs per evaluation batch of one process.")
     gradient_accumulation_steps: int = option(1, "Passes that each update of train_batch_size pairs is cut into.")
     train_sampling_strategy: str = option(
@@ -109,8 +113,17 @@ class FinetuneRecipe:
     loss_reduction: str = option(
         "mean", "Loss of a batch: 'mean' of its pairs, or their 'sum' as in the book.", ("mean", "sum")
     )
-    mixed_precision: str | None = option(
-        None, "Default: what `accelerate launch` is told, else 'no'. fp16 needs a GPU.", ("no", "bf16", "fp16")
+    mixed_precision: str = option(
+        "auto",
+        "'auto': what `accelerate launch` is told, or bf16 where this machine multiplies it faster. fp16 needs a GPU.",
+        ("auto", "no", "bf16", "fp16"),
+    )
+    fast_forward: bool = option(
+        True, "Leave out products that the logits do not need, and rows of words not in the data: the same to rounding."
+    )
+    torch_compile: bool = option(
+        False,
+        "Compile the model, for each multiple of 8 that batches are then padded to; for GPUs.",
     )
     seed: int = option(42, "Seed of the fresh head, the order of the pairs and dropout.")
 
@@ -148,6 +161,7 @@ class FinetuneRecipe:
             "preprocessing_num_workers",
             "num_train_epochs",
             "train_batch_size",
+            "train_batch_tokens",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
             "logging_steps",

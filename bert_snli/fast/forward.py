@@ -1,0 +1,196 @@
+"""The classifier's logits with fewer matrix products: the same function of the same weights, to rounding.
+
+Three things that the logits do not need, or need once, are left out:
+
+- the last block at all positions but `<cls>`, the one that the pooler reads;
+- its keys and values: with one query a head, `q·(K x)` is `(Kᵀq)·x`, and `Σ a (V x)` is `V (Σ a x)`;
+- the first block's queries, keys and values of a word that comes more than once in a batch: its input is a sum of
+  word, segment and position, so each is projected once, and the projections are summed.
+
+`modeling/` computes everything, as `transformers` expects; the tests hold this to it.
+
+Shape suffixes: B rows, L positions, D hidden size, N heads, H size of a head, S different sources of an input
+(words, and pairs of a segment and a position), C labels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from bert_snli.fast.dropout import dropped
+from bert_snli.fast.word_rows import WordRows
+from bert_snli.modeling import D2LBertForSequenceClassification
+from bert_snli.modeling.modeling_d2l_bert import D2LBertAttention, D2LBertLayer
+
+FEWEST_ROWS = 4  # in a smaller batch too few words come twice
+
+
+class Heads(NamedTuple):
+    """Queries (scaled), keys and values, each (B, N, L, H)."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class FastClassifier(nn.Module):
+    """The logits of a `D2LBertForSequenceClassification`, with its own weights and fewer products."""
+
+    def __init__(self, model: D2LBertForSequenceClassification):
+        super().__init__()
+        self.model = model
+        self.word_rows: WordRows | None = None
+        self.config = model.config
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> SequenceClassifierOutput:
+        """`logits` (B, C) of `input_ids`, `attention_mask` and `token_type_ids`, all (B, L)."""
+        embeddings = self.model.bert.embeddings
+        *blocks, last = cast("list[D2LBertLayer]", list(self.model.bert.encoder.layer))
+        mask_B11L = _mask(attention_mask)
+        words = embeddings.word_embeddings.weight
+        if self.word_rows is not None:
+            input_ids, words = self.word_rows.places_V[input_ids], self.word_rows.weight
+        segments, positions = embeddings.token_type_embeddings.weight, embeddings.position_embeddings.weight
+        if blocks and len(input_ids) >= FEWEST_ROWS and input_ids.device.type == "cpu":
+            hidden_BLD, heads = _embed_once(input_ids, token_type_ids, words, segments, positions, blocks[0].attention)
+        else:
+            hidden_BLD = nn.functional.embedding(input_ids, words) + nn.functional.embedding(token_type_ids, segments)
+            hidden_BLD = hidden_BLD + positions[: input_ids.shape[1]]
+            heads = None
+        for block in blocks:
+            values_BLD = _attend(block.attention, heads or _project(block.attention, hidden_BLD), mask_B11L)
+            hidden_BLD = _finish(block, values_BLD, hidden_BLD)
+            heads = None
+        values_BD = _attend_first(last.attention, hidden_BLD, mask_B11L)
+        first_BD = _finish(last, values_BD, hidden_BLD[:, 0])
+        pooler = self.model.bert.pooler
+        pooled_BD = first_BD if pooler is None else pooler(first_BD[:, None])
+        return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD))
+
+    def train_rows(self, used_R: torch.Tensor) -> None:
+        """Train these rows of the word embedding, all that the training data hold, in place of the whole."""
+        self.word_rows = WordRows(self.model.bert.embeddings.word_embeddings, used_R)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the rows that are not trained decay with each step of `optimizer`."""
+        rows = self.word_rows
+        if rows is not None:
+            optimizer.register_step_post_hook(lambda optimizer, *_: rows.decay_others(optimizer))
+
+    def write_back(self) -> None:
+        """Bring the model's word embedding up to date with the rows that were trained."""
+        if self.word_rows is not None:
+            self.word_rows.write_back(self.model.bert.embeddings.word_embeddings)
+
+
+def _mask(attention_mask_BL: torch.Tensor) -> torch.Tensor | None:
+    """True where a position is read, (B, 1, 1, L); None where nothing is padded, if no GPU need be asked for it."""
+    if attention_mask_BL.device.type == "cpu" and bool(attention_mask_BL.all()):
+        return None
+    return attention_mask_BL[:, None, None].bool()
+
+
+def _weights(attention: D2LBertAttention) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (3D, D) and biases (3D,) of queries, keys and values; those of the queries hold the scale."""
+    weight = torch.cat([attention.query.weight * attention.scaling, attention.key.weight, attention.value.weight])
+    bias = torch.cat([attention.query.bias * attention.scaling, attention.key.bias, attention.value.bias])
+    return weight, bias
+
+
+def _project(attention: D2LBertAttention, hidden_BLD: torch.Tensor) -> Heads:
+    projected = nn.functional.linear(hidden_BLD, *_weights(attention))
+    return Heads(*projected.unflatten(-1, (3, -1, attention.head_size)).permute(2, 0, 3, 1, 4).unbind())
+
+
+class RowSums(torch.autograd.Function):
+    """`table[rows[:, 0]] + table[rows[:, 1]]`, written in one pass."""
+
+    @staticmethod
+    def forward(ctx, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        ctx.rows, ctx.shape = rows, table.shape
+        return nn.functional.embedding_bag(rows, table, mode="sum")
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        sums = torch.zeros(ctx.shape)
+        for rows in ctx.rows.unbind(1):
+            sums.index_add_(0, rows, gradient.float())
+        return sums, None
+
+
+def _embed_once(
+    input_ids_BL: torch.Tensor,
+    token_type_ids_BL: torch.Tensor,
+    words: torch.Tensor,
+    segments: torch.Tensor,
+    positions: torch.Tensor,
+    attention: D2LBertAttention,
+) -> tuple[torch.Tensor, Heads]:
+    """The embedded input (B, L, D) and the first block's `Heads`, each source of the input projected once."""
+    rows, length = input_ids_BL.shape
+    different, places_BL = torch.unique(input_ids_BL, return_inverse=True)
+    words_SD = nn.functional.embedding(different, words)
+    others_SD = (segments[:, None] + positions[:length]).flatten(0, 1)
+    others_BL = len(different) + token_type_ids_BL * length + torch.arange(length)
+    sources_BL2 = torch.stack([places_BL, others_BL], dim=-1)
+    hidden = RowSums.apply(torch.cat([words_SD, others_SD]), sources_BL2.flatten(0, 1))
+
+    weight, bias = _weights(attention)
+    projected_SD = torch.cat([nn.functional.linear(words_SD, weight), nn.functional.linear(others_SD, weight, bias)])
+    # A source has 3N vectors of H numbers; they are summed where attention wants them, which saves it the copies.
+    num_vectors = len(weight) // attention.head_size
+    vectors = torch.arange(num_vectors).view(3, 1, -1, 1, 1)
+    vectors_3BNL2 = sources_BL2[:, None] * num_vectors + vectors
+    sums = RowSums.apply(projected_SD.view(-1, attention.head_size), vectors_3BNL2.flatten(0, 3))
+    heads_3BNLH = sums.view(3, rows, -1, length, attention.head_size)
+    return hidden.view(rows, length, -1), Heads(*heads_3BNLH.unbind())
+
+
+def _attend(attention: D2LBertAttention, heads: Heads, mask_B11L: torch.Tensor | None) -> torch.Tensor:
+    """The values (B, L, D) that attention mixes, before its output projection."""
+    rate = attention.dropout if attention.training else 0.0
+    if attention.config._attn_implementation == "eager":
+        scores_BNLL = heads.queries @ heads.keys.transpose(2, 3)
+        values_BNLH = dropped(_softmax(scores_BNLL, mask_B11L), rate, attention.training) @ heads.values
+    else:
+        values_BNLH = nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask_B11L, dropout_p=rate, scale=1.0)
+    return values_BNLH.transpose(1, 2).flatten(2)
+
+
+def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
+
+
+def _attend_first(
+    attention: D2LBertAttention, hidden_BLD: torch.Tensor, mask_B11L: torch.Tensor | None
+) -> torch.Tensor:
+    """The values (B, D) that attention mixes for the first position, without projecting the others."""
+    heads = (-1, attention.head_size)
+    queries_BNH = (attention.query(hidden_BLD[:, 0]) * attention.scaling).unflatten(-1, heads)
+    keys_NHD, values_NHD = (part.weight.unflatten(0, heads) for part in (attention.key, attention.value))
+    key_bias_NH, value_bias_NH = (part.bias.unflatten(0, heads) for part in (attention.key, attention.value))
+    looked_for_BND = torch.einsum("bnh,nhd->bnd", queries_BNH, keys_NHD)
+    scores_BNL = looked_for_BND @ hidden_BLD.transpose(1, 2)
+    # The same for all positions, so without effect; but every parameter is to have its gradient.
+    scores_BNL = scores_BNL + (queries_BNH * key_bias_NH).sum(-1, keepdim=True)
+    mask_B1L = None if mask_B11L is None else mask_B11L[:, 0]
+    weights_BNL = dropped(_softmax(scores_BNL, mask_B1L), attention.dropout, attention.training)
+    values_BNH = torch.einsum("bnd,nhd->bnh", weights_BNL @ hidden_BLD, values_NHD)
+    values_BNH = values_BNH + value_bias_NH * weights_BNL.sum(-1, keepdim=True)
+    return values_BNH.flatten(1)
+
+
+def _finish(block: D2LBertLayer, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The rest of a block, at any positions: output projection, feed-forward network, both with dropout and norm."""
+    rate, training = block.dropout.p, block.training
+    hidden = block.attention_norm(dropped(block.attention.output(values), rate, training) + hidden)
+    inner = nn.functional.relu(block.intermediate(hidden), inplace=True)
+    return block.output_norm(dropped(block.output(inner), rate, training) + hidden)

@@ -1,0 +1,83 @@
+"""What the machine can do: its rate of matrix products, the precision that suits it, and how it keeps memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from bert_snli.modeling import D2LBertConfig
+
+MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_MAX": (-4, 0)}  # glibc's malloc.h
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WORTH_IT = 1.5  # times as fast as fp32: less would go into casting
+PRODUCT = (1024, 256, 512)  # of the size that bert.small's feed-forward network takes on a few rows
+
+
+class Precision(NamedTuple):
+    """`name` as Accelerate has it, its `rate` of matrix products in FLOP/s, and `reason` for the log."""
+
+    name: str
+    rate: float
+    reason: str
+
+
+def keep_freed_memory() -> None:
+    """Have the process keep the memory that tensors free, for the next ones; nothing where the C library is not glibc.
+
+    It gives large blocks back to the system at once, which then fills each new one with zeros, page by page: at the
+    size of our activations that takes longer than the sums they hold. Peak memory stays what it was.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, value in MALLOPT.values():
+            libc.mallopt(parameter, value)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
+    """FLOP/s of a matrix product on `device`: the median of `repeats`, after one to warm up."""
+    rows, inner, columns = PRODUCT if device.type == "cpu" else (8192, 8192, 8192)
+    left = torch.ones(rows, inner, device=device, dtype=dtype)
+    right = torch.ones(inner, columns, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        left @ right
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return 2 * rows * inner * columns / statistics.median(seconds[1:])
+
+
+def choose_precision(told: str, device: torch.device) -> Precision:
+    """The precision to train in; `told` "auto" takes what `accelerate launch` was told, or bf16 where it is faster."""
+    if told == "auto":
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if launched in ("bf16", "fp16"):
+            told = launched
+    if told != "auto":
+        return Precision(told, matrix_rate(device, PRECISIONS[told]), "as told")
+    plain, half = (matrix_rate(device, PRECISIONS[name]) for name in ("no", "bf16"))
+    reason = f"bf16 multiplies {half / plain:.2g} times as fast as fp32"
+    return Precision("bf16", half, reason) if half > WORTH_IT * plain else Precision("no", plain, reason)
+
+
+def training_flops(config: D2LBertConfig, lengths: Iterable[int]) -> float:
+    """FLOPs of the model's matrix products in one pass forward and back over rows of `lengths` tokens, none padded.
+
+    The whole model's, whatever a faster path leaves out of them: two a weight and token, two a number of each score
+    and mixed value, and twice as many on the way back.
+    """
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    weights = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    heads = hidden**2 + hidden * config.num_labels
+    forward = sum(layers * (2 * weights * length + 4 * hidden * length**2) + 2 * heads for length in lengths)
+    return 3.0 * forward
