@@ -1,8 +1,8 @@
-"""Pairs in, labelled probabilities out: what evaluation during training, `evaluate` and `predict` have in common."""
+"""Models opened, and the logits of encoded pairs: what training, `evaluate` and `predict` have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -12,10 +12,9 @@ from accelerate import Accelerator
 from datasets import Dataset
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bert_snli.data.batching import PaddedPairs, Piece
-from bert_snli.data.pair_encoding import encoder_of
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.folders import looks_local
@@ -168,6 +167,36 @@ class TorchLogits:
             return self.model(**{name: value.to(self.accelerator.device) for name, value in batch.items()}).logits
 
 
+def logits_of(
+    classifier: D2LBertForSequenceClassification | LogitsFunction, accelerator: Accelerator
+) -> LogitsFunction:
+    """Who computes: a model of PyTorch, which is moved to the accelerator's device, or a `LogitsFunction` as it is."""
+    if isinstance(classifier, D2LBertForSequenceClassification):
+        return TorchLogits(classifier, accelerator)
+    return classifier
+
+
+def logits_by_length(
+    compute: LogitsFunction,
+    pairs: PaddedPairs,
+    rows: np.ndarray,
+    batch_size: int,
+    advance: Callable[[int], object] = lambda _: None,
+) -> torch.Tensor:
+    """Logits (len(rows), labels) of these rows of `pairs`, in their order; computed in batches of like length.
+
+    `advance` is told how many rows have been computed.
+    """
+    logits_RC = torch.zeros(len(rows), compute.config.num_labels)
+    order = np.argsort(pairs.lengths[rows], kind="stable")
+    for places in np.split(order, range(batch_size, len(order), batch_size)):
+        batch = pairs[Piece(rows[places].tolist(), counted=True)]
+        batch.pop("labels", None)
+        logits_RC[places] = compute(batch).float().cpu()
+        advance(len(places))
+    return logits_RC
+
+
 def predict_logits(
     classifier: D2LBertForSequenceClassification | LogitsFunction,
     encoded: Dataset,
@@ -181,48 +210,19 @@ def predict_logits(
     A model of PyTorch is moved to the accelerator's device and left in evaluation mode.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-    compute = (
-        TorchLogits(classifier, accelerator) if isinstance(classifier, D2LBertForSequenceClassification) else classifier
-    )
+    world = accelerator.num_processes
     pairs = PaddedPairs(encoded, pad_token_id)
-    order = np.argsort(pairs.lengths, kind="stable")
-    batches = np.split(order, range(batch_size, len(order), batch_size))
-    # Each row is filled in by one process and zero in the others, so that their sum is exact.
-    logits_RC = torch.zeros(len(pairs), compute.config.num_labels, device=accelerator.device)
-    bar = tqdm(total=len(pairs), desc="Predicting", unit="pair", leave=False, disable=_hidden(accelerator, batches))
-    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
-        batch = pairs[Piece(rows.tolist(), counted=True)]
-        batch.pop("labels", None)
-        logits_BC = compute(batch).to(accelerator.device)
-        logits_RC[torch.from_numpy(rows).to(accelerator.device)] = logits_BC.float()
-        bar.update(len(rows) * accelerator.num_processes)
-    bar.close()
-    return accelerator.reduce(logits_RC, "sum").cpu().numpy()
+    mine = np.arange(accelerator.process_index, len(pairs), world)
+    hidden = True if len(pairs) <= batch_size or not accelerator.is_local_main_process else None
+    with tqdm(total=len(pairs), desc="Predicting", unit="pair", leave=False, disable=hidden) as bar:
+        compute = logits_of(classifier, accelerator)
+        logits_RC = logits_by_length(compute, pairs, mine, batch_size, lambda rows: bar.update(rows * world))
+    return share_rows(logits_RC, mine, len(pairs), accelerator).numpy()
 
 
-def _hidden(accelerator: Accelerator, batches: Sequence) -> bool | None:
-    """For `tqdm(disable=...)`: nothing to wait for, or another process's bar; None hides it where nobody watches."""
-    return True if len(batches) == 1 or not accelerator.is_local_main_process else None
-
-
-def predict_pairs(
-    classifier: D2LBertForSequenceClassification | LogitsFunction,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    max_length: int | None = None,
-    truncation: str | None = None,
-    batch_size: int = 256,
-) -> list[dict[str, float]]:
-    """Probability of each label, by name, for each (premise, hypothesis); the most probable first."""
-    encoder = encoder_of(classifier.config, tokenizer, max_length=max_length, truncation=truncation)
-    if not pairs:
-        return []
-    premises, hypotheses = zip(*pairs, strict=True)
-    encoded = Dataset(encoder({"premise": premises, "hypothesis": hypotheses}))
-    logits = predict_logits(classifier, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
-    names = [classifier.config.id2label[number] for number in range(classifier.config.num_labels)]
-    return [
-        dict(sorted(zip(names, row, strict=True), key=lambda item: -item[1]))
-        for row in torch.softmax(torch.from_numpy(logits), dim=-1).tolist()
-    ]
+def share_rows(mine_RC: torch.Tensor, rows: np.ndarray, total: int, accelerator: Accelerator) -> torch.Tensor:
+    """All `total` rows, of which each process has computed its own `rows`."""
+    # Zero in all processes but one, so that the sum is exact.
+    everyone_RC = torch.zeros(total, mine_RC.shape[1])
+    everyone_RC[rows] = mine_RC
+    return accelerator.reduce(everyone_RC.to(accelerator.device), "sum").cpu()

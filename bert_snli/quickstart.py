@@ -14,8 +14,9 @@ from bert_snli.data.snli import load_snli
 from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
 from bert_snli.finetune import finetune
 from bert_snli.folders import check_output_dir
-from bert_snli.inference import load_classifier, load_tokenizer, predict_pairs
+from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
+from bert_snli.prediction import predict_pairs
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.recipe import FinetuneRecipe
 from conversion.convert import convert

@@ -18,10 +18,11 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
 from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
 from bert_snli.finetune import finetune
-from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits, predict_pairs
+from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.pair_truncation import TRUNCATIONS
+from bert_snli.prediction import predict_pairs
 from bert_snli.training.recipe import FinetuneRecipe
 from tests.conftest import random_pairs
 

@@ -25,8 +25,9 @@ from bert_snli.evaluation.comparison import mcnemar, swapped_labels
 from bert_snli.evaluation.metrics import interval, label_metrics
 from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.evaluation.slices import accuracy_by, annotators, hardest, slices
-from bert_snli.inference import load_classifier, predict_pairs
+from bert_snli.inference import load_classifier
 from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
+from bert_snli.prediction import predict_pairs
 from bert_snli.tokenization import build_tokenizer
 from tests.conftest import SPECIALS, random_pairs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bert_snli.commands.options import add_backend, add_encoding, add_model
+from bert_snli.commands.options import add_backend, add_encoding, add_model, positive
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 
@@ -16,6 +16,9 @@ Say whether the hypothesis follows from the premise (entailment), contradicts it
 examples:
   bert-snli predict runs/snli --premise "A man inspects a uniform." --hypothesis "The man is sleeping."
   bert-snli predict runs/snli --input_file pairs.csv --output_file answers.jsonl
+  accelerate launch --config_file accelerate_config.yaml --num_processes 2 -m bert_snli.cli predict ...
+
+A file may be of any size: it is read and answered piece by piece, and the answers come in its order.
 """
 
 
@@ -26,35 +29,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hypothesis", help="what may follow from it")
     parser.add_argument("--input_file", type=Path, help=".jsonl, .csv or .tsv with columns premise and hypothesis")
     parser.add_argument("--output_file", type=Path, help="answers of --input_file, as jsonl (default: the terminal)")
+    parser.add_argument("--num_proc", type=positive, help="more processes that tokenize --input_file (default: none)")
     add_encoding(parser)
     add_backend(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """`bert-snli predict`."""
-    from bert_snli.data.pair_files import check_writable, read_pairs, write_answers
-    from bert_snli.inference import load_tokenizer, predict_pairs
+    from accelerate import Accelerator
+    from torch.accelerator import is_available
+    from tqdm.auto import tqdm
+
+    from bert_snli.data.pair_files import answers_file, check_writable, count_pairs, format_answers, iterate_pairs
+    from bert_snli.fast.machine import keep_freed_memory
+    from bert_snli.inference import load_tokenizer
     from bert_snli.onnx import choose_backend, open_classifier
+    from bert_snli.prediction import Predictor
 
     quiet_libraries()
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         raise BertSnliError("give either --premise and --hypothesis, or --input_file")
-    if one_pair and args.output_file:
-        raise BertSnliError("--output_file goes with --input_file; leave it out for a single pair")
-    pairs = [(args.premise, args.hypothesis)] if one_pair else read_pairs(args.input_file)
+    for name in ("output_file", "num_proc"):
+        if one_pair and getattr(args, name):
+            raise BertSnliError(f"--{name} goes with --input_file; leave it out for a single pair")
+    num_pairs = 1 if one_pair else count_pairs(args.input_file)
     if args.output_file:
         check_writable(args.output_file)
-    answers = predict_pairs(
+    keep_freed_memory()
+    accelerator = Accelerator(cpu=not is_available())
+    predictor = Predictor(
         open_classifier(args.model, choose_backend(args.model, args.backend)),
         load_tokenizer(args.model),
-        pairs,
         max_length=args.max_length,
         truncation=args.truncation,
         batch_size=args.batch_size,
+        accelerator=accelerator,
     )
     if one_pair:
-        for label, probability in answers[0].items():
+        for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
             print(f"{label:15}{probability:8.4f}")
-    else:
-        write_answers(pairs, answers, args.output_file)
+        return
+    answered = predictor.stream(iterate_pairs(args.input_file), num_proc=args.num_proc)
+    if not accelerator.is_main_process:
+        for _ in answered:  # its share of each chunk
+            pass
+        return
+    with answers_file(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=None) as bar:
+        for pairs, answers in answered:
+            file.write(format_answers(pairs, answers))
+            bar.update(len(pairs))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
@@ -119,14 +120,14 @@ class PaddedPairs(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        encoded: Dataset,
+        encoded: Dataset | pa.Table,
         pad_token_id: int,
         pad_to_length: int | None = None,
         *,
         pad_to_multiple_of: int = 1,
         device: torch.device | str = "cpu",
     ):
-        table = encoded.with_format("arrow")[:]
+        table = encoded if isinstance(encoded, pa.Table) else encoded.with_format("arrow")[:]
         self.lengths = table["length"].to_numpy().astype(np.int64)
         self.device = torch.device(device)
         self.spans = {  # where each row begins, and its length

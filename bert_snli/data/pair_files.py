@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bert_snli.errors import BertSnliError
 
@@ -16,22 +17,33 @@ COLUMNS = ("premise", "hypothesis")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_pairs(path: Path, *, called: str | None = None) -> list[tuple[str, str]]:
+def iterate_pairs(path: Path, *, called: str | None = None) -> Iterator[tuple[str, str]]:
     """The (premise, hypothesis) of every row of a .jsonl, .csv or .tsv file; `called` is its name in messages.
 
     Raises:
-        BertSnliError: not there, another kind of file, no rows, or a row without one of the two.
+        BertSnliError: not there, another kind of file, or a row without one of the two.
     """
     called = f"--input_file {path}" if called is None else called
     try:
-        pairs = [_pair(row, f"{called}: row {number}") for number, row in enumerate(_rows(path, called), start=1)]
+        for number, row in enumerate(_rows(path, called), start=1):
+            yield _pair(row, f"{called}: row {number}")
     except OSError as error:
         raise BertSnliError(f"{called}: {error.strerror}; give a .jsonl, .csv or .tsv file") from error
     except (ValueError, RecursionError, csv.Error) as error:
         raise BertSnliError(f"{called}: cannot be read as {path.suffix} ({error})") from error
-    if not pairs:
+
+
+def count_pairs(path: Path, *, called: str | None = None) -> int:
+    """How many rows `iterate_pairs` gives: all that is wrong with a file is found before the first is answered.
+
+    Raises:
+        BertSnliError: as `iterate_pairs`, or there are none.
+    """
+    count = sum(1 for _ in iterate_pairs(path, called=called))
+    if count == 0:
+        called = f"--input_file {path}" if called is None else called
         raise BertSnliError(f"{called}: holds no pairs; give a row for each, with {' and '.join(COLUMNS)}")
-    return pairs
+    return count
 
 
 def _rows(path: Path, called: str) -> Iterator[object]:
@@ -71,10 +83,23 @@ def format_answers(pairs: Sequence[tuple[str, str]], answers: Sequence[dict[str,
     return "\n".join(lines) + "\n"
 
 
-def write_answers(pairs: Sequence[tuple[str, str]], answers: Sequence[dict[str, float]], path: Path | None) -> None:
-    """Write the lines of `format_answers` to `path` or stdout."""
-    text = format_answers(pairs, answers)
+@contextmanager
+def answers_file(path: Path | None) -> Iterator[TextIO]:
+    """Where lines of `format_answers` go: stdout, or a file that comes to be at `path` when the block ends well.
+
+    Raises:
+        BertSnliError: it cannot be written, or not to its end.
+    """
     if path is None:
-        sys.stdout.write(text)
+        yield sys.stdout
         return
-    path.write_text(text, encoding="utf-8")
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BertSnliError(f"--output_file {path}: cannot be written ({error.strerror}); name another file") from error
+    finally:
+        temporary.unlink(missing_ok=True)

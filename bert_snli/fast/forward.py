@@ -118,9 +118,10 @@ class RowSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        sums = torch.zeros(ctx.shape)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # bf16 would lose what it adds up
+        sums = gradient.new_zeros(ctx.shape)
         for rows in ctx.rows.unbind(1):
-            sums.index_add_(0, rows, gradient.float())
+            sums.index_add_(0, rows, gradient)
         return sums, None
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encoder_of
+from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
 from bert_snli.errors import BertSnliError
-from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_pairs
+from bert_snli.inference import label_names, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertForSequenceClassification
+from bert_snli.prediction import Predictor
 
 MAX_CHARACTERS = 5_000  # of a sentence; ten times as many as fit into 128 tokens
 
@@ -83,16 +83,16 @@ class Answerer:
         self.model = load_classifier(model_name_or_path)
         label_names(self.model.config, model_name_or_path)
         self.model.set_attn_implementation("eager")  # the only one that tells its weights
-        self.model.to(Accelerator(cpu=not torch.accelerator.is_available()).device)  # as `predict_pairs` does
         self.tokenizer = load_tokenizer(model_name_or_path)
-        self.encoder = encoder_of(self.model.config, self.tokenizer)
+        self.predictor = Predictor(self.model, self.tokenizer)  # which also moves the model to its device
+        self.encoder = self.predictor.encoder
         self.max_length = self.encoder.budget + NUM_SPECIAL_TOKENS
         self._one_at_a_time = threading.Lock()  # the tokenizer's settings and the model's hooks are not for two
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
         """What `bert-snli predict` says."""
         with self._one_at_a_time:
-            return predict_pairs(self.model, self.tokenizer, pairs)
+            return self.predictor(pairs)
 
     def answer(self, premise: str, hypothesis: str, weights: str) -> Answer:
         """The answer to one pair, with the tokens weighed in the way of `WEIGHTS` that is named."""

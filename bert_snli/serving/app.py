@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from bert_snli.data.pair_files import COLUMNS, DELIMITERS, format_answers, read_pairs
+from bert_snli.data.pair_files import COLUMNS, DELIMITERS, count_pairs, format_answers, iterate_pairs
 from bert_snli.errors import BertSnliError
 from bert_snli.serving.answering import MAX_CHARACTERS, Answerer, check_pair
 from bert_snli.serving.page import SHADINGS, render, render_table
@@ -145,9 +145,10 @@ def label_file(answerer: Answerer, path: Path) -> tuple[str, Path, str]:
     Raises:
         BertSnliError: the file is not one of pairs, or holds too many.
     """
-    pairs = read_pairs(path, called=path.name)
-    if len(pairs) > MAX_ROWS:
-        raise BertSnliError(f"{path.name}: {len(pairs):,} pairs; give at most {MAX_ROWS:,} at once")
+    count = count_pairs(path, called=path.name)
+    if count > MAX_ROWS:
+        raise BertSnliError(f"{path.name}: {count:,} pairs; give at most {MAX_ROWS:,} at once")
+    pairs = list(iterate_pairs(path, called=path.name))
     answers = answerer.predict(pairs)
     labels = [next(iter(scores)) for scores in answers]
     counts = ", ".join(f"{labels.count(label):,} {label}" for label in sorted(answers[0]))

@@ -1,0 +1,308 @@
+"""Training side by side, in one run: the book's loop, a plain `transformers` loop, and `bert-snli finetune`.
+
+    pip install --no-deps d2l==1.0.3
+    python benchmarks/training.py SNLI [--size small|base] [--batch_size 512] [--rounds 3] [--ablation]
+
+All train the book's shape with 60,005 words on SNLI's training pairs, on the GPU if there is one. Each contender is a
+fresh process, as its users run it; they take turns, and what counts is the median. It trains for at least `--seconds`
+after a small batch to warm up: peers on random batches, `bert-snli` on batches spread evenly over all lengths.
+
+- `d2l`: its own `BERTModel`, `train_batch_ch13` and Adam, on pairs padded to 128 as the book's dataset class pads them
+  (which, like `BERTClassifier`, is in the book's text and not in the package). What it imports and does not use here,
+  torchvision and gym, is replaced by empty modules.
+- `transformers`: `BertForSequenceClassification` without the LayerNorm and the dropout of its embeddings, with which it
+  is the book's model (the weights are the same, and the logits compared), `DataCollatorWithPadding` and AdamW.
+- `--ablation` adds `bert-snli` with one thing taken away, or added, at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import SIZES, VOCABULARY, in_turns, machine, make_start, markdown, median, publish
+
+MAX_LENGTH = 128
+PEERS = ("d2l 1.0.3", "transformers, fp32", "transformers, bf16")
+OURS = ("bert-snli, fp32", "bert-snli, bf16")
+# What is left out of, or added to, the default in fp32: options of finetune, or a name below.
+VARIANTS = {
+    "freed memory is given back": "give_back",
+    "whole word embedding trained": "all_words",
+    "words projected each time": "project_all",
+    "PyTorch's dropout": "slow_dropout",
+    "last block's keys and values projected": "project_last",
+    "model's own forward": {"fast_forward": False},
+    "model's own forward, sdpa": {"fast_forward": False, "attn_implementation": "sdpa"},
+    "random batches": {"train_sampling_strategy": "random"},
+    "padded to 128": {"pad_to_max_length": True},
+    "AdamW, not fused": {"optim": "adamw_torch"},
+    "attention by sdpa": {"attn_implementation": "sdpa"},
+    "torch.compile": {"torch_compile": True},
+}
+
+
+def book(model: str, data: str, batch_size: int) -> tuple[Callable, Iterator]:
+    """The book's step, and its batches."""
+    import torch
+    from torch import nn
+
+    from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
+
+    for name in ("torchvision", "torchvision.transforms", "gym"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+    from d2l import torch as d2l
+
+    class BERTClassifier(nn.Module):  # d2l 15.7.3
+        def __init__(self, bert):
+            super().__init__()
+            self.encoder, self.hidden, self.output = bert.encoder, bert.hidden, nn.LazyLinear(3)
+
+        def forward(self, inputs):
+            tokens, segments, lengths = inputs
+            return self.output(self.hidden(self.encoder(tokens, segments, lengths)[:, 0, :]))
+
+    shape = SIZES["base" if "base" in Path(model).name else "small"]
+    bert = d2l.BERTModel(
+        VOCABULARY,
+        num_hiddens=shape["hidden_size"],
+        ffn_num_hiddens=shape["intermediate_size"],
+        num_heads=shape["num_attention_heads"],
+        num_blks=shape["num_hidden_layers"],
+        dropout=0.1,
+        max_len=512,
+    )
+    encoded, tokenizer = encode(model, data)
+    pairs = PaddedPairs(encoded, tokenizer.pad_token_id, pad_to_length=MAX_LENGTH)
+    net, devices = BERTClassifier(bert), d2l.try_all_gpus() or [d2l.cpu()]
+    net.to(devices[0])
+    loss = nn.CrossEntropyLoss(reduction="none")
+
+    def inputs(batch: dict) -> tuple:
+        return [batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].sum(1).float()], batch["labels"]
+
+    sampler = GlobalBatchSampler(encoded["length"], batch_size, seed=0, strategy="random")
+    with torch.no_grad():  # the lazy layer takes its shape
+        net(tuple(part[:2].to(devices[0]) for part in inputs(pairs[next(iter(sampler))])[0]))
+    trainer = torch.optim.Adam(net.parameters(), lr=1e-4)
+
+    def step(batch: tuple) -> None:
+        d2l.train_batch_ch13(net, *batch, loss, trainer, devices)
+
+    return step, (inputs(pairs[piece]) for piece in sampler)
+
+
+def plain(model: str, data: str, batch_size: int, *, bf16: bool) -> tuple[Callable, Iterator]:
+    """The loop of transformers' examples without Trainer, and its batches."""
+    import torch
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+    from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
+
+    from bert_snli.inference import load_config, load_weights
+
+    encoded, tokenizer = encode(model, data)
+    config = load_config(model)
+    config.num_labels = 3
+    torch.manual_seed(0)
+    ours, _ = load_weights(model, config)
+    theirs = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            **SIZES["base" if "base" in Path(model).name else "small"],
+            hidden_act="relu",
+            layer_norm_eps=1e-5,
+            num_labels=3,
+            classifier_dropout=0.0,
+        )
+    )
+    theirs.load_state_dict({hugging_name(name): value for name, value in ours.state_dict().items()}, strict=False)
+    theirs.bert.embeddings.LayerNorm = theirs.bert.embeddings.dropout = torch.nn.Identity()
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.accelerator.is_available())
+    loader = DataLoader(
+        encoded.remove_columns("length"),
+        batch_size=batch_size,
+        shuffle=True,
+        collate_fn=DataCollatorWithPadding(tokenizer),
+    )
+    first = next(iter(loader))
+    few = {name: value[:8] for name, value in first.items() if name != "labels"}
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(**few).logits, ours.eval()(**few).logits, rtol=0, atol=1e-4)
+    net, optimizer, loader = accelerator.prepare(
+        theirs.train(), torch.optim.AdamW(theirs.parameters(), lr=5e-5), loader
+    )
+
+    def step(batch: dict) -> None:
+        accelerator.backward(net(**batch).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, iter(loader)
+
+
+def hugging_name(name: str) -> str:
+    """Our name of a parameter, in transformers' BERT."""
+    for old, new in (
+        ("attention.query", "attention.self.query"),
+        ("attention.key", "attention.self.key"),
+        ("attention.value", "attention.self.value"),
+        ("attention.output", "attention.output.dense"),
+        ("attention_norm", "attention.output.LayerNorm"),
+        ("intermediate", "intermediate.dense"),
+        ("output_norm", "output.LayerNorm"),
+    ):
+        name = name.replace(old, new)
+    parts = name.split(".")
+    return name.replace(".output.", ".output.dense.") if parts[-2] == "output" else name
+
+
+def ours(model: str, data: str, batch_size: int, *, variant: str | dict | None = None, precision: str = "no"):
+    """The step of `bert-snli finetune`, and batches of all lengths."""
+    import torch
+    from accelerate import Accelerator
+
+    from bert_snli import finetune
+    from bert_snli.data.pair_encoding import PairEncoder
+    from bert_snli.fast import forward, machine
+    from bert_snli.inference import load_tokenizer
+    from bert_snli.labels import BOOK_LABELS
+
+    options = variant if isinstance(variant, dict) else {}
+    if variant != "give_back":
+        machine.keep_freed_memory()
+    if variant == "project_all":
+        forward.FEWEST_ROWS = sys.maxsize
+    if variant == "slow_dropout":
+        forward.dropped = torch.nn.functional.dropout
+    if variant == "project_last":
+        forward._attend_first = lambda attention, hidden, mask: forward._attend(
+            attention, forward._project(attention, hidden), mask
+        )[:, 0]
+    if variant == "all_words":
+        forward.FastClassifier.train_rows = lambda self, used: None
+    recipe = finetune.FinetuneRecipe(
+        model_name_or_path=model,
+        dataset_name_or_path=data,
+        output_dir="unused",
+        train_batch_size=batch_size,
+        mixed_precision=precision,
+        **options,
+    )
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+    tokenizer = load_tokenizer(model)
+    encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
+    train, evaluation, _ = finetune.load_encoded(recipe, BOOK_LABELS, encoder)
+    config = finetune.classifier_config(recipe)
+    loop = finetune.prepare(recipe, accelerator, config, BOOK_LABELS, tokenizer, train, evaluation)
+    loop.model.train()
+    pieces = sorted(loop.sampler, key=lambda piece: int(loop.pairs.lengths[piece.rows].sum()))
+    spread = cycle(pieces[offset + place] for offset in (0, 4, 2, 6) for place in range(0, len(pieces) - 7, 8))
+
+    def step(piece) -> None:
+        loop._update(iter([loop.pairs[piece]]), len(piece.rows))
+
+    return step, spread
+
+
+def encode(model: str, data: str):
+    """The training pairs of `data`, encoded, and the tokenizer."""
+    from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
+    from bert_snli.data.snli import load_snli
+    from bert_snli.inference import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    train = load_snli(data, splits=["train"]).splits["train"]
+    return encode_pairs(train, PairEncoder(tokenizer, MAX_LENGTH)), tokenizer
+
+
+CONTENDERS: dict[str, Callable] = {
+    PEERS[0]: book,
+    PEERS[1]: partial(plain, bf16=False),
+    PEERS[2]: partial(plain, bf16=True),
+    OURS[0]: ours,
+    OURS[1]: partial(ours, precision="bf16"),
+    **{name: partial(ours, variant=variant) for name, variant in VARIANTS.items()},
+}
+
+
+def work(name: str, model: str, data: str, batch_size: int, seconds: float) -> dict:
+    """Train as `name` does; returns examples, seconds, and the largest memory in bytes."""
+    import resource
+
+    import torch
+
+    from bert_snli.console import quiet_libraries
+
+    quiet_libraries()
+    step, batches = CONTENDERS[name](model, data, batch_size)
+    on_gpu = torch.cuda.is_available()
+    # The lengths of a compiled model's batches are all compiled first; others are warm after two.
+    for _ in range(60 if name == "torch.compile" or on_gpu else 2):
+        step(next(batches))
+    if on_gpu:
+        torch.cuda.synchronize()
+    examples, begun, took = 0, time.perf_counter(), 0.0
+    while took < seconds:
+        step(next(batches))
+        examples += batch_size
+        if not on_gpu:
+            took = time.perf_counter() - begun
+        elif examples % (50 * batch_size) == 0:  # waiting for each step would slow it down
+            torch.cuda.synchronize()
+            took = time.perf_counter() - begun
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"examples": examples, "seconds": took, "examples_per_second": examples / took, "peak_bytes": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="SNLI, as `bert-snli finetune --dataset_name_or_path` takes it")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--batch_size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20, help="of training in each round")
+    parser.add_argument("--ablation", action="store_true", help="bert-snli's variants in place of the peers")
+    parser.add_argument("--no_bf16", action="store_true", help="leave bf16 out, where a machine only imitates it")
+    parser.add_argument("--output_file", type=Path, default=Path("training_benchmark"))
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(work(*args.worker, args.data, args.batch_size, args.seconds)))
+        return
+    names = [OURS[0], *VARIANTS] if args.ablation else [*PEERS, *OURS]
+    names = [name for name in names if not (args.no_bf16 and "bf16" in name)]
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / args.size
+        make_start(model, args.data, args.size)
+        options = ["--batch_size", str(args.batch_size), "--seconds", str(args.seconds)]
+        results = in_turns(
+            names, args.rounds, lambda name: [__file__, args.data, "--worker", name, str(model), *options]
+        )
+    speeds = {name: median(rounds, "examples_per_second") for name, rounds in results.items()}
+    against = [name for name in (OURS[:1] if args.ablation else PEERS) if name in speeds]
+    table = markdown(
+        ["", "examples/s", *(f"times {name}" for name in against), "GB"],
+        [
+            [name, f"{speed:,.0f}", *(f"{speed / speeds[other]:.2f}" for other in against)]
+            + [f"{median(results[name], 'peak_bytes') / 1e9:.1f}"]
+            for name, speed in speeds.items()
+        ],
+    )
+    title = f"bert.{args.size}, {VOCABULARY:,} words, batches of {args.batch_size}; medians of {args.rounds}"
+    publish(args.output_file, title, table, {"machine": machine(), "results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Pairs of sentences in, labelled probabilities out: a few of them, or more than memory holds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from bert_snli.data.batching import PaddedPairs
+from bert_snli.data.pair_encoding import PairEncoder, encoder_of
+from bert_snli.inference import LogitsFunction, logits_by_length, logits_of, share_rows
+from bert_snli.modeling import D2LBertForSequenceClassification
+
+Pair = tuple[str, str]
+Answer = dict[str, float]  # probability of each label by name, the most probable first
+
+CHUNK = 16_384  # pairs of a stream that one process holds at a time
+
+
+class Predictor:
+    """Answers pairs of premise and hypothesis; made once for many calls.
+
+    Args:
+        classifier: a fine-tuned model, or whoever else computes its logits.
+        tokenizer: of its folder.
+        max_length, truncation: how pairs are cut, if not as the model was fine-tuned.
+        batch_size: pairs computed at a time.
+        accelerator: device and processes; by default a GPU if there is one.
+
+    Raises:
+        BertSnliError: `max_length` or `truncation` makes no sense; called, a pair that cannot be cut in this way.
+    """
+
+    def __init__(
+        self,
+        classifier: D2LBertForSequenceClassification | LogitsFunction,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        truncation: str | None = None,
+        batch_size: int = 256,
+        accelerator: Accelerator | None = None,
+    ):
+        self.encoder = encoder_of(classifier.config, tokenizer, max_length=max_length, truncation=truncation)
+        self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+        self.compute = logits_of(classifier, self.accelerator)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.batch_size = batch_size
+        self.names = [classifier.config.id2label[number] for number in range(classifier.config.num_labels)]
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Answer]:
+        """The answer to each of `pairs`, computed in this process."""
+        return self._answers(self._logits(_encode(self.encoder, pairs))) if pairs else []
+
+    def stream(
+        self, pairs: Iterable[Pair], *, num_proc: int | None = None
+    ) -> Iterator[tuple[list[Pair], list[Answer]]]:
+        """Chunks of `pairs` in their order, and their answers, shared among the accelerator's processes.
+
+        Memory does not depend on how many there are. All processes are given the same pairs, and get all answers.
+        `num_proc` more processes tokenize ahead.
+        """
+        index, world = self.accelerator.process_index, self.accelerator.num_processes
+        chunks = _chunks(pairs, CHUNK * world)
+        for chunk, encoded in _encoded_ahead(self.encoder, chunks, slice(index, None, world), num_proc):
+            rows = np.arange(index, len(chunk), world)
+            yield chunk, self._answers(share_rows(self._logits(encoded), rows, len(chunk), self.accelerator))
+
+    def _logits(self, encoded: pa.Table) -> torch.Tensor:
+        padded = PaddedPairs(encoded, self.pad_token_id)
+        return logits_by_length(self.compute, padded, np.arange(len(padded)), self.batch_size)
+
+    def _answers(self, logits_RC: torch.Tensor) -> list[Answer]:
+        return [
+            dict(sorted(zip(self.names, row, strict=True), key=lambda item: -item[1]))
+            for row in torch.softmax(logits_RC, dim=-1).tolist()
+        ]
+
+
+def predict_pairs(
+    classifier: D2LBertForSequenceClassification | LogitsFunction,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    **options,
+) -> list[Answer]:
+    """The answer to each (premise, hypothesis), once; `options` are those of `Predictor`."""
+    return Predictor(classifier, tokenizer, **options)(pairs)
+
+
+def _chunks(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
+    pairs = iter(pairs)
+    while chunk := list(islice(pairs, size)):
+        yield chunk
+
+
+def _encode(encoder: PairEncoder, pairs: Sequence[Pair]) -> pa.Table:
+    premises, hypotheses = zip(*pairs, strict=True) if pairs else ((), ())
+    return encoder({"premise": premises, "hypothesis": hypotheses})
+
+
+def _encoded_ahead(
+    encoder: PairEncoder, chunks: Iterator[list[Pair]], share: slice, num_proc: int | None
+) -> Iterator[tuple[list[Pair], pa.Table]]:
+    """Each chunk and its encoded `share`; `num_proc` processes encode as many chunks and one more before their turn."""
+    if num_proc is None:
+        for chunk in chunks:
+            yield chunk, _encode(encoder, chunk[share])
+        return
+    # Not forked: by now there are threads, of PyTorch and of the tokenizer, that a fork would leave behind.
+    with ProcessPoolExecutor(num_proc, get_context("spawn"), _keep_encoder, (encoder,)) as pool:
+        waiting: deque[tuple[list[Pair], Future[pa.Table]]] = deque()
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(_encode_here, chunk[share])))
+            if len(waiting) > num_proc:
+                chunk, encoded = waiting.popleft()
+                yield chunk, encoded.result()
+        while waiting:
+            chunk, encoded = waiting.popleft()
+            yield chunk, encoded.result()
+
+
+_encoder: PairEncoder
+
+
+def _keep_encoder(encoder: PairEncoder) -> None:
+    """Start a process that tokenizes; the encoder is sent to it once."""
+    global _encoder
+    _encoder = encoder
+
+
+def _encode_here(pairs: Sequence[Pair]) -> pa.Table:
+    return _encode(_encoder, pairs)

@@ -1,0 +1,287 @@
+"""The fast path of training and prediction: the same numbers as the model, and what each part claims."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bert_snli.data.batching import GlobalBatchSampler
+from bert_snli.errors import BertSnliError
+from bert_snli.fast import machine
+from bert_snli.fast.dropout import dropped
+from bert_snli.fast.forward import FastClassifier
+from bert_snli.fast.machine import choose_precision, training_flops
+from bert_snli.fast.word_rows import WordRows
+from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.training.optimisation import make_optimizer
+
+CPU = torch.device("cpu")
+WORDS = 60
+
+
+def classifier(**options) -> D2LBertForSequenceClassification:
+    torch.manual_seed(3)
+    config = D2LBertConfig(
+        **{
+            "vocab_size": WORDS,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 20,
+            "initializer_range": 0.5,
+            "num_labels": 3,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            **options,
+        }
+    )
+    model = D2LBertForSequenceClassification._from_config(config, attn_implementation="eager").train()
+    for name, parameter in model.named_parameters():  # biases start at 0, and would hide being left out
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return model
+
+
+def batch(rows: int, length: int, *, padded: bool) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.randint(3, length + 1, (rows,), generator=generator) if padded else torch.full((rows,), length)
+    lengths[0] = length
+    columns = torch.arange(length)
+    return {
+        "input_ids": torch.randint(0, WORDS // 2, (rows, length), generator=generator),
+        "token_type_ids": (columns >= lengths[:, None] // 2).long(),
+        "attention_mask": (columns < lengths[:, None]).long(),
+    }
+
+
+def logits_and_gradients(model: nn.Module, inputs: dict) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    logits = model(**inputs).logits
+    (logits * torch.arange(1.0, 1 + logits.numel(), dtype=logits.dtype).view_as(logits).cos()).sum().backward()
+    gradients = {name.removeprefix("model."): p.grad.clone() for name, p in model.named_parameters()}
+    return {"logits": logits.detach(), **gradients}
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("head", ["pooler", "mlp"])
+def test_the_fast_forward_is_the_models_function(layers, rows, padded, attention, head):
+    """In float64, where only a mistake can show: logits, and the gradient of every parameter."""
+    model = classifier(num_hidden_layers=layers, classifier_head=head).double()
+    inputs = batch(rows, 11, padded=padded)
+    expected = logits_and_gradients(model, inputs)
+    model.config._attn_implementation = attention
+    ours = logits_and_gradients(FastClassifier(model), inputs)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        # RowSums adds up gradients in fp32 at least; and keys' biases have none but what rounding makes.
+        torch.testing.assert_close(ours[name], value, rtol=1e-12, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_in_fp32_the_fast_forward_is_as_near_to_float64_as_the_model():
+    model = classifier(hidden_size=64, intermediate_size=128, num_attention_heads=4, initializer_range=0.1).eval()
+    inputs = batch(64, 20, padded=True)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(**inputs).logits
+        theirs = (model(**inputs).logits - exact).abs().max()
+        ours = (FastClassifier(model)(**inputs).logits - exact).abs().max()
+    assert ours < 4 * theirs
+
+
+def test_the_fast_forward_takes_less_than_half_of_the_products():
+    """bert.small's shape and SNLI's lengths; the count is PyTorch's own, of one training step."""
+    model = classifier(hidden_size=256, intermediate_size=512, num_attention_heads=4, max_position_embeddings=64)
+    inputs = batch(256, 25, padded=False)
+
+    def flops(module: nn.Module) -> int:
+        with FlopCounterMode(display=False) as counter:
+            module(**inputs).logits.sum().backward()
+        return counter.get_total_flops()
+
+    whole = flops(model)
+    # Each product of two linear maps on the way forward takes two on the way back; PyTorch counts them as they come.
+    assert whole == pytest.approx(training_flops(model.config, [25] * 256), rel=0.02)
+    assert flops(FastClassifier(model)) < 0.5 * whole
+
+
+@pytest.mark.parametrize("name", ["adamw_torch_fused", "adamw_torch"])
+def test_training_the_words_in_use_is_training_the_whole_table(name):
+    """Also for rows that no batch holds: weight decay shrinks them all the same."""
+    whole = classifier().double()
+    parted = copy.deepcopy(whole)
+    fast = FastClassifier(parted)
+    fast.train_rows(torch.arange(WORDS // 2))
+    before = whole.get_input_embeddings().weight.detach().clone()
+    optimizers = [make_optimizer(model, name, 0.01, 0.1) for model in (whole, fast)]
+    fast.follow(optimizers[1])
+    for step in range(6):
+        for model, optimizer in zip((whole, fast), optimizers, strict=True):
+            optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
+            model(**batch(8, 7 + step, padded=True)).logits.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if step in (2, 5):  # also in between, as an evaluation does
+            fast.write_back()
+            for (label, ours), theirs in zip(parted.named_parameters(), whole.parameters(), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=lambda text, n=label: f"{n}: {text}")
+    after = parted.get_input_embeddings().weight.detach()
+    assert not torch.allclose(after[-1], before[-1], rtol=1e-4)
+
+
+def test_the_optimizer_holds_states_of_the_words_in_use_only():
+    fast = FastClassifier(classifier())
+    fast.train_rows(torch.tensor([1, 5, 7]))
+    shapes = [
+        tuple(p.shape) for group in make_optimizer(fast, "adamw_torch", 0.1, 0.1).param_groups for p in group["params"]
+    ]
+    assert (3, 16) in shapes and (WORDS, 16) not in shapes
+
+
+def test_words_that_are_not_in_use_keep_their_rows():
+    embedding = nn.Embedding(5, 2)
+    before = embedding.weight.detach().clone()
+    rows = WordRows(embedding, torch.tensor([1, 3]))
+    with torch.no_grad():
+        rows.weight += 1
+    rows.write_back(embedding)
+    after = embedding.weight.detach()
+    assert torch.equal(after[[0, 2, 4]], before[[0, 2, 4]])
+    assert torch.equal(after[[1, 3]], before[[1, 3]] + 1)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
+    torch.manual_seed(1)
+    x = torch.ones(1000, 1003, requires_grad=True)  # no multiple of four
+    y = dropped(x, rate, training=True)
+    share = (y == 0).float().mean().item()
+    assert share == pytest.approx(rate, abs=5 * (rate * (1 - rate) / x.numel()) ** 0.5 + 2**-17)
+    assert torch.allclose(y[y != 0], torch.tensor(1 / (1 - rate)), rtol=1e-4)
+    # Neighbours are independent: the four decisions of a draw too.
+    for step in (1, 2, 3):
+        both = ((y[:, step:] == 0) & (y[:, :-step] == 0)).float().mean().item()
+        assert both == pytest.approx(rate**2, abs=0.005)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_dropout_follows_the_seed_and_is_nothing_in_evaluation():
+    x = torch.randn(50, 7)
+    torch.manual_seed(4)
+    first, second = dropped(x, 0.3, True), dropped(x, 0.3, True)
+    torch.manual_seed(4)
+    assert torch.equal(first, dropped(x, 0.3, True))
+    assert not torch.equal(first, second)
+    assert dropped(x, 0.3, False) is x and dropped(x, 0.0, True) is x
+    assert dropped(x.bfloat16(), 0.3, True).dtype == torch.bfloat16
+
+
+def test_the_fast_forward_in_bf16_is_near():
+    model = classifier(hidden_size=64, intermediate_size=128, num_attention_heads=4, initializer_range=0.1)
+    inputs = batch(32, 20, padded=True)
+    expected = logits_and_gradients(model, inputs)
+    fast = FastClassifier(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = fast(**inputs).logits
+    assert (logits - expected["logits"]).abs().max() < 0.03 * expected["logits"].abs().max()
+    logits.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_the_fast_forward_compiles():
+    model = classifier()
+    inputs = batch(8, 16, padded=True)
+    expected = logits_and_gradients(FastClassifier(model), inputs)
+    fast = FastClassifier(model)
+    fast.compile(dynamic=False)
+    for name, value in logits_and_gradients(fast, inputs).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "told, launched, rates, expected",
+    [
+        ("auto", None, {"no": 1.0, "bf16": 9.0}, "bf16"),
+        ("auto", "no", {"no": 1.0, "bf16": 9.0}, "bf16"),
+        ("auto", None, {"no": 1.0, "bf16": 0.1}, "no"),
+        ("auto", None, {"no": 1.0, "bf16": 1.2}, "no"),
+        ("auto", "bf16", {"no": 1.0, "bf16": 0.1}, "bf16"),
+        ("no", "bf16", {"no": 1.0, "bf16": 9.0}, "no"),
+        ("bf16", None, {"no": 1.0, "bf16": 0.1}, "bf16"),
+    ],
+)
+def test_the_precision_is_as_told_or_the_faster_one(monkeypatch, told, launched, rates, expected):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    by_dtype = {machine.PRECISIONS[name]: rate for name, rate in rates.items()}
+    monkeypatch.setattr(machine, "matrix_rate", lambda device, dtype: by_dtype[dtype])
+    chosen = choose_precision(told, CPU)
+    assert (chosen.name, chosen.rate) == (expected, rates[expected])
+
+
+def test_the_rate_of_matrix_products_is_plausible():
+    assert 1e8 < machine.matrix_rate(CPU, torch.float32) < 1e14
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_freed_memory_is_kept(run_python):
+    """Counted in page faults: blocks of 32 MiB, over and over."""
+    code = (
+        "import resource, sys, torch\n"
+        "from bert_snli.fast.machine import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': keep_freed_memory()\n"
+        "torch.ones(2**23)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): torch.ones(2**23)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {how: int(run_python("-c", code, how).stdout) for how in ("keep", "leave")}
+    if faults["leave"] < 20 * 16:
+        pytest.skip("this C library keeps memory by itself")
+    assert faults["keep"] < faults["leave"] / 5
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_token_budget_holds_and_every_row_comes_once(processes):
+    lengths = np.random.default_rng(0).integers(5, 60, 1000)
+    samplers = [
+        GlobalBatchSampler(lengths, 1, seed=7, max_tokens=900, num_processes=processes, process_index=index)
+        for index in range(processes)
+    ]
+    batches = samplers[0].global_batches()
+    assert len(batches) == samplers[0].batches_per_epoch
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
+    assert all(len(rows) * lengths[rows].max() <= 900 for rows in batches)
+    assert np.mean([len(rows) * lengths[rows].max() for rows in batches]) > 0.9 * 900
+    for pieces, rows in zip(zip(*samplers, strict=True), batches, strict=True):
+        taken = [row for piece in pieces if piece.counted for row in piece.rows]
+        assert sorted(taken) == sorted(rows.tolist())
+    samplers[0].set_epoch(1)
+    assert [len(rows) for rows in samplers[0].global_batches()] != [len(rows) for rows in batches]
+
+
+def test_a_token_budget_that_makes_no_sense_is_refused():
+    with pytest.raises(BertSnliError, match="a pair has 9 tokens; give more"):
+        GlobalBatchSampler([4, 9], 1, seed=0, max_tokens=8)
+    with pytest.raises(BertSnliError, match="goes with --train_sampling_strategy group_by_length"):
+        GlobalBatchSampler([4, 9], 1, seed=0, max_tokens=80, strategy="random")
+
+
+def test_batches_of_like_length_hardly_pad():
+    """Lengths spread as SNLI's are."""
+    lengths = np.clip(np.random.default_rng(0).gamma(10, 2.5, 50_000).astype(int), 5, 128)
+    sampler = GlobalBatchSampler(lengths, 512, seed=0)
+    batches = sampler.global_batches()
+    padded = sum(len(rows) * lengths[rows].max() for rows in batches)
+    assert 1 - lengths.sum() / padded < 0.02
