@@ -5,7 +5,7 @@
 
 All train the book's shape with 60,005 words on SNLI's training pairs, on the GPU if there is one. Each contender is a
 fresh process, as its users run it; they take turns, and what counts is the median. It trains for at least `--seconds`
-after a small batch to warm up: peers on random batches, `bert-snli` on batches spread evenly over all lengths.
+after two batches to warm up (60 on a GPU): peers on random batches, `bert-snli` on ones spread evenly over all lengths.
 
 - `d2l`: its own `BERTModel`, `train_batch_ch13` and Adam, on pairs padded to 128 as the book's dataset class pads them
   (which, like `BERTClassifier`, is in the book's text and not in the package). What it imports and does not use here,

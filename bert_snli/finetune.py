@@ -7,13 +7,13 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env, set_seed
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
@@ -25,7 +25,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.fast.forward import FastClassifier
-from bert_snli.fast.machine import choose_precision, keep_freed_memory, training_flops
+from bert_snli.fast.machine import Precision, choose_precision, keep_freed_memory, training_flops
 from bert_snli.folders import check_output_dir, finished_folder, make_output_dir
 from bert_snli.hub import check_login, check_repo_id, forget_measurements, keep_start_certificate, push, stage
 from bert_snli.inference import (
@@ -38,7 +38,13 @@ from bert_snli.inference import (
 )
 from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-from bert_snli.training.checkpointing import Progress, drop_checkpoints_after, find_checkpoint, load_checkpoint
+from bert_snli.training.checkpointing import (
+    Progress,
+    drop_checkpoints_after,
+    find_checkpoint,
+    load_checkpoint,
+    read_progress,
+)
 from bert_snli.training.loop import METRICS, FinetuningLoop, num_updates
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import FinetuneRecipe, recipe_arguments
@@ -108,14 +114,12 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     labels = label_names(config, recipe.model_name_or_path)
     tokenizer = load_tokenizer(recipe.model_name_or_path)
     encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
-    keep_freed_memory()
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    precision = choose_precision(recipe.mixed_precision, device)
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    precision = shared_precision(recipe, PartialState(cpu=on_cpu))
+    recipe = replace(recipe, mixed_precision=precision.name)
     accelerator = Accelerator(
         mixed_precision=precision.name,
-        cpu=device.type == "cpu",
-        # The only buffers say which rows are trained, and are the same in all processes.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        cpu=on_cpu,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )
@@ -126,7 +130,9 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     with accelerator.main_process_first():
         train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
     accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
-    accelerator.print(f"{device.type}: {precision.rate / 1e9:,.0f} GFLOP/s in {precision.name} ({precision.reason})")
+    accelerator.print(
+        f"{accelerator.device.type}: {precision.rate / 1e9:,.0f} GFLOP/s in {precision.name} ({precision.reason})"
+    )
     loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
     # Nothing is written before this line: all that can be wrong with options, model and data has been found by now.
     output_dir = Path(recipe.output_dir)
@@ -147,6 +153,16 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     if recipe.push_to_hub and accelerator.is_main_process:
         accelerator.print(f"Pushed: {push_finished(recipe)}")
     return results
+
+
+def shared_precision(recipe: FinetuneRecipe, state: PartialState) -> Precision:
+    """The precision that all processes train in: as the main one finds the machine, or as the checkpoint has it."""
+    told = recipe.mixed_precision
+    if recipe.resume_from_checkpoint and told == "auto":
+        told = read_progress(find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))).precision
+    found = [choose_precision(told, state.device) if state.is_main_process else None]
+    (precision,) = broadcast_object_list(found)
+    return Precision(*precision)
 
 
 def push_finished(recipe: FinetuneRecipe) -> str:
@@ -256,7 +272,7 @@ def prepare(
         checkpoint = find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
         progress = load_checkpoint(accelerator, checkpoint, recipe.batches())
         scheduler.load_state_dict(progress.scheduler)
-    progress.batches = recipe.batches()
+    progress.batches, progress.precision = recipe.batches(), recipe.mixed_precision
     references = np.asarray(evaluation["labels"])
 
     def up_to_date() -> D2LBertForSequenceClassification:
@@ -307,8 +323,11 @@ def trained_module(
         if recipe.weight_decay == 0 or recipe.optim.startswith("adamw"):  # Adam's is no mere factor
             trained.train_rows(train_ids.unique().cpu())
     if recipe.torch_compile:
-        torch._dynamo.config.recompile_limit = recipe.max_length // COMPILED_LENGTHS + 2  # and one for the last batch
-        trained.compile(dynamic=False, mode="reduce-overhead" if torch.cuda.is_available() else None)
+        # Each length, and as many numbers of rows as uneven passes and a short last batch make of it.
+        torch._dynamo.config.recompile_limit = 4 * (recipe.max_length // COMPILED_LENGTHS + 1)
+        # A graph's gradients are written over by its next run, before a second pass could add to them.
+        graphs = torch.cuda.is_available() and recipe.gradient_accumulation_steps == 1
+        trained.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
     return trained
 
 
@@ -363,6 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
         quiet_libraries()
+        keep_freed_memory()
         results = finetune(recipe)
         if PartialState().is_main_process:
             print(

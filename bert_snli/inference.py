@@ -154,17 +154,19 @@ class LogitsFunction(Protocol):
 
 
 class TorchLogits:
-    """A model of PyTorch as a `LogitsFunction`, on the accelerator's device and in evaluation mode."""
+    """A model of PyTorch as a `LogitsFunction`, on the accelerator's device, in evaluation mode and in its own type.
+
+    Never in mixed precision, whatever was trained in: the figures of a folder are the same whoever asks.
+    """
 
     def __init__(self, model: D2LBertForSequenceClassification, accelerator: Accelerator):
-        self.accelerator = accelerator
+        self.device = accelerator.device
         self.model = FastClassifier(model.to(accelerator.device)).eval()
         self.config: D2LBertConfig = model.config
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with self.accelerator.autocast():
-            return self.model(**{name: value.to(self.accelerator.device) for name, value in batch.items()}).logits
+        return self.model(**{name: value.to(self.device) for name, value in batch.items()}).logits
 
 
 def logits_of(
@@ -187,13 +189,17 @@ def logits_by_length(
 
     `advance` is told how many rows have been computed.
     """
-    logits_RC = torch.zeros(len(rows), compute.config.num_labels)
     order = np.argsort(pairs.lengths[rows], kind="stable")
-    for places in np.split(order, range(batch_size, len(order), batch_size)):
+    by_length: list[torch.Tensor] = []  # left on the device until the end: a GPU is not waited for
+    for begin in range(0, len(order), batch_size):
+        places = order[begin : begin + batch_size]
         batch = pairs[Piece(rows[places].tolist(), counted=True)]
         batch.pop("labels", None)
-        logits_RC[places] = compute(batch).float().cpu()
+        by_length.append(compute(batch))
         advance(len(places))
+    logits_RC = torch.zeros(len(rows), compute.config.num_labels)
+    if by_length:
+        logits_RC[order] = torch.cat(by_length).float().cpu()
     return logits_RC
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encoder_of
+from bert_snli.errors import BertSnliError
 from bert_snli.inference import LogitsFunction, logits_by_length, logits_of, share_rows
 from bert_snli.modeling import D2LBertForSequenceClassification
 
@@ -65,14 +67,22 @@ class Predictor:
     ) -> Iterator[tuple[list[Pair], list[Answer]]]:
         """Chunks of `pairs` in their order, and their answers, shared among the accelerator's processes.
 
-        Memory does not depend on how many there are. All processes are given the same pairs, and get all answers.
-        `num_proc` more processes tokenize ahead.
+        Memory does not depend on how many there are. All processes are given the same pairs; the main one gets the
+        answers, the others none. `num_proc` more processes tokenize ahead.
+
+        Raises:
+            BertSnliError: a pair that cannot be encoded; all processes raise it.
         """
         index, world = self.accelerator.process_index, self.accelerator.num_processes
         chunks = _chunks(pairs, CHUNK * world)
         for chunk, encoded in _encoded_ahead(self.encoder, chunks, slice(index, None, world), num_proc):
+            # Whoever found it, all end here: one that stopped alone would leave the others waiting for its rows.
+            problems = gather_object([str(encoded)] if isinstance(encoded, BertSnliError) else [])
+            if problems or isinstance(encoded, BertSnliError):
+                raise BertSnliError(problems[0])
             rows = np.arange(index, len(chunk), world)
-            yield chunk, self._answers(share_rows(self._logits(encoded), rows, len(chunk), self.accelerator))
+            logits_RC = share_rows(self._logits(encoded), rows, len(chunk), self.accelerator)
+            yield chunk, self._answers(logits_RC) if self.accelerator.is_main_process else []
 
     def _logits(self, encoded: pa.Table) -> torch.Tensor:
         padded = PaddedPairs(encoded, self.pad_token_id)
@@ -108,15 +118,18 @@ def _encode(encoder: PairEncoder, pairs: Sequence[Pair]) -> pa.Table:
 
 def _encoded_ahead(
     encoder: PairEncoder, chunks: Iterator[list[Pair]], share: slice, num_proc: int | None
-) -> Iterator[tuple[list[Pair], pa.Table]]:
-    """Each chunk and its encoded `share`; `num_proc` processes encode as many chunks and one more before their turn."""
+) -> Iterator[tuple[list[Pair], pa.Table | BertSnliError]]:
+    """Each chunk and its encoded `share`, or why it cannot be.
+
+    `num_proc` processes encode as many chunks and one more before their turn.
+    """
     if num_proc is None:
         for chunk in chunks:
-            yield chunk, _encode(encoder, chunk[share])
+            yield chunk, _encode_or_say(encoder, chunk[share])
         return
     # Not forked: by now there are threads, of PyTorch and of the tokenizer, that a fork would leave behind.
     with ProcessPoolExecutor(num_proc, get_context("spawn"), _keep_encoder, (encoder,)) as pool:
-        waiting: deque[tuple[list[Pair], Future[pa.Table]]] = deque()
+        waiting: deque[tuple[list[Pair], Future[pa.Table | BertSnliError]]] = deque()
         for chunk in chunks:
             waiting.append((chunk, pool.submit(_encode_here, chunk[share])))
             if len(waiting) > num_proc:
@@ -136,5 +149,12 @@ def _keep_encoder(encoder: PairEncoder) -> None:
     _encoder = encoder
 
 
-def _encode_here(pairs: Sequence[Pair]) -> pa.Table:
-    return _encode(_encoder, pairs)
+def _encode_here(pairs: Sequence[Pair]) -> pa.Table | BertSnliError:
+    return _encode_or_say(_encoder, pairs)
+
+
+def _encode_or_say(encoder: PairEncoder, pairs: Sequence[Pair]) -> pa.Table | BertSnliError:
+    try:
+        return _encode(encoder, pairs)
+    except BertSnliError as error:
+        return error

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError
-from bert_snli.fast import machine
+from bert_snli.fast import forward, machine
 from bert_snli.fast.dropout import dropped
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import choose_precision, training_flops
@@ -85,6 +85,25 @@ def test_the_fast_forward_is_the_models_function(layers, rows, padded, attention
     for name, value in expected.items():
         # RowSums adds up gradients in fp32 at least; and keys' biases have none but what rounding makes.
         torch.testing.assert_close(ours[name], value, rtol=1e-12, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropout_stands_where_the_model_has_it(layers, monkeypatch):
+    """With something in its place that can be compared: neither random nor nothing."""
+    monkeypatch.setattr(nn.functional, "dropout", lambda x, p=0.5, training=True, inplace=False: x * 1.5 + p)
+    monkeypatch.setattr(forward, "dropped", lambda x, rate, training: x * 1.5 + rate)
+    model = classifier(num_hidden_layers=layers, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3).double()
+    inputs = batch(9, 11, padded=False)
+    expected = logits_and_gradients(model, inputs)
+    for name, value in logits_and_gradients(FastClassifier(model), inputs).items():
+        torch.testing.assert_close(
+            value, expected[name], rtol=1e-12, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_more_positions_than_the_model_has_are_refused():
+    with pytest.raises(ValueError, match="21 positions, but the model has 20"):
+        FastClassifier(classifier())(**batch(8, 21, padded=False))
 
 
 def test_in_fp32_the_fast_forward_is_as_near_to_float64_as_the_model():
@@ -174,6 +193,11 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
     assert torch.equal(x.grad, y.detach())
 
 
+def test_a_rate_next_to_one_drops_nearly_all():
+    y = dropped(torch.ones(100, 1000), 0.999999, training=True)
+    assert torch.isfinite(y).all() and (y == 0).float().mean() > 0.999
+
+
 def test_dropout_follows_the_seed_and_is_nothing_in_evaluation():
     x = torch.randn(50, 7)
     torch.manual_seed(4)
@@ -189,23 +213,17 @@ def test_the_fast_forward_in_bf16_is_near():
     model = classifier(hidden_size=64, intermediate_size=128, num_attention_heads=4, initializer_range=0.1)
     inputs = batch(32, 20, padded=True)
     expected = logits_and_gradients(model, inputs)
-    fast = FastClassifier(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = fast(**inputs).logits
-    assert (logits - expected["logits"]).abs().max() < 0.03 * expected["logits"].abs().max()
-    logits.float().sum().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_the_fast_forward_compiles():
-    model = classifier()
-    inputs = batch(8, 16, padded=True)
-    expected = logits_and_gradients(FastClassifier(model), inputs)
-    fast = FastClassifier(model)
-    fast.compile(dynamic=False)
-    for name, value in logits_and_gradients(fast, inputs).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+    modules = {"fast": FastClassifier(model), "plain": copy.deepcopy(model)}
+    errors = {}
+    for which, module in modules.items():
+        module.forward = torch.autocast("cpu", torch.bfloat16)(module.forward)
+        errors[which] = {
+            name: float((value.float() - expected[name]).norm() / expected[name].norm())
+            for name, value in logits_and_gradients(module, inputs).items()
+            if not name.endswith("key.bias")  # exactly 0, but for rounding
+        }
+    for name, error in errors["fast"].items():
+        assert error < 3 * errors["plain"][name] + 0.02, f"{name}: {error:.3f}, {errors['plain'][name]:.3f}"
 
 
 @pytest.mark.parametrize(
@@ -230,8 +248,16 @@ def test_the_precision_is_as_told_or_the_faster_one(monkeypatch, told, launched,
     assert (chosen.name, chosen.rate) == (expected, rates[expected])
 
 
-def test_the_rate_of_matrix_products_is_plausible():
-    assert 1e8 < machine.matrix_rate(CPU, torch.float32) < 1e14
+def test_a_precision_that_is_not_ours_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(BertSnliError, match="fp8: choose from no, bf16, fp16"):
+        choose_precision("auto", CPU)
+
+
+def test_auto_is_what_an_earlier_accelerator_has():
+    """There is one precision in a process: a notebook may predict before it trains."""
+    Accelerator(cpu=True, mixed_precision="bf16")
+    assert choose_precision("auto", CPU).name == "bf16"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")

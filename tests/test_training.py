@@ -41,6 +41,7 @@ BOOK_RECIPE = {
     "max_grad_norm": 0.0,
     "loss_reduction": "sum",
     "logging_steps": 1,
+    "mixed_precision": "no",
 }
 
 
@@ -179,6 +180,54 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(start: Path, corpus
         assert torch.equal(value, weights[name]), name
 
 
+def test_every_weight_ends_where_it_would_have(start: Path, corpus: Path, tmp_path: Path):
+    """Also of words that the training data do not hold: resumed to the bit, and as training the whole model has it."""
+    changes = {
+        "optim": "adamw_torch_fused",
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "max_train_samples": 24,
+        "max_steps": 7,
+        "train_batch_size": 8,
+        "mixed_precision": "auto",
+        "save_steps": 2,
+    }
+    run_recipe(start, corpus, tmp_path / "whole", **changes)
+    run_recipe(start, corpus, tmp_path / "cut", **changes)
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
+    run_recipe(start, corpus, tmp_path / "cut", **changes, resume_from_checkpoint="auto")
+    run_recipe(start, corpus, tmp_path / "plain", **changes, fast_forward=False)
+    whole, cut, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut", "plain"))
+    before = load_file(start / "model.safetensors")
+    words = "bert.embeddings.word_embeddings.weight"
+    factor = whole[words] / before[words]
+    unused = (factor - factor[:, :1]).abs().amax(dim=1) < 1e-5  # a whole row by one factor: decay alone
+    assert 5 < unused.sum() < len(unused) - 5 and factor[unused].max() < 1 - 1e-4
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
+        if not name.endswith("key.bias"):  # its gradient is rounding alone, of which Adam makes steps
+            torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4, msg=lambda why, n=name: f"{n}: {why}")
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_trains_the_same(start: Path, corpus: Path, tmp_path: Path):
+    changes = {"max_steps": 3, "pad_to_max_length": True}  # one length, to be compiled once
+    expected = run_recipe(start, corpus, tmp_path / "plain", **changes)
+    compiled = run_recipe(start, corpus, tmp_path / "compiled", **changes, torch_compile=True)
+    np.testing.assert_allclose(compiled, expected, rtol=1e-4)
+
+
+def test_a_token_budget_trains_every_pair_once(start: Path, corpus: Path, tmp_path: Path):
+    changes = {"max_steps": -1, "num_train_epochs": 1, "train_sampling_strategy": "group_by_length"}
+    run_recipe(start, corpus, tmp_path / "run", **changes, train_batch_tokens=200)
+    results = json.loads((tmp_path / "run" / "train_results.json").read_text())
+    assert results["train_samples"] == ROWS and results["kept_epoch"] == 1 and results["train_steps"] > 3
+    assert 0 < results["model_flops_utilization"] < 10
+    for wrong in ({"pad_to_max_length": True}, {"torch_compile": True}):
+        with pytest.raises(BertSnliError, match="--train_batch_tokens: does not go with"):
+            run_recipe(start, corpus, tmp_path / "no", **changes, train_batch_tokens=200, **wrong)
+
+
 @pytest.mark.parametrize("max_steps", [4, 8])
 def test_a_run_stopped_at_the_end_of_an_epoch_is_evaluated_once_when_resumed(
     max_steps: int, start: Path, corpus: Path, tmp_path: Path
@@ -281,6 +330,7 @@ def test_the_default_recipe_is_what_it_says(
             max_steps=STEPS,
             dropout=0.0,
             logging_steps=1,
+            mixed_precision="no",
         )
     )
     np.testing.assert_allclose(step_losses(tmp_path / "run"), expected, rtol=1e-5)

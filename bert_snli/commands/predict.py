@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 from bert_snli.commands.options import add_backend, add_encoding, add_model, positive
@@ -67,15 +68,17 @@ def run(args: argparse.Namespace) -> None:
         accelerator=accelerator,
     )
     if one_pair:
-        for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
-            print(f"{label:15}{probability:8.4f}")
+        if accelerator.is_main_process:
+            for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
+                print(f"{label:15}{probability:8.4f}")
         return
-    answered = predictor.stream(iterate_pairs(args.input_file), num_proc=args.num_proc)
+    answered = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs), num_proc=args.num_proc)
     if not accelerator.is_main_process:
         for _ in answered:  # its share of each chunk
             pass
         return
-    with answers_file(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=None) as bar:
+    hidden = None if args.output_file else True  # among the answers there is no place for a bar
+    with answers_file(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=hidden) as bar:
         for pairs, answers in answered:
             file.write(format_answers(pairs, answers))
             bar.update(len(pairs))

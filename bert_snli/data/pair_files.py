@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bert_snli.errors import BertSnliError
+from bert_snli.modeling.pair_truncation import is_text
 
 COLUMNS = ("premise", "hypothesis")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -34,14 +35,16 @@ def iterate_pairs(path: Path, *, called: str | None = None) -> Iterator[tuple[st
 
 
 def count_pairs(path: Path, *, called: str | None = None) -> int:
-    """How many rows `iterate_pairs` gives: all that is wrong with a file is found before the first is answered.
+    """How many rows `iterate_pairs` gives: what is wrong with a file is found before the first is answered.
 
     Raises:
         BertSnliError: as `iterate_pairs`, or there are none.
     """
+    called = f"--input_file {path}" if called is None else called
+    if path.is_fifo():
+        raise BertSnliError(f"{called}: a pipe, which cannot be read twice; give a file")
     count = sum(1 for _ in iterate_pairs(path, called=called))
     if count == 0:
-        called = f"--input_file {path}" if called is None else called
         raise BertSnliError(f"{called}: holds no pairs; give a row for each, with {' and '.join(COLUMNS)}")
     return count
 
@@ -61,6 +64,8 @@ def _pair(row: Any, where: str) -> tuple[str, str]:
     for name in COLUMNS:
         if not isinstance(row, dict) or not isinstance(row.get(name), str):
             raise BertSnliError(f"{where}: no {name}; name the columns {' and '.join(COLUMNS)}")
+        if not is_text(row[name]):
+            raise BertSnliError(f"{where}: its {name} cannot be written as UTF-8; leave it out or mend it")
     return row["premise"], row["hypothesis"]
 
 
@@ -94,7 +99,11 @@ def answers_file(path: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.partial")
+    if path.exists() and not path.is_file():  # a device or a pipe: nothing to be put in its place
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             yield file

@@ -26,7 +26,7 @@ class SixteenBitDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, rate: float) -> torch.Tensor:
-        zeros = round(rate * LEVELS)
+        zeros = min(round(rate * LEVELS), LEVELS - 1)
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         ctx.kept = (draws.view(torch.int16)[: x.numel()] >= zeros - LEVELS // 2).view(x.shape)
         ctx.scale = LEVELS / (LEVELS - zeros)

@@ -49,15 +49,24 @@ class FastClassifier(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> SequenceClassifierOutput:
-        """`logits` (B, C) of `input_ids`, `attention_mask` and `token_type_ids`, all (B, L)."""
+        """`logits` (B, C) of `input_ids`, `attention_mask` and `token_type_ids`, all (B, L).
+
+        Raises:
+            ValueError: more positions than the model has.
+        """
         embeddings = self.model.bert.embeddings
         *blocks, last = cast("list[D2LBertLayer]", list(self.model.bert.encoder.layer))
+        if input_ids.shape[1] > len(embeddings.position_embeddings.weight):
+            raise ValueError(
+                f"{input_ids.shape[1]} positions, but the model has {len(embeddings.position_embeddings.weight)} "
+                "(max_position_embeddings); truncate the input"
+            )
         mask_B11L = _mask(attention_mask)
         words = embeddings.word_embeddings.weight
         if self.word_rows is not None:
             input_ids, words = self.word_rows.places_V[input_ids], self.word_rows.weight
         segments, positions = embeddings.token_type_embeddings.weight, embeddings.position_embeddings.weight
-        if blocks and len(input_ids) >= FEWEST_ROWS and input_ids.device.type == "cpu":
+        if blocks and len(input_ids) >= FEWEST_ROWS and _can_look(input_ids):
             hidden_BLD, heads = _embed_once(input_ids, token_type_ids, words, segments, positions, blocks[0].attention)
         else:
             hidden_BLD = nn.functional.embedding(input_ids, words) + nn.functional.embedding(token_type_ids, segments)
@@ -89,9 +98,14 @@ class FastClassifier(nn.Module):
             self.word_rows.write_back(self.model.bert.embeddings.word_embeddings)
 
 
+def _can_look(tensor: torch.Tensor) -> bool:
+    """Whether the numbers of `tensor` may decide what is done next: not if a GPU must be waited for, or if compiled."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _mask(attention_mask_BL: torch.Tensor) -> torch.Tensor | None:
     """True where a position is read, (B, 1, 1, L); None where nothing is padded, if no GPU need be asked for it."""
-    if attention_mask_BL.device.type == "cpu" and bool(attention_mask_BL.all()):
+    if _can_look(attention_mask_BL) and bool(attention_mask_BL.all()):
         return None
     return attention_mask_BL[:, None, None].bool()
 

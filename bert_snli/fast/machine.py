@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+from accelerate.state import AcceleratorState, is_initialized
 
+from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig
 
-MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_MAX": (-4, 0)}  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_IT = 1.5  # times as fast as fp32: less would go into casting
 PRODUCT = (1024, 256, 512)  # of the size that bert.small's feed-forward network takes on a few rows
@@ -32,14 +34,14 @@ def keep_freed_memory() -> None:
     """Have the process keep the memory that tensors free, for the next ones; nothing where the C library is not glibc.
 
     It gives large blocks back to the system at once, which then fills each new one with zeros, page by page: at the
-    size of our activations that takes longer than the sums they hold. Peak memory stays what it was.
+    size of our activations that takes longer than the sums they hold.
     """
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for parameter, value in MALLOPT.values():
-            libc.mallopt(parameter, value)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_MAX, 0)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
@@ -58,10 +60,21 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> f
 
 
 def choose_precision(told: str, device: torch.device) -> Precision:
-    """The precision to train in; `told` "auto" takes what `accelerate launch` was told, or bf16 where it is faster."""
+    """The precision to train in.
+
+    `told` "auto" is what `accelerate launch` was told, if that is not "no", or what an earlier `Accelerator` of this
+    process has, as there can be no other; else bf16 where the machine multiplies it faster.
+
+    Raises:
+        BertSnliError: `accelerate launch` was told of a precision that is not one of ours.
+    """
     if told == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if launched in ("bf16", "fp16"):
+        if launched not in PRECISIONS:
+            raise BertSnliError(f"accelerate launch --mixed_precision {launched}: choose from {', '.join(PRECISIONS)}")
+        if is_initialized():
+            told = str(AcceleratorState().mixed_precision)
+        elif launched != "no":
             told = launched
     if told != "auto":
         return Precision(told, matrix_rate(device, PRECISIONS[told]), "as told")
@@ -78,6 +91,7 @@ def training_flops(config: D2LBertConfig, lengths: Iterable[int]) -> float:
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     weights = 4 * hidden**2 + 2 * hidden * config.intermediate_size
-    heads = hidden**2 + hidden * config.num_labels
+    width = hidden if config.classifier_head == "pooler" else config.classifier_hidden_size
+    heads = width * (hidden + config.num_labels)
     forward = sum(layers * (2 * weights * length + 4 * hidden * length**2) + 2 * heads for length in lengths)
     return 3.0 * forward

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
@@ -19,7 +17,7 @@ class WordRows(nn.Module):
     """
 
     places_V: torch.Tensor
-    log_decay: torch.Tensor
+    decay: torch.Tensor
 
     def __init__(self, embedding: nn.Embedding, used_R: torch.Tensor):
         super().__init__()
@@ -29,16 +27,18 @@ class WordRows(nn.Module):
         places_V = torch.zeros(len(table_VD), dtype=torch.long)
         places_V[used_R] = torch.arange(len(used_R))
         self.register_buffer("places_V", places_V, persistent=False)
-        self.register_buffer("log_decay", torch.zeros(()))  # in a checkpoint, as the table there is not yet decayed
+        self.register_buffer("decay", torch.ones(()))  # in a checkpoint, as the table there has not decayed yet
 
     def decay_others(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the weight decay of one step: to be called after each step of AdamW."""
         group = next(group for group in optimizer.param_groups if any(p is self.weight for p in group["params"]))
-        self.log_decay += math.log1p(-float(group["lr"]) * group["weight_decay"])
+        factor = 1 - float(group["lr"]) * group["weight_decay"]
+        overflowed = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler skips such a step
+        self.decay *= factor if overflowed is None else torch.where(overflowed.squeeze() > 0, 1.0, factor)
 
     @torch.no_grad()
     def write_back(self, embedding: nn.Embedding) -> None:
         """Bring the whole table up to date."""
-        embedding.weight.mul_(self.log_decay.exp())
+        embedding.weight.mul_(self.decay)
         embedding.weight[self.used_R] = self.weight
-        self.log_decay.zero_()
+        self.decay.fill_(1)

@@ -31,6 +31,7 @@ class Progress:
     epochs: list[dict] = field(default_factory=list)  # metrics of the finished epochs
     scheduler: dict = field(default_factory=dict)  # its state
     batches: dict = field(default_factory=dict)  # the options that decide which rows are in which batch
+    precision: str = "no"  # that was trained in
 
 
 def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> None:
@@ -67,7 +68,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, batches: dict) -> Pr
         BertSnliError: it is not a checkpoint, or one of a run with other batches, or does not fit the model.
     """
     try:
-        progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+        progress = read_progress(folder)
         changed = {name for name, value in batches.items() if progress.batches.get(name) != value}
         if not changed:
             accelerator.load_state(str(folder))
@@ -84,6 +85,11 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, batches: dict) -> Pr
             f"not {batches[name]}; resume with the same recipe"
         )
     return progress
+
+
+def read_progress(folder: Path) -> Progress:
+    """Where the run stood when `folder` was written."""
+    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

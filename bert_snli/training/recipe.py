@@ -115,11 +115,14 @@ class FinetuneRecipe:
     )
     mixed_precision: str = option(
         "auto",
-        "'auto': what `accelerate launch` is told, or bf16 where this machine multiplies it faster. fp16 needs a GPU.",
+        "'auto': bf16 where this machine multiplies it faster, or what `accelerate launch` is told other than 'no'. "
+        "fp16 needs a GPU. Evaluation is in fp32.",
         ("auto", "no", "bf16", "fp16"),
     )
     fast_forward: bool = option(
-        True, "Leave out products that the logits do not need, and rows of words not in the data: the same to rounding."
+        True,
+        "Train without products that the logits do not need, and without words that the data do not hold: the same to "
+        "rounding.",
     )
     torch_compile: bool = option(
         False,
@@ -168,6 +171,9 @@ class FinetuneRecipe:
             "save_total_limit",
         ):
             self._require(name, lambda value: value >= 1, "give 1 or more")
+        for name in ("pad_to_max_length", "torch_compile"):
+            if self.train_batch_tokens and getattr(self, name):
+                raise BertSnliError(f"--train_batch_tokens: does not go with --{name}, which changes a batch's length")
         self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "save_steps"):
             self._require(name, lambda value: value >= 0, "give 0 or more")
