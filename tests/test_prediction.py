@@ -151,7 +151,7 @@ def test_a_pipe_cannot_be_asked(tmp_path: Path):
 
 def test_half_a_character_is_named_by_its_row(tmp_path: Path):
     source = write_pairs(tmp_path / "pairs.jsonl", [("a", "b"), ("a \ud800", "b")])
-    with pytest.raises(BertSnliError, match="row 2: its premise cannot be written as UTF-8"):
+    with pytest.raises(BertSnliError, match="row 2: 'a .*' is not a text that can be written as UTF-8"):
         count_pairs(source)
 
 

@@ -65,7 +65,8 @@ def _pair(row: Any, where: str) -> tuple[str, str]:
         if not isinstance(row, dict) or not isinstance(row.get(name), str):
             raise BertSnliError(f"{where}: no {name}; name the columns {' and '.join(COLUMNS)}")
         if not is_text(row[name]):
-            raise BertSnliError(f"{where}: its {name} cannot be written as UTF-8; leave it out or mend it")
+            what = f"{row[name]!r:.80} is not a text that can be written as UTF-8"
+            raise BertSnliError(f"{where}: {what}; leave it out or mend it")
     return row["premise"], row["hypothesis"]
 
 
