@@ -264,6 +264,7 @@ def test_checkpoints_of_an_earlier_run_do_not_outlive_it(start: Path, corpus: Pa
         ({"damage": "model.safetensors"}, "cannot be resumed from"),
         ({"damage": "optimizer.bin"}, "cannot be resumed from"),
         ({"damage": "progress.json"}, "cannot be resumed from"),
+        ({"damage": "progress.json", "mixed_precision": "auto"}, "cannot be resumed from"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -67,29 +69,39 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, batches: dict) -> Pr
     Raises:
         BertSnliError: it is not a checkpoint, or one of a run with other batches, or does not fit the model.
     """
-    try:
-        progress = read_progress(folder)
-        changed = {name for name, value in batches.items() if progress.batches.get(name) != value}
-        if not changed:
-            accelerator.load_state(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BertSnliError(
-            f"--resume_from_checkpoint {folder}: cannot be resumed from ({reason}); "
-            "give a checkpoint-N folder of a run with the same recipe"
-        ) from error
+    progress = read_progress(folder)
+    changed = {name for name, value in batches.items() if progress.batches.get(name) != value}
     if changed:
         name = min(changed)
         raise BertSnliError(
             f"--resume_from_checkpoint {folder}: was made with --{name} {progress.batches.get(name)}, "
             f"not {batches[name]}; resume with the same recipe"
         )
+    with _said_plainly(folder):
+        accelerator.load_state(str(folder))
     return progress
 
 
 def read_progress(folder: Path) -> Progress:
-    """Where the run stood when `folder` was written."""
-    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    """Where the run stood when `folder` was written.
+
+    Raises:
+        BertSnliError: it is not a checkpoint.
+    """
+    with _said_plainly(folder):
+        return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _said_plainly(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BertSnliError(
+            f"--resume_from_checkpoint {folder}: cannot be resumed from ({reason}); "
+            "give a checkpoint-N folder of a run with the same recipe"
+        ) from error
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
