@@ -190,6 +190,8 @@ def logits_by_length(
     `advance` is told how many rows have been computed.
     """
     order = np.argsort(pairs.lengths[rows], kind="stable")
+    if isinstance(compute, TorchLogits) and len(rows) > batch_size:
+        compute.model.remember(pairs.tokens["input_ids"].unique(), int(pairs.lengths.max()))
     by_length: list[torch.Tensor] = []  # left on the device until the end: a GPU is not waited for
     for begin in range(0, len(order), batch_size):
         places = order[begin : begin + batch_size]

@@ -10,7 +10,7 @@ Three things that the logits do not need, or need once, are left out:
 `modeling/` computes everything, as `transformers` expects; the tests hold this to it.
 
 Shape suffixes: B rows, L positions, D hidden size, N heads, H size of a head, S different sources of an input
-(words, and pairs of a segment and a position), C labels.
+(words, and pairs of a segment and a position), V words of the vocabulary, C labels.
 """
 
 from __future__ import annotations
@@ -37,6 +37,15 @@ class Heads(NamedTuple):
     values: torch.Tensor
 
 
+class Sources(NamedTuple):
+    """What inputs are sums of, a word and a pair of segment and position each, and the first block's projections."""
+
+    embedded_SD: torch.Tensor
+    projected_S3D: torch.Tensor  # of queries (scaled), keys and values
+    num_words: int
+    num_positions: int
+
+
 class FastClassifier(nn.Module):
     """The logits of a `D2LBertForSequenceClassification`, with its own weights and fewer products."""
 
@@ -44,6 +53,7 @@ class FastClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.word_rows: WordRows | None = None
+        self.remembered: tuple[Sources, torch.Tensor] | None = None
         self.config = model.config
 
     def forward(
@@ -66,8 +76,14 @@ class FastClassifier(nn.Module):
         if self.word_rows is not None:
             input_ids, words = self.word_rows.places_V[input_ids], self.word_rows.weight
         segments, positions = embeddings.token_type_embeddings.weight, embeddings.position_embeddings.weight
-        if blocks and len(input_ids) >= FEWEST_ROWS and _can_look(input_ids):
-            hidden_BLD, heads = _embed_once(input_ids, token_type_ids, words, segments, positions, blocks[0].attention)
+        if self.remembered is not None:
+            sources, places_V = self.remembered
+            hidden_BLD, heads = _embed(sources, places_V[input_ids], token_type_ids, blocks[0].attention.head_size)
+        elif blocks and len(input_ids) >= FEWEST_ROWS and _can_look(input_ids):
+            different, places_BL = torch.unique(input_ids, return_inverse=True)
+            words, positions = nn.functional.embedding(different, words), positions[: input_ids.shape[1]]
+            sources = _sources(words, segments, positions, blocks[0].attention)
+            hidden_BLD, heads = _embed(sources, places_BL, token_type_ids, blocks[0].attention.head_size)
         else:
             hidden_BLD = nn.functional.embedding(input_ids, words) + nn.functional.embedding(token_type_ids, segments)
             hidden_BLD = hidden_BLD + positions[: input_ids.shape[1]]
@@ -81,6 +97,18 @@ class FastClassifier(nn.Module):
         pooler = self.model.bert.pooler
         pooled_BD = first_BD if pooler is None else pooler(first_BD[:, None])
         return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD))
+
+    @torch.no_grad()
+    def remember(self, used: torch.Tensor, length: int) -> None:
+        """Project these words once for all batches to come, of up to `length` positions, while the weights stay."""
+        embeddings = self.model.bert.embeddings
+        first, *others = cast("list[D2LBertLayer]", list(self.model.bert.encoder.layer))
+        if others and _can_look(used):
+            words, positions = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight[:length]
+            sources = _sources(words[used], embeddings.token_type_embeddings.weight, positions, first.attention)
+            places_V = torch.zeros(len(words), dtype=torch.long)
+            places_V[used] = torch.arange(len(used))
+            self.remembered = sources, places_V
 
     def train_rows(self, used_R: torch.Tensor) -> None:
         """Train these rows of the word embedding, all that the training data hold, in place of the whole."""
@@ -139,32 +167,30 @@ class RowSums(torch.autograd.Function):
         return sums, None
 
 
-def _embed_once(
-    input_ids_BL: torch.Tensor,
-    token_type_ids_BL: torch.Tensor,
-    words: torch.Tensor,
-    segments: torch.Tensor,
-    positions: torch.Tensor,
-    attention: D2LBertAttention,
-) -> tuple[torch.Tensor, Heads]:
-    """The embedded input (B, L, D) and the first block's `Heads`, each source of the input projected once."""
-    rows, length = input_ids_BL.shape
-    different, places_BL = torch.unique(input_ids_BL, return_inverse=True)
-    words_SD = nn.functional.embedding(different, words)
-    others_SD = (segments[:, None] + positions[:length]).flatten(0, 1)
-    others_BL = len(different) + token_type_ids_BL * length + torch.arange(length)
-    sources_BL2 = torch.stack([places_BL, others_BL], dim=-1)
-    hidden = RowSums.apply(torch.cat([words_SD, others_SD]), sources_BL2.flatten(0, 1))
-
+def _sources(
+    words: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor, attention: D2LBertAttention
+) -> Sources:
+    """`Sources` of these rows of the embeddings, each projected once by the first block's `attention`."""
     weight, bias = _weights(attention)
-    projected_SD = torch.cat([nn.functional.linear(words_SD, weight), nn.functional.linear(others_SD, weight, bias)])
+    others_SD = (segments[:, None] + positions).flatten(0, 1)
+    projected = [nn.functional.linear(words, weight), nn.functional.linear(others_SD, weight, bias)]
+    return Sources(torch.cat([words, others_SD]), torch.cat(projected), len(words), len(positions))
+
+
+def _embed(
+    sources: Sources, places_BL: torch.Tensor, token_type_ids_BL: torch.Tensor, head_size: int
+) -> tuple[torch.Tensor, Heads]:
+    """The embedded input (B, L, D) and the first block's `Heads`; `places_BL` says which of the words each token is."""
+    rows, length = places_BL.shape
+    others_BL = sources.num_words + token_type_ids_BL * sources.num_positions + torch.arange(length)
+    sources_BL2 = torch.stack([places_BL, others_BL], dim=-1)
+    hidden = RowSums.apply(sources.embedded_SD, sources_BL2.flatten(0, 1))
     # A source has 3N vectors of H numbers; they are summed where attention wants them, which saves it the copies.
-    num_vectors = len(weight) // attention.head_size
+    num_vectors = sources.projected_S3D.shape[1] // head_size
     vectors = torch.arange(num_vectors).view(3, 1, -1, 1, 1)
     vectors_3BNL2 = sources_BL2[:, None] * num_vectors + vectors
-    sums = RowSums.apply(projected_SD.view(-1, attention.head_size), vectors_3BNL2.flatten(0, 3))
-    heads_3BNLH = sums.view(3, rows, -1, length, attention.head_size)
-    return hidden.view(rows, length, -1), Heads(*heads_3BNLH.unbind())
+    sums = RowSums.apply(sources.projected_S3D.view(-1, head_size), vectors_3BNL2.flatten(0, 3))
+    return hidden.view(rows, length, -1), Heads(*sums.view(3, rows, -1, length, head_size).unbind())
 
 
 def _attend(attention: D2LBertAttention, heads: Heads, mask_B11L: torch.Tensor | None) -> torch.Tensor:
