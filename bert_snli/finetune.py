@@ -67,6 +67,12 @@ examples:
 class RecipeParser(OneLineErrorParser, HfArgumentParser):
     """Options from the fields of a dataclass, with one-line errors."""
 
+    def add_argument(self, *names, **options):
+        """As argparse does; the contrary of an option, which is made of its text, gets one of its own."""
+        if names[0].startswith("--no_"):
+            options["help"] = f"Switch {names[0].replace('--no_', '--')} off."
+        return super().add_argument(*names, **options)
+
 
 def parse_recipe(argv: Sequence[str]) -> FinetuneRecipe:
     """Read options; those of `--config FILE.yaml` come first, so that the command line overrides them.
@@ -130,9 +136,9 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     with accelerator.main_process_first():
         train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
     accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
-    accelerator.print(
-        f"{accelerator.device.type}: {precision.rate / 1e9:,.0f} GFLOP/s in {precision.name} ({precision.reason})"
-    )
+    numbers = "fp32" if precision.name == "no" else precision.name
+    rate = f"{precision.rate / 1e9:,.0f} GFLOP/s"
+    accelerator.print(f"{accelerator.device.type}, {numbers} ({precision.reason}): {rate}")
     loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
     # Nothing is written before this line: all that can be wrong with options, model and data has been found by now.
     output_dir = Path(recipe.output_dir)

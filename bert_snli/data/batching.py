@@ -74,10 +74,11 @@ class GlobalBatchSampler(Sampler[Piece]):
             return list(range(self.batch_size, len(self.lengths), self.batch_size))
         if self.strategy != "group_by_length":
             raise BertSnliError("--train_batch_tokens goes with --train_sampling_strategy group_by_length")
+        longest = int(self.lengths.max(initial=0))
+        if longest > max_tokens:
+            raise BertSnliError(f"--train_batch_tokens {max_tokens}: the longest pair has {longest}; give that or more")
         ends, begin = [], 0
         for place, length in enumerate(np.sort(self.lengths).tolist()):  # a batch is as long as its last row
-            if length > max_tokens:
-                raise BertSnliError(f"--train_batch_tokens {max_tokens}: a pair has {length} tokens; give more")
             if (place + 1 - begin) * length > max_tokens:
                 ends.append(place)
                 begin = place
