@@ -53,7 +53,16 @@ def run(prog: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:  # whoever reads our output has had enough; nor is there anybody to tell it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    finally:
+        _leave_process_group()
     return 0
+
+
+def _leave_process_group() -> None:
+    """Part from the other processes, if any: one exit in six with gloo's threads still there is a SIGABRT."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _one_line(message: str) -> str:

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bert_snli import launch
 from bert_snli.cli import main
+from bert_snli.console import run
+from bert_snli.errors import BertSnliError
 from bert_snli.finetune import parse_recipe
 from conversion.convert import convert
 from tests.conftest import random_pairs
@@ -315,3 +318,17 @@ def test_quickstart_does_the_whole_job(tmp_path: Path, capsys: pytest.CaptureFix
         assert (tmp_path / "q" / path).is_file()
     assert (tmp_path / "q" / "finetuned" / "eval_results_test.json").is_file()
     assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 2
+
+
+@pytest.mark.parametrize("mistake", [False, True])
+def test_a_command_leaves_the_process_group(mistake: bool, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """One that ends with gloo's threads still there is at times killed by them (SIGABRT), its work done or not."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+
+    def command() -> None:
+        torch.distributed.all_reduce(torch.ones(3))
+        if mistake:
+            raise BertSnliError("anything")
+
+    assert run("bert-snli", command) == (2 if mistake else 0)
+    assert not torch.distributed.is_initialized()
