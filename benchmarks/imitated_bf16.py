@@ -9,10 +9,12 @@ as units for bf16 do. The rest is fp32, where autocast keeps more in bf16 (softm
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file, `conversion` is another benchmark
 from bert_snli import finetune
 
 aten = torch.ops.aten

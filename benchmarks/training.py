@@ -28,6 +28,8 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import SIZES, VOCABULARY, in_turns, machine, make_start, markdown, median, publish
@@ -211,7 +213,7 @@ def ours(model: str, data: str, batch_size: int, *, variant: str | dict | None =
     spread = cycle(pieces[offset + place] for offset in (0, 4, 2, 6) for place in range(0, len(pieces) - 7, 8))
 
     def step(piece) -> None:
-        loop._update(iter([loop.pairs[piece]]), len(piece.rows))
+        loop._update(iter([loop.pairs[piece]]), np.asarray(piece.rows))
 
     return step, spread
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ The BERTs of Dive into Deep Learning (d2l.ai, section 15.7) in the Hugging Face 
 
   bert-snli quickstart                   all of it on generated data, in two minutes
   bert-snli convert SOURCE ...           a checkpoint of the book's -> a model folder
+  bert-snli pretrain ...                 make such a checkpoint from plain text
   bert-snli finetune ...                 train it on SNLI
   bert-snli evaluate MODEL ...           measure it
   bert-snli predict MODEL ...            ask it
@@ -44,6 +46,7 @@ def _of(module) -> Command:
     return Command(module.SUMMARY, module.HELP, module.add_arguments, module.run)
 
 
+TRAINING = {"pretrain": "masked language model and next sentence", "finetune": "train on SNLI"}
 COMMANDS = {
     "quickstart": _of(quickstart),
     "convert": Command(
@@ -67,30 +70,33 @@ COMMANDS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands but `finetune`, whose options are the fields of its recipe."""
+    """The parser of all commands but those that train, whose options are the fields of their recipes."""
     parser = OneLineErrorParser(prog=PROG, description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=importlib.metadata.version("bert-snli"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("finetune", help="train on SNLI", add_help=False)
+    for name, summary in TRAINING.items():
+        commands.add_parser(name, help=summary, add_help=False)
     for name, command in COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.summary, description=command.help))
     return parser
 
 
-def run_finetune(argv: list[str]) -> int:
-    """`bert-snli finetune`."""
+def run_training(name: str, argv: list[str]) -> int:
+    """`bert-snli finetune`, `bert-snli pretrain`."""
     try:
         from bert_snli import launch
+
+        module = importlib.import_module(f"bert_snli.{name}")
     except ModuleNotFoundError as error:
-        return run(f"{PROG} finetune", partial(say_what_is_missing, error))
-    return launch.main(argv)
+        return run(f"{PROG} {name}", partial(say_what_is_missing, error))
+    return launch.main(module, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["finetune"]:
-        return run_finetune(argv[1:])
+    if argv and argv[0] in TRAINING:
+        return run_training(argv[0], argv[1:])
     args = build_parser().parse_args(argv)
     return run(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_snli.data.batching import PaddedPairs, Piece
 from bert_snli.errors import BertSnliError
@@ -20,6 +20,8 @@ from bert_snli.fast.forward import FastClassifier
 from bert_snli.folders import looks_local
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 MODEL_TYPE = D2LBertConfig.model_type
 REMEDY = "a folder that bert-snli convert or bert-snli finetune wrote, or the hub id of such a model"
@@ -75,15 +77,15 @@ def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
 
 
 def load_weights(
-    model_name_or_path: str, config: D2LBertConfig, **options
-) -> tuple[D2LBertForSequenceClassification, set[str]]:
-    """A classifier with the weights of a folder, and the names of those it lacks, which start afresh.
+    model_name_or_path: str, config: D2LBertConfig, model_class: type[Model], **options
+) -> tuple[Model, set[str]]:
+    """A `model_class` with the weights of a folder, and the names of those it lacks, which start afresh.
 
     Raises:
         BertSnliError: the weights are not there, damaged, or of other sizes.
     """
     try:
-        model, info = D2LBertForSequenceClassification.from_pretrained(
+        model, info = model_class.from_pretrained(
             model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -120,7 +122,7 @@ def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification
         BertSnliError: nothing there, another kind of model, or one whose classifier was never trained.
     """
     refuse_onnx_alone(model_name_or_path)
-    model, missing = load_weights(model_name_or_path, load_config(model_name_or_path))
+    model, missing = load_weights(model_name_or_path, load_config(model_name_or_path), D2LBertForSequenceClassification)
     if missing:
         raise BertSnliError(
             f"{model_name_or_path}: a pretrained model without a trained classifier; fine-tune it first: "

@@ -1,25 +1,25 @@
-"""`bert-snli finetune`: the launch line of Accelerate without typing it."""
+"""`bert-snli finetune` and `pretrain`: the launch line of Accelerate without typing it."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
 from dataclasses import fields
+from types import ModuleType
 from typing import NoReturn
 
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from bert_snli import finetune
 from bert_snli.console import run
 from bert_snli.errors import BertSnliError
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.recipe import TrainingRecipe
 
 
-def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_arguments(argv: Sequence[str], recipe_class: type[TrainingRecipe]) -> tuple[list[str], list[str]]:
     """Part the options of `accelerate launch` from those of the recipe; one that both know is the recipe's."""
-    names = [entry.name for entry in fields(FinetuneRecipe)]
+    names = [entry.name for entry in fields(recipe_class)]
     ours = {"-h", "--help", *(f"--{name}" for name in names), *(f"--{name.replace('_', '-')}" for name in names)}
     launch_options = {
         option: action
@@ -40,23 +40,27 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return launch, recipe
 
 
-def main(argv: Sequence[str]) -> int:
-    """Fine-tune in this process, or launch as many as are asked for (by default one for each GPU)."""
-    launch, recipe = split_arguments(argv)
+def main(command: ModuleType, argv: Sequence[str]) -> int:
+    """Train in this process, or launch as many as are asked for (by default one for each GPU).
+
+    Args:
+        command: `bert_snli.finetune` or `bert_snli.pretrain`.
+    """
+    launch, recipe = split_arguments(argv, command.RECIPE)
     if not launch and torch.cuda.device_count() > 1:
         launch = ["--num_processes", str(torch.cuda.device_count())]
     if launch in ([], ["--num_processes", "1"], ["--num_processes=1"]):
-        return finetune.main(recipe)
+        return command.main(recipe)
     # What can be seen to be wrong is said once, here, and not by every process.
-    checked = run(finetune.PROG, lambda: finetune.check_recipe(finetune.parse_recipe(recipe)))
-    return checked or run(finetune.PROG, lambda: _launch(launch, recipe))
+    checked = run(command.PROG, lambda: command.check_recipe(command.parse_recipe(recipe)))
+    return checked or run(command.PROG, lambda: _launch(launch, command, recipe))
 
 
-def _launch(launch: list[str], recipe: list[str]) -> None:
+def _launch(launch: list[str], command: ModuleType, recipe: list[str]) -> None:
     """Run the launcher; a process that fails has said why, and its exit code is ours."""
     parser = launch_command_parser()
     parser.error = _refuse  # one line instead of Accelerate's whole usage
-    args = parser.parse_args([*launch, "-m", finetune.__name__, *recipe])
+    args = parser.parse_args([*launch, "-m", command.__name__, *recipe])
     # Without a configuration file, Accelerate starts several processes only for what it takes to be several GPUs;
     # where there is none, they talk over gloo.
     if args.config_file is None and (args.num_processes or 1) > 1:

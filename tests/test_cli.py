@@ -14,6 +14,7 @@ from bert_snli.cli import main
 from bert_snli.console import run
 from bert_snli.errors import BertSnliError
 from bert_snli.finetune import parse_recipe
+from bert_snli.training.recipe import FinetuneRecipe
 from conversion.convert import convert
 from tests.conftest import random_pairs
 
@@ -38,7 +39,7 @@ def refused(command: list, capsys: pytest.CaptureFixture) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["quickstart", "convert", "finetune", "evaluate", "predict", "push"])
+@pytest.mark.parametrize("command", ["quickstart", "convert", "pretrain", "finetune", "evaluate", "predict", "push"])
 def test_every_command_has_help_with_its_options(command: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -156,7 +157,8 @@ def test_a_head_that_the_start_model_does_not_have_is_refused(
 
 def test_options_of_accelerate_are_told_from_ours():
     launch_options, ours = launch.split_arguments(
-        "--num_processes 2 --seed 3 --mixed-precision bf16 --main_process_port=0 --cpu --config r.yaml".split()
+        "--num_processes 2 --seed 3 --mixed-precision bf16 --main_process_port=0 --cpu --config r.yaml".split(),
+        FinetuneRecipe,
     )
     assert launch_options == ["--num_processes", "2", "--main_process_port=0", "--cpu"]
     assert ours == ["--seed", "3", "--mixed-precision", "bf16", "--config", "r.yaml"]

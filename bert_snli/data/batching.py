@@ -150,6 +150,9 @@ class PaddedPairs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch: here they are all the same."""
+
     def __getitem__(self, piece: Piece) -> dict[str, torch.Tensor]:
         longest = self.pad_to_length or int(self.lengths[piece.rows].max())
         rounded_up = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of

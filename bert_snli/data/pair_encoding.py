@@ -42,7 +42,8 @@ class Vocabulary(dict[str, int]):
     """Word → id, of the unknown token where there is none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(tokenizer.get_vocab())
+        # In the order of ids, which makes its hash the same in each process.
+        super().__init__(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
         self.unknown = tokenizer.unk_token_id
 
     def __missing__(self, word: str) -> int:
@@ -115,10 +116,10 @@ class PairEncoder:
         starts = ends - lengths
         ids = np.full(lengths.sum(), self.tokenizer.sep_token_id, self.ids_type)
         ids[starts] = self.tokenizer.cls_token_id
-        ids[_ranges(starts + 1, p)] = premise.ids[_ranges(premise.starts, p)]
-        ids[_ranges(starts + p + 2, h)] = hypothesis.ids[_ranges(hypothesis.starts, h)]
+        ids[ranges(starts + 1, p)] = premise.ids[ranges(premise.starts, p)]
+        ids[ranges(starts + p + 2, h)] = hypothesis.ids[ranges(hypothesis.starts, h)]
         segments = np.zeros(lengths.sum(), np.uint8)
-        segments[_ranges(starts + p + 2, h + 1)] = 1
+        segments[ranges(starts + p + 2, h + 1)] = 1
         offsets = pa.array(np.append(0, ends), pa.int32())
         columns = {
             "input_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
@@ -172,7 +173,7 @@ def encoder_of(
     )
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """`starts[i], …, starts[i] + lengths[i] − 1` for every i, on end."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)

@@ -37,6 +37,29 @@ def plot_curve(epochs: Sequence[dict[str, Any]], eval_split: str, folder: Path) 
         figure.savefig(folder / f"curve.{suffix}", dpi=150)
 
 
+def plot_pretraining(entries: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
+    """The book's figure (15.10): MLM and NSP loss over updates, as `curve.png` and `.svg`; evaluations as points."""
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    both_axes = figure.subplots(2, sharex=True)
+    for axes, key, name in zip(both_axes, ("mlm_loss", "nsp_loss"), ("MLM loss", "NSP loss"), strict=True):
+        for where, label, style in (("train", "train", "-"), ("eval", eval_split, "o--")):
+            of_where = [entry for entry in entries if ("eval_loss" in entry) == (where == "eval")]
+            steps, values = ([entry[column] for entry in of_where] for column in ("step", f"{where}_{key}"))
+            axes.plot(steps, values, style, markersize=3, label=label)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.4)
+        axes.legend(loc="best", fontsize=9)
+    both_axes[-1].set_xlabel("update")
+    last = entries[-1]
+    both_axes[0].set_title(
+        f"{eval_split}: MLM loss {last['eval_mlm_loss']:.3f} (accuracy {last['eval_mlm_accuracy']:.3f}), "
+        f"NSP loss {last['eval_nsp_loss']:.3f} (accuracy {last['eval_nsp_accuracy']:.3f})",
+        fontsize=9,
+    )
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"curve.{suffix}", dpi=150)
+
+
 def plot_confusion_matrix(matrix: dict[str, dict[str, int]], title: str, path: Path) -> None:
     """Counts of each gold label (rows) and predicted label (columns), shaded by the share of the row."""
     names = list(matrix)

@@ -1,16 +1,17 @@
-"""The classifier's logits with fewer matrix products: the same function of the same weights, to rounding.
+"""Logits and losses with fewer matrix products: the same functions of the same weights, to rounding.
 
-Three things that the logits do not need, or need once, are left out:
+What they do not need, or need once, is left out:
 
-- the last block at all positions but `<cls>`, the one that the pooler reads;
-- its keys and values: with one query a head, `q·(K x)` is `(Kᵀq)·x`, and `Σ a (V x)` is `V (Σ a x)`;
+- the last block at all positions but `<cls>`, the one that the pooler reads, and those whose words are to be predicted;
+- a classifier's keys and values there: with one query a head, `q·(K x)` is `(Kᵀq)·x`, and `Σ a (V x)` is `V (Σ a x)`;
 - the first block's queries, keys and values of a word that comes more than once in a batch: its input is a sum of
   word, segment and position, so each is projected once, and the projections are summed.
 
 `modeling/` computes everything, as `transformers` expects; the tests hold this to it.
 
 Shape suffixes: B rows, L positions, D hidden size, N heads, H size of a head, S different sources of an input
-(words, and pairs of a segment and a position), V words of the vocabulary, C labels.
+(words, and pairs of a segment and a position), V words of the vocabulary, C labels, Q words to predict in a row,
+P in all rows.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from bert_snli.fast.cross_entropy import IGNORED, linear_cross_entropy
 from bert_snli.fast.dropout import dropped
 from bert_snli.fast.word_rows import WordRows
-from bert_snli.modeling import D2LBertForSequenceClassification
+from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.modeling.modeling_d2l_bert import D2LBertAttention, D2LBertLayer
 
 FEWEST_ROWS = 4  # in a smaller batch too few words come twice
@@ -46,26 +48,26 @@ class Sources(NamedTuple):
     num_positions: int
 
 
-class FastClassifier(nn.Module):
-    """The logits of a `D2LBertForSequenceClassification`, with its own weights and fewer products."""
+class FastEncoder(nn.Module):
+    """All blocks of a model but the last, with its own weights and fewer products."""
 
-    def __init__(self, model: D2LBertForSequenceClassification):
+    def __init__(self, model: D2LBertForSequenceClassification | D2LBertForPreTraining):
         super().__init__()
         self.model = model
         self.word_rows: WordRows | None = None
         self.remembered: tuple[Sources, torch.Tensor] | None = None
         self.config = model.config
 
-    def forward(
+    def before_last(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
-    ) -> SequenceClassifierOutput:
-        """`logits` (B, C) of `input_ids`, `attention_mask` and `token_type_ids`, all (B, L).
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the last block reads (B, L, D), and the mask (B, 1, 1, L); all arguments are (B, L).
 
         Raises:
             ValueError: more positions than the model has.
         """
         embeddings = self.model.bert.embeddings
-        *blocks, last = cast("list[D2LBertLayer]", list(self.model.bert.encoder.layer))
+        blocks = cast("list[D2LBertLayer]", list(self.model.bert.encoder.layer)[:-1])
         if input_ids.shape[1] > len(embeddings.position_embeddings.weight):
             raise ValueError(
                 f"{input_ids.shape[1]} positions, but the model has {len(embeddings.position_embeddings.weight)} "
@@ -92,8 +94,30 @@ class FastClassifier(nn.Module):
             values_BLD = _attend(block.attention, heads or _project(block.attention, hidden_BLD), mask_B11L)
             hidden_BLD = _finish(block, values_BLD, hidden_BLD)
             heads = None
-        values_BD = _attend_first(last.attention, hidden_BLD, mask_B11L)
-        first_BD = _finish(last, values_BD, hidden_BLD[:, 0])
+        return hidden_BLD, mask_B11L
+
+    @property
+    def last(self) -> D2LBertLayer:
+        """The last block, of which few positions are wanted."""
+        return cast(D2LBertLayer, self.model.bert.encoder.layer[-1])
+
+
+class FastClassifier(FastEncoder):
+    """The logits of a `D2LBertForSequenceClassification`, with its own weights and fewer products."""
+
+    model: D2LBertForSequenceClassification
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> SequenceClassifierOutput:
+        """`logits` (B, C) of `input_ids`, `attention_mask` and `token_type_ids`, all (B, L).
+
+        Raises:
+            ValueError: more positions than the model has.
+        """
+        hidden_BLD, mask_B11L = self.before_last(input_ids, attention_mask, token_type_ids)
+        values_BD = _attend_first(self.last.attention, hidden_BLD, mask_B11L)
+        first_BD = _finish(self.last, values_BD, hidden_BLD[:, 0])
         pooler = self.model.bert.pooler
         pooled_BD = first_BD if pooler is None else pooler(first_BD[:, None])
         return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD))
@@ -148,6 +172,15 @@ def _weights(attention: D2LBertAttention) -> tuple[torch.Tensor, torch.Tensor]:
 def _project(attention: D2LBertAttention, hidden_BLD: torch.Tensor) -> Heads:
     projected = nn.functional.linear(hidden_BLD, *_weights(attention))
     return Heads(*projected.unflatten(-1, (3, -1, attention.head_size)).permute(2, 0, 3, 1, 4).unbind())
+
+
+def _project_some(attention: D2LBertAttention, here_BQD: torch.Tensor, hidden_BLD: torch.Tensor) -> Heads:
+    """Queries of some positions (B, N, Q, H); keys and values of all."""
+    weight = torch.cat([attention.key.weight, attention.value.weight])
+    bias = torch.cat([attention.key.bias, attention.value.bias])
+    projected = nn.functional.linear(hidden_BLD, weight, bias).unflatten(-1, (2, -1, attention.head_size))
+    queries = (attention.query(here_BQD) * attention.scaling).unflatten(-1, (-1, attention.head_size))
+    return Heads(queries.transpose(1, 2), *projected.permute(2, 0, 3, 1, 4).unbind())
 
 
 class RowSums(torch.autograd.Function):
@@ -227,6 +260,45 @@ def _attend_first(
     values_BNH = torch.einsum("bnd,nhd->bnh", weights_BNL @ hidden_BLD, values_NHD)
     values_BNH = values_BNH + value_bias_NH * weights_BNL.sum(-1, keepdim=True)
     return values_BNH.flatten(1)
+
+
+class FastPreTraining(FastEncoder):
+    """The losses of a `D2LBertForPreTraining`: its last block at `<cls>` and where a word is to be predicted alone."""
+
+    model: D2LBertForPreTraining
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        predicted: torch.Tensor,
+        labels: torch.Tensor,
+        next_sentence_label: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sums of the cross-entropies of the words and of the next sentences, and how many of each are right (2,).
+
+        `predicted` (B, Q) are the columns of the words to be predicted and `labels` (B, Q) their ids, −100 where a row
+        has no more; `next_sentence_label` (B,) is 1 where the second sentence is the next, −100 for no row.
+        """
+        hidden_BLD, mask_B11L = self.before_last(input_ids, attention_mask, token_type_ids)
+        columns_BQ = torch.cat([torch.zeros_like(predicted[:, :1]), predicted], dim=1)
+        here_BQD = hidden_BLD.gather(1, columns_BQ[..., None].expand(-1, -1, hidden_BLD.shape[-1]))
+        values_BQD = _attend(self.last.attention, _project_some(self.last.attention, here_BQD, hidden_BLD), mask_B11L)
+        last_BQD = _finish(self.last, values_BQD, here_BQD)
+        pooler = cast(nn.Module, self.model.bert.pooler)
+        relationship_B2 = self.model.nsp_head(pooler(last_BQD))
+        nsp_loss = nn.functional.cross_entropy(relationship_B2, next_sentence_label, reduction="sum")
+        nsp_right = (relationship_B2.argmax(dim=-1) == next_sentence_label).sum()
+        words_PD, labels_P = last_BQD[:, 1:].flatten(0, 1), labels.flatten()
+        if _can_look(labels):
+            counted_P = (labels_P != IGNORED).nonzero()[:, 0]
+            words_PD, labels_P = words_PD[counted_P], labels_P[counted_P]
+        head = self.model.lm_head
+        mlm_loss, mlm_right = linear_cross_entropy(
+            head.layer_norm(nn.functional.relu(head.dense(words_PD))), head.decoder, labels_P
+        )
+        return mlm_loss, nsp_loss, torch.stack([mlm_right, nsp_right])
 
 
 def _finish(block: D2LBertLayer, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

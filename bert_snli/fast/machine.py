@@ -84,14 +84,27 @@ def choose_precision(told: str, device: torch.device) -> Precision:
 
 
 def training_flops(config: D2LBertConfig, lengths: Iterable[int]) -> float:
-    """FLOPs of the model's matrix products in one pass forward and back over rows of `lengths` tokens, none padded.
+    """FLOPs of a classifier's matrix products in one pass forward and back over rows of `lengths` tokens, none padded.
 
     The whole model's, whatever a faster path leaves out of them: two a weight and token, two a number of each score
     and mixed value, and twice as many on the way back.
     """
-    hidden, layers = config.hidden_size, config.num_hidden_layers
+    width = config.hidden_size if config.classifier_head == "pooler" else config.classifier_hidden_size
+    heads = width * (config.hidden_size + config.num_labels)
+    return 3.0 * sum(_encoder_flops(config, length) + 2 * heads for length in lengths)
+
+
+def pretraining_flops(config: D2LBertConfig, lengths: Iterable[int], predictions: Iterable[int]) -> float:
+    """The same for pretraining, with as many `predictions` of words in each row."""
+    hidden = config.hidden_size
+    word, sentence = hidden * (hidden + config.vocab_size), hidden * (hidden + 2)
+    return 3.0 * sum(
+        _encoder_flops(config, length) + 2 * (sentence + word * predicted)
+        for length, predicted in zip(lengths, predictions, strict=True)
+    )
+
+
+def _encoder_flops(config: D2LBertConfig, length: int) -> float:
+    hidden = config.hidden_size
     weights = 4 * hidden**2 + 2 * hidden * config.intermediate_size
-    width = hidden if config.classifier_head == "pooler" else config.classifier_hidden_size
-    heads = width * (hidden + config.num_labels)
-    forward = sum(layers * (2 * weights * length + 4 * hidden * length**2) + 2 * heads for length in lengths)
-    return 3.0 * forward
+    return config.num_hidden_layers * (2.0 * weights * length + 4.0 * hidden * length**2)

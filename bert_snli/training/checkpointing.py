@@ -27,9 +27,9 @@ class Progress:
     epoch: int = 0  # epochs finished
     batch: int = 0  # updates made in the running epoch
     step: int = 0  # updates made in all
-    best_accuracy: float = -1.0
+    best_score: float | None = None  # of the evaluations so far
     seconds: float = 0.0  # spent on training, evaluation left out
-    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of the running epoch: loss, correct, pairs
+    totals: list[float] = field(default_factory=list)  # the objective's sums over the running epoch
     epochs: list[dict] = field(default_factory=list)  # metrics of the finished epochs
     scheduler: dict = field(default_factory=dict)  # its state
     batches: dict = field(default_factory=dict)  # the options that decide which rows are in which batch

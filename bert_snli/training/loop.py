@@ -1,4 +1,4 @@
-"""The fine-tuning loop: global batches over any number of processes, evaluated after each epoch."""
+"""The training loop: global batches over any number of processes, evaluated after each epoch."""
 
 from __future__ import annotations
 
@@ -11,36 +11,40 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs
+from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
 from bert_snli.errors import BertSnliError
 from bert_snli.training.checkpointing import Progress, save_checkpoint
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.objectives import Objective
+from bert_snli.training.recipe import TrainingRecipe
 
 METRICS = "metrics.jsonl"
 
 
-def num_updates(recipe: FinetuneRecipe, batches_per_epoch: int) -> int:
+def num_updates(recipe: TrainingRecipe, batches_per_epoch: int) -> int:
     """Updates of the whole run."""
     return recipe.max_steps if recipe.max_steps > 0 else recipe.num_train_epochs * batches_per_epoch
 
 
 @dataclass
-class FinetuningLoop:
+class TrainingLoop:
     """Everything that one run needs, prepared; `run` runs it."""
 
-    recipe: FinetuneRecipe
+    recipe: TrainingRecipe
+    objective: Objective
     accelerator: Accelerator
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     pairs: PaddedPairs
     sampler: GlobalBatchSampler
+    eval_split: str  # its name, for the terminal
     evaluate: Callable[[], dict[str, float]]
     save_model: Callable[[], None]
     after_epoch: Callable[[list[dict]], None]
@@ -58,35 +62,36 @@ class FinetuningLoop:
         progress, recipe = self.progress, self.recipe
         self.model.train()
         self.sampler.set_epoch(progress.epoch, first_batch=progress.batch)
+        self.pairs.set_epoch(progress.epoch)
         passes = (self.pairs[piece] for piece in self.sampler)
-        sizes = [len(batch) for batch in self.sampler.global_batches()]  # the short one may be anywhere
-        interval = torch.zeros(3, device=self.accelerator.device)
+        batches = self.sampler.global_batches()  # the short one may be anywhere
+        interval = torch.zeros(self.objective.num_sums, device=self.accelerator.device)
+        progress.totals = progress.totals or interval.tolist()
         started = time.perf_counter()
         bar = tqdm(
             total=len(self.pairs),
-            initial=sum(sizes[: progress.batch]),
+            initial=sum(map(len, batches[: progress.batch])),
             desc=f"Epoch {progress.epoch + 1}",
             unit="pair",
             disable=None if self.accelerator.is_local_main_process else True,  # None: hidden where nobody watches
         )
-        while progress.batch < len(sizes) and progress.step < total:
-            rows = sizes[progress.batch]
+        while progress.batch < len(batches) and progress.step < total:
+            rows = batches[progress.batch]
             interval += self._update(passes, rows)
             progress.batch += 1
             progress.step += 1
-            bar.update(rows)
-            ended = progress.batch == len(sizes) or progress.step == total
+            bar.update(len(rows))
+            ended = progress.batch == len(batches) or progress.step == total
             save = recipe.save_steps and progress.step % recipe.save_steps == 0
             if ended or save or progress.step % recipe.logging_steps == 0:
-                loss, correct, count = self._settle(interval)
+                figures = self.objective.figures(self._settle(interval))
                 progress.seconds, started = progress.seconds + time.perf_counter() - started, time.perf_counter()
-                bar.set_postfix(loss=f"{loss / count:.3f}", acc=f"{correct / count:.3f}")
+                bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
                 self._log(
                     {
                         "step": progress.step,
                         "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,
-                        "train_loss": loss / count,
-                        "train_accuracy": correct / count,
+                        **{f"train_{name}": value for name, value in figures.items()},
                         "learning_rate": self.scheduler.get_last_lr()[0],
                     }
                 )
@@ -99,22 +104,17 @@ class FinetuningLoop:
         self.progress.scheduler = self.scheduler.state_dict()
         save_checkpoint(self.accelerator, self.progress, Path(self.recipe.output_dir), self.recipe.save_total_limit)
 
-    def _update(self, passes: Iterator[dict[str, torch.Tensor]], global_rows: int) -> torch.Tensor:
-        """One update; returns this process's sum of losses, number of right answers and number of pairs."""
+    def _update(self, passes: Iterator[dict[str, torch.Tensor]], rows: np.ndarray) -> torch.Tensor:
+        """One update, on the global batch `rows`; returns this process's sums."""
         recipe, accelerator = self.recipe, self.accelerator
-        # DistributedDataParallel takes the mean over the processes; the batch's own mean or sum is wanted.
-        scale = accelerator.num_processes / (global_rows if recipe.loss_reduction == "mean" else 1)
-        seen = torch.zeros(3, device=accelerator.device)
+        seen = torch.zeros(self.objective.num_sums, device=accelerator.device)
         for number in range(recipe.gradient_accumulation_steps):
-            batch = next(passes)
-            labels = batch.pop("labels")
             last = number == recipe.gradient_accumulation_steps - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                logits = self.model(**batch).logits
-                loss = nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
-                accelerator.backward(loss * scale)
-            right = (logits.detach().argmax(dim=-1) == labels).sum()
-            seen += torch.stack([loss.detach(), right, (labels != IGNORED_LABEL).sum()])
+                loss, sums = self.objective(self.model, next(passes), rows)
+                # DistributedDataParallel takes the mean over the processes; the batch's own mean or sum is wanted.
+                accelerator.backward(loss * accelerator.num_processes)
+            seen += sums
         if recipe.max_grad_norm:
             accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
@@ -130,7 +130,7 @@ class FinetuningLoop:
             BertSnliError: the loss is no longer a number.
         """
         sums: list[float] = self.accelerator.reduce(interval, "sum").tolist()
-        if not math.isfinite(sums[0]):
+        if not all(map(math.isfinite, sums)):
             raise BertSnliError(
                 f"the loss is not finite at step {self.progress.step}; lower --learning_rate, or set --max_grad_norm"
             )
@@ -139,28 +139,24 @@ class FinetuningLoop:
 
     def _end_epoch(self) -> None:
         progress = self.progress
-        loss, correct, count = progress.totals
         evaluation = self.evaluate()
         entry = {
             "step": progress.step,
             "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,
-            "train_loss": loss / count,
-            "train_accuracy": correct / count,
+            **{f"train_{name}": value for name, value in self.objective.figures(progress.totals).items()},
             "train_seconds": progress.seconds,
             **{f"eval_{name}": value for name, value in evaluation.items()},
         }
         progress.epochs.append(entry)
         self._log(entry)
         if self.accelerator.is_main_process:
-            tqdm.write(
-                f"Epoch {progress.epoch + 1}: train loss {entry['train_loss']:.3f}, train accuracy "
-                f"{entry['train_accuracy']:.3f}, {self.recipe.eval_split} accuracy {evaluation['accuracy']:.3f}",
-                file=sys.stderr,
-            )
-        if not self.recipe.load_best_model_at_end or evaluation["accuracy"] > progress.best_accuracy:
-            progress.best_accuracy = evaluation["accuracy"]
+            words = self.objective.describe(entry, self.eval_split)
+            tqdm.write(f"Epoch {progress.epoch + 1}: {words}", file=sys.stderr)
+        score = self.objective.score(evaluation)
+        if not self.recipe.load_best_model_at_end or progress.best_score is None or score > progress.best_score:
+            progress.best_score = score
             self.save_model()
-        progress.epoch, progress.batch, progress.totals = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
+        progress.epoch, progress.batch, progress.totals = progress.epoch + 1, 0, []
         if self.accelerator.is_main_process:
             self.after_epoch(progress.epochs)
 

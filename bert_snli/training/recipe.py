@@ -1,4 +1,4 @@
-"""What a fine-tuning run is told: one dataclass whose fields are the options of the command and the keys of a recipe.
+"""What a training run is told: dataclasses whose fields are the options of a command and the keys of a recipe.
 
 Names are those of `transformers.TrainingArguments` wherever the thing is the same. Batch sizes are global.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -27,15 +27,6 @@ STARTING = (
     "hub_model_id",
     "hub_private_repo",
 )
-BATCHING = (
-    "dataset_name_or_path",
-    "text_source",
-    "max_train_samples",
-    "train_batch_size",
-    "train_batch_tokens",
-    "train_sampling_strategy",
-    "seed",
-)
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -47,49 +38,43 @@ def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> A
 
 
 @dataclass
-class FinetuneRecipe:
-    """Options of `finetune`.
+class TrainingRecipe:
+    """Options of every training command.
 
     Raises:
         BertSnliError: a value that makes no sense, with the option's name and what to give instead.
     """
 
-    model_name_or_path: str = option("", "Model folder or hub id to start from (see: bert-snli convert).")
-    dataset_name_or_path: str = option(
-        HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
+    required: ClassVar[tuple[str, ...]] = ("output_dir",)
+    # What decides which rows are in which batch: a run is resumed with the same.
+    batching: ClassVar[tuple[str, ...]] = (
+        "dataset_name_or_path",
+        "text_source",
+        "max_train_samples",
+        "train_batch_size",
+        "train_batch_tokens",
+        "train_sampling_strategy",
+        "seed",
     )
-    output_dir: str = option("", "Folder for the fine-tuned model, its metrics and its curve.")
+
+    model_name_or_path: str = option("", "Model folder or hub id to start from.")
+    dataset_name_or_path: str = option(HUB_ID, "What to train on.")
+    output_dir: str = option("", "Folder for the trained model, its metrics and its curve.")
     overwrite_output_dir: bool = option(
         False,
         "Write into an output folder that already holds files; checkpoints and results of its earlier run are removed.",
     )
 
     text_source: str = option(
-        "raw", "Sentences to read: 'raw' as typed, or 'parse', the parse leaves that the book reads.", TEXT_SOURCES
+        "raw",
+        "Sentences of SNLI to read: 'raw' as typed, or 'parse', the parse leaves that the book reads.",
+        TEXT_SOURCES,
     )
-    max_length: int = option(128, "Longest pair in tokens, the three special ones included; longer ones are truncated.")
-    truncation: str = option(
-        "longest",
-        "How pairs that are too long are cut: 'longest' from the longer side as the book does, 'ratio' in proportion, "
-        "'only_first', 'only_second', or 'do_not_truncate', an error.",
-        tuple(TRUNCATIONS),
-    )
+    max_length: int = option(128, "Longest pair in tokens, the three special ones included.")
     max_train_samples: int | None = option(None, "Train on the first so many pairs only.")
     max_eval_samples: int | None = option(None, "Evaluate on the first so many pairs only.")
-    preprocessing_num_workers: int | None = option(None, "Processes that encode the pairs.")
-
-    classifier_head: str | None = option(
-        None,
-        "'pooler': the book's pretrained layer (the default); 'mlp': the fresh one of the chapter's first form.",
-        CLASSIFIER_HEADS,
-    )
+    preprocessing_num_workers: int | None = option(None, "Processes that encode the text.")
     dropout: float | None = option(None, "Dropout rate of hidden states and attention (default: the model's own).")
-
-    attn_implementation: str | None = option(
-        None,
-        "Attention of the model; by default 'eager' on CPU, which is faster at SNLI's lengths, else 'sdpa'.",
-        ("eager", "sdpa"),
-    )
 
     num_train_epochs: int = option(4, "Times that every training pair is seen.")
     max_steps: int = option(-1, "If positive: stop after so many updates, whatever num_train_epochs says.")
@@ -102,7 +87,6 @@ class FinetuneRecipe:
     train_sampling_strategy: str = option(
         "group_by_length", "Batches of like length, or 'random' as in the book.", STRATEGIES
     )
-    pad_to_max_length: bool = option(False, "Pad every batch to max_length as the book does: slower, same numbers.")
 
     optim: str = option("adamw_torch_fused", "Optimizer.", tuple(OPTIMIZERS))
     learning_rate: float = option(5e-4, "Peak learning rate.")
@@ -110,29 +94,14 @@ class FinetuneRecipe:
     warmup_steps: float = option(0.06, "Updates of linear warm-up; below 1, a share of all updates.")
     weight_decay: float = option(0.01, "Weight decay of all but biases and LayerNorms.")
     max_grad_norm: float = option(1.0, "Largest norm of the gradient; 0 does not clip.")
-    loss_reduction: str = option(
-        "mean", "Loss of a batch: 'mean' of its pairs, or their 'sum' as in the book.", ("mean", "sum")
-    )
     mixed_precision: str = option(
         "auto",
         "'auto': what `accelerate launch` is told, if not 'no', or bf16 where this machine multiplies it 1.5 times as "
         "fast. fp16 needs a GPU. Evaluation is in fp32.",
         ("auto", "no", "bf16", "fp16"),
     )
-    fast_forward: bool = option(
-        True,
-        "Train without products that the logits do not need, and without words that the data do not hold: the same to "
-        "rounding, but for other random numbers of dropout on a CPU.",
-    )
-    torch_compile: bool = option(
-        False,
-        "Compile the model, for each multiple of 8 that batches are then padded to; for GPUs.",
-    )
-    seed: int = option(42, "Seed of the fresh head, the order of the pairs and dropout.")
+    seed: int = option(42, "Seed of fresh weights, the order of the pairs, masks and dropout.")
 
-    eval_split: str = option(
-        "validation", "Split evaluated after each epoch; the book uses 'test'.", ("validation", "test")
-    )
     load_best_model_at_end: bool = option(True, "Keep the epoch that evaluates best; otherwise the last.")
     logging_steps: int = option(50, "Updates between two lines of metrics.jsonl.")
     save_steps: int = option(0, "Updates between two checkpoints; 0 writes none.")
@@ -141,19 +110,11 @@ class FinetuneRecipe:
         None, "Checkpoint folder to go on from, or 'auto' for the newest in output_dir."
     )
     report_to: str = option("none", "Experiment tracker besides metrics.jsonl.", TRACKERS)
-    push_to_hub: bool = option(False, "Put the finished model on the hub, as bert-snli push does.")
-    hub_model_id: str | None = option(None, "Where push_to_hub puts it: user/name or organisation/name.")
-    hub_private_repo: bool = option(False, "For your eyes only, if the repository is a new one.")
 
     def __post_init__(self):
-        for name in ("model_name_or_path", "output_dir"):
+        for name in self.required:
             if not getattr(self, name):
                 raise BertSnliError(f"--{name}: is required; give it on the command line or in the recipe")
-        if self.push_to_hub and not self.hub_model_id:
-            raise BertSnliError("--push_to_hub: needs --hub_model_id user/name")
-        if not self.push_to_hub and (self.hub_model_id or self.hub_private_repo):
-            name = "hub_model_id" if self.hub_model_id else "hub_private_repo"
-            raise BertSnliError(f"--{name}: goes with --push_to_hub; add that, or leave this out")
         for entry in fields(self):
             choices, value = entry.metadata.get("choices"), getattr(self, entry.name)
             if choices and value is not None and value not in choices:
@@ -171,9 +132,6 @@ class FinetuneRecipe:
             "save_total_limit",
         ):
             self._require(name, lambda value: value >= 1, "give 1 or more")
-        for name in ("pad_to_max_length", "torch_compile"):
-            if self.train_batch_tokens and getattr(self, name):
-                raise BertSnliError(f"--train_batch_tokens: does not go with --{name}, which changes a batch's length")
         self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "save_steps"):
             self._require(name, lambda value: value >= 0, "give 0 or more")
@@ -191,12 +149,76 @@ class FinetuneRecipe:
         path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
 
     def batches(self) -> dict[str, Any]:
-        """The options that decide which rows are in which batch: a run is resumed with the same."""
-        return {name: getattr(self, name) for name in BATCHING}
+        """The options that decide which rows are in which batch."""
+        return {name: getattr(self, name) for name in self.batching}
 
 
-def recipe_arguments(path: Path) -> list[str]:
-    """The options in a YAML recipe, as command-line arguments, so that one parser checks both.
+@dataclass
+class FinetuneRecipe(TrainingRecipe):
+    """Options of `finetune`.
+
+    Raises:
+        BertSnliError: as `TrainingRecipe`.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("model_name_or_path", "output_dir")
+
+    model_name_or_path: str = option("", "Model folder or hub id to start from (see: bert-snli convert).")
+    dataset_name_or_path: str = option(
+        HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
+    )
+    output_dir: str = option("", "Folder for the fine-tuned model, its metrics and its curve.")
+    max_length: int = option(128, "Longest pair in tokens, the three special ones included; longer ones are truncated.")
+    truncation: str = option(
+        "longest",
+        "How pairs that are too long are cut: 'longest' from the longer side as the book does, 'ratio' in proportion, "
+        "'only_first', 'only_second', or 'do_not_truncate', an error.",
+        tuple(TRUNCATIONS),
+    )
+    classifier_head: str | None = option(
+        None,
+        "'pooler': the book's pretrained layer (the default); 'mlp': the fresh one of the chapter's first form.",
+        CLASSIFIER_HEADS,
+    )
+    attn_implementation: str | None = option(
+        None,
+        "Attention of the model; by default 'eager' on CPU, which is faster at SNLI's lengths, else 'sdpa'.",
+        ("eager", "sdpa"),
+    )
+    pad_to_max_length: bool = option(False, "Pad every batch to max_length as the book does: slower, same numbers.")
+    loss_reduction: str = option(
+        "mean", "Loss of a batch: 'mean' of its pairs, or their 'sum' as in the book.", ("mean", "sum")
+    )
+    fast_forward: bool = option(
+        True,
+        "Train without products that the logits do not need, and without words that the data do not hold: the same to "
+        "rounding, but for other random numbers of dropout on a CPU.",
+    )
+    torch_compile: bool = option(
+        False,
+        "Compile the model, for each multiple of 8 that batches are then padded to; for GPUs.",
+    )
+    eval_split: str = option(
+        "validation", "Split evaluated after each epoch; the book uses 'test'.", ("validation", "test")
+    )
+    push_to_hub: bool = option(False, "Put the finished model on the hub, as bert-snli push does.")
+    hub_model_id: str | None = option(None, "Where push_to_hub puts it: user/name or organisation/name.")
+    hub_private_repo: bool = option(False, "For your eyes only, if the repository is a new one.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.push_to_hub and not self.hub_model_id:
+            raise BertSnliError("--push_to_hub: needs --hub_model_id user/name")
+        if not self.push_to_hub and (self.hub_model_id or self.hub_private_repo):
+            name = "hub_model_id" if self.hub_model_id else "hub_private_repo"
+            raise BertSnliError(f"--{name}: goes with --push_to_hub; add that, or leave this out")
+        for name in ("pad_to_max_length", "torch_compile"):
+            if self.train_batch_tokens and getattr(self, name):
+                raise BertSnliError(f"--train_batch_tokens: does not go with --{name}, which changes a batch's length")
+
+
+def recipe_arguments(path: Path, recipe_class: type[TrainingRecipe], command: str) -> list[str]:
+    """The options in a YAML recipe, as command-line arguments of `command`, so that one parser checks both.
 
     Raises:
         BertSnliError: not there, not YAML, or not a table of options and plain values.
@@ -210,11 +232,11 @@ def recipe_arguments(path: Path) -> list[str]:
         raise BertSnliError(f"--config {path}: not YAML ({reason}); see the files in recipes/") from error
     if not isinstance(content, dict):
         raise BertSnliError(f"--config {path}: holds no options; write lines such as 'learning_rate: 1e-4'")
-    known = {entry.name for entry in fields(FinetuneRecipe)}
+    known = {entry.name for entry in fields(recipe_class)}
     arguments: list[str] = []
     for key, value in content.items():
         if key not in known:
-            raise BertSnliError(f"--config {path}: unknown option {key!r}; see bert-snli finetune --help")
+            raise BertSnliError(f"--config {path}: unknown option {key!r}; see {command} --help")
         if value is not None:
             arguments += [f"--{key}", str(value)]
     return arguments

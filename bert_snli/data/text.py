@@ -1,0 +1,181 @@
+"""Plain text to pretrain on, from wherever it lies, as paragraphs of sentences of words (d2l 15.9).
+
+A paragraph is a line of text, cut at ` . ` as the book cuts it; or a pair of SNLI's, whose two sentences are about the
+same picture. Text that people typed is tokenized by the rules of `tokenization.py` first, so that the same cut applies.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase
+
+from bert_snli.data.snli import load_snli
+from bert_snli.data.sources import HUB_ID, SAMPLE
+from bert_snli.errors import BertSnliError
+from bert_snli.folders import looks_local
+from bert_snli.tokenization import SPECIAL_TOKENS
+
+WIKITEXT = "Salesforce/wikitext"
+TOKENIZED_CONFIGS = re.compile(r"wikitext-\d+-v1")  # the others are raw
+WIKI_FILES = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "wiki.test.tokens"}
+TEXT_FILES = (".txt", ".text", ".md")
+SNLI_HEADER = "gold_label\t"
+HELD_OUT = 0.05  # of the paragraphs, where there is no other split to evaluate on
+SENTENCES = Features({"sentences": List(Value("string"))})
+
+
+@dataclass(frozen=True)
+class Text:
+    """Rows to train on and to evaluate on, with the column `text`, or `premise` and `hypothesis`; and their names.
+
+    `tokenized`: words and marks have spaces between them already.
+    """
+
+    train: Dataset
+    evaluation: Dataset
+    train_split: str
+    eval_split: str
+    tokenized: bool
+
+
+def open_text(name_or_path: str, config_name: str, text_source: str) -> Text:
+    """Find text: a folder of WikiText, text files, a source of SNLI, or a dataset on the hub with a column `text`.
+
+    Trained on is `train`, or the first split that is there; evaluated on is the next one, or a twentieth held out.
+
+    Raises:
+        BertSnliError: nothing there, or no text.
+    """
+    path = Path(name_or_path)
+    wiki = {split: path / name for split, name in WIKI_FILES.items() if (path / name).is_file()}
+    if wiki:
+        return _split({split: _read_lines([file], split) for split, file in wiki.items()}, tokenized=True)
+    files = _text_files(path)
+    if files:
+        return _split({"train": _read_lines(files, "train")}, tokenized=False)
+    if path.exists() or name_or_path in (SAMPLE, HUB_ID) or looks_local(name_or_path) or path.suffix:
+        splits = load_snli(name_or_path, splits=["train", "validation"], text_source=text_source).splits
+        return _split(dict(splits), tokenized=text_source == "parse")
+    return _split(_read_hub(name_or_path, config_name), tokenized=bool(TOKENIZED_CONFIGS.fullmatch(config_name)))
+
+
+def _text_files(path: Path) -> list[Path]:
+    """The files of plain text that `path` is or holds; none where they are SNLI's."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in files if file.suffix in TEXT_FILES and file.is_file() and not file.name.startswith(".")]
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(SNLI_HEADER)) == SNLI_HEADER.encode():
+                return []
+    return files
+
+
+def _read_lines(files: Sequence[Path], split: str) -> Dataset:
+    try:
+        paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
+        return load_dataset("text", data_files={split: paths}, split=split)
+    except Exception as error:  # a damaged file ends in any of the builders' many errors
+        cause = error.__cause__ or error
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        remedy = "save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else "give a file of text"
+        raise BertSnliError(f"{files[0]}: cannot be read as text ({reason}); {remedy}") from error
+
+
+def _read_hub(name: str, config_name: str) -> dict[str, Dataset]:
+    try:
+        loaded = load_dataset(name, config_name if name == WIKITEXT else None)
+    except Exception as error:  # anything from no network to a repository that is no dataset
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BertSnliError(
+            f"--dataset_name_or_path {name}: cannot be loaded from the hub ({reason}); "
+            f"check the id and the network, or give a file or a folder"
+        ) from error
+    if not isinstance(loaded, DatasetDict) or any("text" not in rows.column_names for rows in loaded.values()):
+        raise BertSnliError(f"--dataset_name_or_path {name}: has no column 'text'; give a dataset of plain text")
+    return {split: rows.select_columns(["text"]) for split, rows in loaded.items()}
+
+
+def _split(splits: Mapping[str, Dataset], *, tokenized: bool) -> Text:
+    there = [name for name in WIKI_FILES if name in splits] or list(splits)
+    train = splits[there[0]]
+    if len(there) > 1:
+        return Text(train, splits[there[1]], there[0], there[1], tokenized)
+    cut = len(train) - max(1, round(HELD_OUT * len(train)))
+    return Text(train.select(range(cut)), train.select(range(cut, len(train))), there[0], "held-out", tokenized)
+
+
+class SentenceSplitter:
+    """A function for `Dataset.map(batched=True)`: `text`, or `premise` and `hypothesis`, to `sentences`.
+
+    These are words with single spaces between them. Lines of fewer than two sentences are left out, as in the book.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokenized: bool):
+        self.tokenizer = tokenizer
+        self.tokenized = tokenized
+        self.lower_case = tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a"
+
+    def __call__(self, batch: Mapping[str, list[str | None]]) -> dict[str, list[list[str]]]:
+        if "text" in batch:
+            lines = (self._words(line or "").split(" . ") for line in batch["text"])
+            paragraphs = [[sentence for sentence in line if sentence.strip()] for line in lines]
+        else:
+            known: dict[str | None, str] = {}
+            for text in (*batch["premise"], *batch["hypothesis"]):
+                if text not in known:
+                    known[text] = self._words(text or "")
+            pairs = zip(batch["premise"], batch["hypothesis"], strict=True)
+            paragraphs = [[sentence for text in pair if (sentence := known[text])] for pair in pairs]
+        return {"sentences": [sentences for sentences in paragraphs if len(sentences) > 1]}
+
+    def _words(self, line: str) -> str:
+        if self.tokenized:
+            stripped = line.strip()
+            return stripped.lower() if self.lower_case else stripped
+        backend = self.tokenizer.backend_tokenizer
+        normal = backend.normalizer.normalize_str(line)
+        return " ".join(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
+
+
+def split_sentences(rows: Dataset, splitter: SentenceSplitter, *, num_proc: int | None = None) -> Dataset:
+    """The paragraphs of `rows`, in their order, with the column `sentences`. A second run is read from the cache.
+
+    Raises:
+        BertSnliError: there is none.
+    """
+    paragraphs = rows.map(
+        splitter,
+        batched=True,
+        num_proc=num_proc,
+        remove_columns=rows.column_names,
+        features=SENTENCES,
+        desc="Splitting sentences",
+    )
+    if len(paragraphs) == 0:
+        raise BertSnliError("the text has no line of two sentences or more (cut at ' . '); give a longer text")
+    return paragraphs
+
+
+def count_words(paragraphs: Dataset, min_freq: int) -> list[str]:
+    """The special tokens, then the words that come at least `min_freq` times, the most frequent first."""
+    special = list(SPECIAL_TOKENS.values())
+    counter = Tokenizer(models.WordLevel({}, unk_token=SPECIAL_TOKENS["unk_token"]))
+    counter.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31 - 1, min_frequency=min_freq, special_tokens=special, show_progress=False
+    )
+    counter.train_from_iterator(_sentences(paragraphs), trainer)
+    ids = counter.get_vocab()
+    return sorted(ids, key=lambda word: ids[word])
+
+
+def _sentences(paragraphs: Dataset) -> Iterator[list[str]]:
+    for batch in paragraphs.iter(batch_size=1000):
+        yield [sentence for sentences in batch["sentences"] for sentence in sentences]

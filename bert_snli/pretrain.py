@@ -1,0 +1,275 @@
+"""Pretrain a model on plain text (d2l 15.8 to 15.10): what `accelerate launch -m bert_snli.pretrain` runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerFast
+
+from bert_snli.data.batching import Piece
+from bert_snli.data.pretraining import MaskedPairs, draw_pairs, encode_corpus, pair_up
+from bert_snli.data.text import SentenceSplitter, Text, count_words, open_text, split_sentences
+from bert_snli.errors import BertSnliError
+from bert_snli.evaluation.plots import plot_pretraining
+from bert_snli.fast.forward import FastPreTraining
+from bert_snli.fast.machine import pretraining_flops
+from bert_snli.folders import finished_folder
+from bert_snli.hub import forget_measurements
+from bert_snli.inference import load_config, load_tokenizer, load_weights
+from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
+from bert_snli.training.loop import METRICS, TrainingLoop
+from bert_snli.training.objectives import Pretraining
+from bert_snli.training.pretrain_recipe import FRESH, PretrainRecipe
+from bert_snli.training.session import (
+    check_start,
+    describe_machine,
+    make_sampler,
+    open_accelerator,
+    parse_options,
+    prepare_training,
+    run_command,
+    run_loop,
+)
+
+PROG = "bert-snli pretrain"
+RECIPE = PretrainRecipe
+EVALUATION_SEED = 0  # of its pairs and masks, whatever is trained with: figures of two runs can be compared
+DESCRIPTION = """\
+Pretrain a model on plain text, to predict hidden words (MLM) and whether a sentence is the next one (NSP), and keep it
+as a normal model folder, to be fine-tuned, asked by pipeline("fill-mask"), or exported to the book's own format.
+
+examples:
+  bert-snli pretrain --dataset_name_or_path wikitext-2 --output_dir runs/wiki
+  bert-snli pretrain --dataset_name_or_path snli_1.0.zip --model_name_or_path runs/wiki --output_dir runs/captions
+  bert-snli pretrain --config recipes/d2l_book_pretrain.yaml --dataset_name_or_path wikitext-2 --output_dir runs/book
+  bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are taken as well
+"""
+
+
+def parse_recipe(argv: Sequence[str]) -> PretrainRecipe:
+    """Read options; those of `--config FILE.yaml` come first, so that the command line overrides them.
+
+    Raises:
+        BertSnliError: a value that makes no sense. An unknown option exits with 2.
+    """
+    return parse_options(argv, PretrainRecipe, PROG, DESCRIPTION)
+
+
+def check_recipe(recipe: PretrainRecipe) -> None:
+    """What can be known to be wrong before anything is loaded or written.
+
+    Raises:
+        BertSnliError: as `check_start`.
+    """
+    check_start(recipe)
+
+
+def pretrain(recipe: PretrainRecipe) -> dict:
+    """Run `recipe`; returns what `train_results.json` in the output folder holds.
+
+    Raises:
+        BertSnliError: anything that the user can mend.
+    """
+    check_recipe(recipe)
+    start = load_start(recipe) if recipe.model_name_or_path else None
+    accelerator, recipe, precision = open_accelerator(recipe)
+    text = open_text_of(recipe, recipe.dataset_name_or_path)
+    with accelerator.main_process_first():
+        tokenizer = make_tokenizer(recipe, text, start)
+        train, evaluation = load_pairs(recipe, text, tokenizer, accelerator.device)
+    accelerator.print(
+        f"{len(train):,} pairs to train on ({text.train_split}), {len(evaluation):,} to evaluate on "
+        f"({text.eval_split}); {len(tokenizer):,} words"
+    )
+    accelerator.print(describe_machine(accelerator, precision))
+    set_seed(recipe.seed)
+    model = make_model(recipe, tokenizer, start, "eager" if accelerator.device.type == "cpu" else "sdpa")
+    set_seed(recipe.seed, device_specific=True)  # the same fresh weights, but other dropout, in each process
+    loop = prepare(recipe, accelerator, model, tokenizer, train, evaluation, text.eval_split)
+    flops = pretraining_flops(model.config, train.lengths, train.predictions_R)
+    return run_loop(loop, forget_measurements, precision=precision, flops=flops, vocab_size=len(tokenizer))
+
+
+def load_start(recipe: PretrainRecipe) -> tuple[D2LBertForPreTraining, PreTrainedTokenizerFast]:
+    """A model with its pretraining heads, and its tokenizer.
+
+    Raises:
+        BertSnliError: there is none, or it has not all of the heads.
+    """
+    name = recipe.model_name_or_path
+    config, tokenizer = load_config(name), load_tokenizer(name)
+    if recipe.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = recipe.dropout
+    model, fresh = load_weights(name, config, D2LBertForPreTraining, dtype=torch.float32)
+    if fresh:
+        raise BertSnliError(f"{name}: lacks {min(fresh)}; give a pretrained model, with its heads of pretraining")
+    return model, tokenizer
+
+
+def open_text_of(recipe: PretrainRecipe, name_or_path: str) -> Text:
+    """The text that an option of the recipe names."""
+    return open_text(name_or_path, recipe.dataset_config_name, recipe.text_source)
+
+
+def make_tokenizer(
+    recipe: PretrainRecipe, text: Text, start: tuple[D2LBertForPreTraining, PreTrainedTokenizerFast] | None
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of the start model, with more words if the recipe says so; or a new one, of the words of `text`."""
+    if start is None:
+        positions = recipe.max_position_embeddings or FRESH["max_position_embeddings"]
+        lower_case = FRESH["do_lower_case"] if recipe.do_lower_case is None else recipe.do_lower_case
+        rules = build_tokenizer(list(SPECIAL_TOKENS.values()), model_max_length=positions, do_lower_case=lower_case)
+        words, source = [], text
+    else:
+        rules = start[1]
+        positions, lower_case = rules.model_max_length, rules.backend_tokenizer.normalizer.normalize_str("A") == "a"
+        if recipe.extend_vocab_from is None:
+            return rules
+        words = rules.convert_ids_to_tokens(list(range(len(rules))))
+        source = open_text_of(recipe, recipe.extend_vocab_from)
+    splitter = SentenceSplitter(rules, source.tokenized)
+    counted = count_words(
+        split_sentences(source.train, splitter, num_proc=recipe.preprocessing_num_workers), recipe.min_freq
+    )
+    known = set(words)
+    return build_tokenizer(
+        [*words, *(word for word in counted if word not in known)],
+        model_max_length=positions,
+        do_lower_case=lower_case,
+    )
+
+
+def load_pairs(
+    recipe: PretrainRecipe, text: Text, tokenizer: PreTrainedTokenizerFast, device: torch.device
+) -> tuple[MaskedPairs, MaskedPairs]:
+    """The pairs to train on and those to evaluate on, on `device`.
+
+    Raises:
+        BertSnliError: no text, or none that is short enough.
+    """
+    if recipe.max_length > tokenizer.model_max_length:
+        raise BertSnliError(f"--max_length {recipe.max_length}: the model takes {tokenizer.model_max_length} at most")
+    splitter, workers = SentenceSplitter(tokenizer, text.tokenized), recipe.preprocessing_num_workers
+    both = []
+    for rows, limit, seed, static in (
+        (text.train, recipe.max_train_samples, recipe.seed, recipe.static_masks),
+        (text.evaluation, recipe.max_eval_samples, EVALUATION_SEED, True),
+    ):
+        corpus = encode_corpus(split_sentences(rows, splitter, num_proc=workers), tokenizer, num_proc=workers)
+        pairs = pair_up(corpus, draw_pairs(corpus, seed), tokenizer, recipe.max_length)[:limit]
+        both.append(MaskedPairs(pairs, tokenizer, seed=seed, static_masks=static, device=device))
+    return both[0], both[1]
+
+
+def make_model(
+    recipe: PretrainRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    start: tuple[D2LBertForPreTraining, PreTrainedTokenizerFast] | None,
+    attention: str,
+) -> D2LBertForPreTraining:
+    """The start model, with a row in each embedding and head for every word; or a fresh one of the recipe's sizes.
+
+    Raises:
+        BertSnliError: sizes that make no model.
+    """
+    if start is None:
+        sizes = {name: getattr(recipe, name) or default for name, default in FRESH.items() if name != "do_lower_case"}
+        if recipe.dropout is not None:
+            sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), recipe.dropout)
+        try:
+            config = D2LBertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+        except ValueError as error:
+            raise BertSnliError(f"--{error}") from error
+        model = D2LBertForPreTraining(config)
+    else:
+        model = start[0]
+        if len(tokenizer) != model.config.vocab_size:
+            # Draws from a normal distribution with the known words' mean and covariance (Hewitt, 2021).
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    model.set_attn_implementation(attention)
+    return model
+
+
+def prepare(
+    recipe: PretrainRecipe,
+    accelerator: Accelerator,
+    model: D2LBertForPreTraining,
+    tokenizer: PreTrainedTokenizerFast,
+    train: MaskedPairs,
+    evaluation: MaskedPairs,
+    eval_split: str,
+) -> TrainingLoop:
+    """Optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
+    sampler = make_sampler(recipe, accelerator, train.lengths)
+    trained, optimizer, scheduler, progress = prepare_training(
+        recipe, accelerator, FastPreTraining(model), sampler.batches_per_epoch
+    )
+    output_dir = Path(recipe.output_dir)
+
+    def save_model() -> None:
+        if accelerator.is_main_process:
+            with finished_folder(output_dir, overwrite=True) as folder:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+        accelerator.wait_for_everyone()
+
+    def draw_curve(_: list[dict]) -> None:
+        lines = (output_dir / METRICS).read_text(encoding="utf-8").splitlines()
+        plot_pretraining([json.loads(line) for line in lines], eval_split, output_dir)
+
+    return TrainingLoop(
+        recipe=recipe,
+        objective=Pretraining(train.predictions_R),
+        accelerator=accelerator,
+        model=trained,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        pairs=train,
+        sampler=sampler,
+        eval_split=eval_split,
+        evaluate=lambda: evaluate(model, evaluation, recipe.per_device_eval_batch_size, accelerator),
+        save_model=save_model,
+        after_epoch=draw_curve,
+        progress=progress,
+    )
+
+
+@torch.inference_mode()
+def evaluate(
+    model: D2LBertForPreTraining, pairs: MaskedPairs, batch_size: int, accelerator: Accelerator
+) -> dict[str, float]:
+    """The figures of `Pretraining` on `pairs`, in fp32; computed by length and shared among the processes."""
+    fast = FastPreTraining(model).eval()  # unlike what is trained, without mixed precision
+    objective = Pretraining(pairs.predictions_R)
+    sums = torch.zeros(objective.num_sums, dtype=torch.float64)
+    batches = np.array_split(np.argsort(pairs.lengths, kind="stable"), -(-len(pairs) // batch_size))
+    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+        _, seen = objective(fast, pairs[Piece(rows.tolist(), counted=True)], rows)
+        sums += seen.double().cpu()
+    model.train()
+    return objective.figures(accelerator.reduce(sums.to(accelerator.device), "sum").tolist())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+
+    def train(arguments: Sequence[str]) -> tuple[PretrainRecipe, dict]:
+        recipe = parse_recipe(arguments)
+        return recipe, pretrain(recipe)
+
+    # As the book prints them (d2l 15.10.1).
+    return run_command(
+        PROG, argv, train, lambda done: f"MLM loss {done['train_mlm_loss']:.3f}, NSP loss {done['train_nsp_loss']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

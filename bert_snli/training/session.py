@@ -1,0 +1,256 @@
+"""A training run around its loop, the same for fine-tuning and pretraining: options, processes, files and results."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import HfArgumentParser
+
+from bert_snli.console import OneLineErrorParser, quiet_libraries, run
+from bert_snli.data.batching import GlobalBatchSampler
+from bert_snli.errors import BertSnliError
+from bert_snli.fast.forward import FastClassifier
+from bert_snli.fast.machine import Precision, choose_precision, keep_freed_memory
+from bert_snli.folders import check_output_dir, make_output_dir
+from bert_snli.training.checkpointing import (
+    Progress,
+    drop_checkpoints_after,
+    find_checkpoint,
+    load_checkpoint,
+    read_progress,
+)
+from bert_snli.training.loop import METRICS, TrainingLoop, num_updates
+from bert_snli.training.optimisation import make_optimizer, make_scheduler
+from bert_snli.training.recipe import TrainingRecipe, recipe_arguments
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+Recipe = TypeVar("Recipe", bound=TrainingRecipe)
+
+
+class RecipeParser(OneLineErrorParser, HfArgumentParser):
+    """Options from the fields of a dataclass, with one-line errors."""
+
+    def add_argument(self, *names, **options):
+        """As argparse does; the contrary of an option, which is made of its text, gets one of its own."""
+        if names[0].startswith("--no_"):
+            options["help"] = f"Switch {names[0].replace('--no_', '--')} off."
+        return super().add_argument(*names, **options)
+
+
+def parse_options(argv: Sequence[str], recipe_class: type[Recipe], prog: str, description: str) -> Recipe:
+    """Read options; those of `--config FILE.yaml` come first, so that the command line overrides them.
+
+    Raises:
+        BertSnliError: a value that makes no sense. An unknown option exits with 2.
+    """
+    parser = RecipeParser(recipe_class, prog=prog, description=description)
+    parser.add_argument("--config", type=Path, help="YAML recipe: any of these options; the command line overrides it.")
+    config = parser.parse_known_args(argv)[0].config
+    from_file = recipe_arguments(config, recipe_class, prog) if config else []
+    recipe, _, unknown = parser.parse_args_into_dataclasses([*from_file, *argv], return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return recipe
+
+
+def check_start(recipe: TrainingRecipe) -> None:
+    """What can be known to be wrong before anything is loaded or written.
+
+    Raises:
+        BertSnliError: the output folder holds something, there is nothing to resume from, a tracker is not installed.
+    """
+    if recipe.resume_from_checkpoint:
+        find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
+    else:
+        check_output_dir(Path(recipe.output_dir), overwrite=recipe.overwrite_output_dir)
+    if recipe.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise BertSnliError("--mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
+    if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
+        raise BertSnliError(f"--report_to {recipe.report_to}: is not installed; pip install {recipe.report_to}")
+
+
+def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
+    """The processes and their device; the recipe with the precision that it means; and that precision.
+
+    Raises:
+        BertSnliError: a distributed type that shards the model.
+    """
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    precision = shared_precision(recipe, PartialState(cpu=on_cpu))
+    recipe = replace(recipe, mixed_precision=precision.name)
+    accelerator = Accelerator(
+        mixed_precision=precision.name,
+        cpu=on_cpu,
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        project_dir=recipe.output_dir,
+    )
+    if accelerator.distributed_type in SHARDED:
+        raise BertSnliError(f"accelerate's {accelerator.distributed_type.value} is not supported; use MULTI_GPU")
+    return accelerator, recipe, precision
+
+
+def shared_precision(recipe: TrainingRecipe, state: PartialState) -> Precision:
+    """The precision that all processes train in: as the main one finds the machine, or as the checkpoint has it."""
+    told = recipe.mixed_precision
+    if recipe.resume_from_checkpoint and told == "auto":
+        told = read_progress(find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))).precision
+    found = [choose_precision(told, state.device) if state.is_main_process else None]
+    (precision,) = broadcast_object_list(found)
+    return Precision(*precision)
+
+
+def describe_machine(accelerator: Accelerator, precision: Precision) -> str:
+    """What is trained on, in words."""
+    numbers = "fp32" if precision.name == "no" else precision.name
+    return f"{accelerator.device.type}, {numbers} ({precision.reason}): {precision.rate / 1e9:,.0f} GFLOP/s"
+
+
+def make_sampler(recipe: TrainingRecipe, accelerator: Accelerator, lengths: Sequence[int]) -> GlobalBatchSampler:
+    """The batches of the recipe, of rows of `lengths`."""
+    return GlobalBatchSampler(
+        lengths,
+        recipe.train_batch_size,
+        seed=recipe.seed,
+        strategy=recipe.train_sampling_strategy,
+        max_tokens=recipe.train_batch_tokens,
+        num_passes=recipe.gradient_accumulation_steps,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+
+
+def prepare_training(
+    recipe: TrainingRecipe, accelerator: Accelerator, model: nn.Module, batches_per_epoch: int
+) -> tuple[nn.Module, torch.optim.Optimizer, LRScheduler, Progress]:
+    """`model` among the processes, its optimizer and schedule, and where the run stands: resumed if it says so.
+
+    Raises:
+        BertSnliError: a checkpoint that does not fit.
+    """
+    optimizer = make_optimizer(model, recipe.optim, recipe.learning_rate, recipe.weight_decay)
+    scheduler = make_scheduler(
+        optimizer, recipe.lr_scheduler_type, recipe.warmup_steps, num_updates(recipe, batches_per_epoch)
+    )
+    if isinstance(model, FastClassifier):
+        model.follow(optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    progress = Progress()
+    if recipe.resume_from_checkpoint:
+        checkpoint = find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
+        progress = load_checkpoint(accelerator, checkpoint, recipe.batches())
+        scheduler.load_state_dict(progress.scheduler)
+    progress.batches, progress.precision = recipe.batches(), recipe.mixed_precision
+    return model, optimizer, scheduler, progress
+
+
+def run_loop(
+    loop: TrainingLoop, prepare_folder: Callable[[Path], None], *, precision: Precision, flops: float, **more: Any
+) -> dict[str, Any]:
+    """Run a prepared loop; returns what `train_results.json` in the output folder holds.
+
+    Nothing is written before: all that can be wrong with options, model and data has been found by now.
+
+    Args:
+        prepare_folder: does to the output folder what is to be done before a run.
+        flops: of the matrix products of an epoch.
+        more: results besides those of the loop.
+    """
+    recipe, accelerator = loop.recipe, loop.accelerator
+    output_dir = Path(recipe.output_dir)
+    if accelerator.is_main_process:
+        make_output_dir(output_dir)
+        recipe.save(output_dir / "recipe.yaml")
+        prepare_folder(output_dir)
+        drop_checkpoints_after(loop.progress.step, output_dir)
+        _start_metrics(loop.progress, output_dir / METRICS)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("bert-snli", {name: value for name, value in asdict(recipe).items() if value is not None})
+    loop.run()
+    results = {**summarise(loop, precision.rate, flops), **more}
+    if accelerator.is_main_process:
+        (output_dir / "train_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    accelerator.end_training()
+    return results
+
+
+def _start_metrics(progress: Progress, path: Path) -> None:
+    """Empty `metrics.jsonl`, or cut it back to where the run is resumed."""
+    lines = path.read_text(encoding="utf-8").splitlines() if progress.step and path.exists() else []
+    path.write_text("".join(f"{line}\n" for line in lines if _belongs(line, progress)), encoding="utf-8")
+
+
+def _belongs(line: str, progress: Progress) -> bool:
+    """Whether a line of metrics was written before the checkpoint was; a killed run may leave half a line."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return entry in progress.epochs if "eval_loss" in entry else entry["step"] <= progress.step
+
+
+def summarise(loop: TrainingLoop, matrix_rate: float, flops: float) -> dict[str, Any]:
+    """The figures of the run: those of the epoch that was kept, and how fast it went.
+
+    `model_flops_utilization` is the share of each process's `matrix_rate` (FLOP/s) that the whole model's products,
+    `flops` an epoch, would take; a forward pass that leaves out some of them may be above 1.
+    """
+    progress, epochs = loop.progress, loop.progress.epochs
+    scores = [
+        loop.objective.score({name.removeprefix("eval_"): value for name, value in entry.items()}) for entry in epochs
+    ]
+    kept = epochs[int(np.argmax(scores))] if loop.recipe.load_best_model_at_end else epochs[-1]
+    figures = {
+        name: value for name, value in kept.items() if name.startswith(("train_", "eval_")) and name != "train_seconds"
+    }
+    return {
+        "kept_epoch": round(kept["epoch"], 4),
+        **figures,
+        "eval_split": loop.eval_split,
+        "train_samples": len(loop.pairs),
+        "train_steps": progress.step,
+        "train_runtime": progress.seconds,
+        "train_samples_per_second": len(loop.pairs) * epochs[-1]["epoch"] / progress.seconds,
+        "model_flops_utilization": flops
+        * epochs[-1]["epoch"]
+        / progress.seconds
+        / loop.accelerator.num_processes
+        / matrix_rate,
+        "matrix_flops_per_second": matrix_rate,
+        "num_processes": loop.accelerator.num_processes,
+        "mixed_precision": str(loop.accelerator.mixed_precision),
+        "device": str(loop.accelerator.device),
+    }
+
+
+def run_command(
+    prog: str,
+    argv: Sequence[str] | None,
+    train: Callable[[Sequence[str]], tuple[Recipe, dict[str, Any]]],
+    describe: Callable[[dict[str, Any]], str],
+) -> int:
+    """What `python -m` runs: `train` on the arguments, then one line about the results; returns the exit code."""
+
+    def command() -> None:
+        quiet_libraries()
+        keep_freed_memory()
+        recipe, results = train(sys.argv[1:] if argv is None else argv)
+        if PartialState().is_main_process:
+            print(
+                f"{recipe.output_dir}: {describe(results)} ({results['train_samples_per_second']:,.0f} pairs/s, "
+                f"model FLOPs {results['model_flops_utilization']:.0%} of the machine's rate); "
+                f"the curve is in {recipe.output_dir}/curve.png"
+            )
+
+    return run(prog, command)
