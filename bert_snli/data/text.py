@@ -78,6 +78,8 @@ def _text_files(path: Path) -> list[Path]:
 
 
 def _read_lines(files: Sequence[Path], split: str) -> Dataset:
+    if not any(file.stat().st_size for file in files):
+        raise BertSnliError(f"{files[0]}: holds no text; give a file with some")
     try:
         paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
         return load_dataset("text", data_files={split: paths}, split=split)

@@ -1,0 +1,460 @@
+"""Pretraining against the book's own preparation, loss and loop; its model folder; what else it can be told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    pipeline,
+)
+
+from bert_snli.cli import main
+from bert_snli.data.batching import GlobalBatchSampler, Piece
+from bert_snli.data.pretraining import MaskedPairs, draw_masks, draw_pairs, encode_corpus, num_predictions, pair_up
+from bert_snli.data.sample import write_sample
+from bert_snli.data.text import SentenceSplitter, count_words, open_text, split_sentences
+from bert_snli.fast import cross_entropy
+from bert_snli.fast.cross_entropy import linear_cross_entropy
+from bert_snli.fast.forward import FastPreTraining
+from bert_snli.finetune import finetune
+from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
+from bert_snli.pretrain import parse_recipe, pretrain
+from bert_snli.tokenization import build_tokenizer
+from bert_snli.training.recipe import FinetuneRecipe
+from conversion.convert import convert
+from tests.book import BookBERT
+from tests.book_pretraining import mask_tokens, pretraining_loss, read_paragraphs, sentence_pairs
+from tests.conftest import SPECIALS, save_book_checkpoint
+from tests.test_cli import refused
+from tests.test_training import metrics
+
+MAX_LENGTH = 40
+STEPS, BATCH, RATE = 12, 32, 1e-3
+TINY = "--hidden_size 16 --intermediate_size 24 --num_attention_heads 2 --num_hidden_layers 2 --min_freq 1".split()
+
+
+@pytest.fixture(scope="module")
+def lines(corpus: Path) -> list[str]:
+    """Paragraphs of the generated corpus's premises, tokenized as WikiText is; and lines that are none."""
+    rows = [json.loads(row) for row in (corpus / "snli_1.0_train.jsonl").read_text().splitlines()]
+    sentences = [row["sentence1"].rstrip(".") for row in rows]
+    random = np.random.default_rng(0)
+    paragraphs, begin = [], 0
+    while begin < len(sentences):
+        size = int(random.integers(1, 7))
+        paragraphs.append(" " + " . ".join(sentences[begin : begin + size]) + " . \n")
+        begin += size
+    return [" = Heading = \n", " \n", *paragraphs, " A sentence alone . \n"]
+
+
+@pytest.fixture(scope="module")
+def wiki(lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as WikiText-2's is, without its train split."""
+    folder = tmp_path_factory.mktemp("wiki")
+    (folder / "wiki.valid.tokens").write_text("".join(lines), encoding="utf-8")
+    (folder / "wiki.test.tokens").write_text("".join(lines[::-3]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vocabulary(lines: list[str]) -> list[str]:
+    return SPECIALS + sorted({word for line in lines for word in line.lower().split()})
+
+
+@pytest.fixture(scope="module")
+def book_weights(vocabulary: list[str]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return BookBERT(vocab=len(vocabulary)).state_dict()
+
+
+@pytest.fixture(scope="module")
+def start(book_weights, vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    convert(save_book_checkpoint(folder / "book", book_weights, vocabulary), folder / "hf", num_attention_heads=2)
+    return folder / "hf"
+
+
+def masked_pairs(wiki: Path, vocabulary: list[str], seed: int = 7, **options) -> MaskedPairs:
+    tokenizer = build_tokenizer(vocabulary, model_max_length=MAX_LENGTH)
+    text = open_text(str(wiki), "", "raw")
+    corpus = encode_corpus(split_sentences(text.train, SentenceSplitter(tokenizer, text.tokenized)), tokenizer)
+    pairs = pair_up(corpus, draw_pairs(corpus, seed), tokenizer, MAX_LENGTH)
+    return MaskedPairs(pairs, tokenizer, seed=seed, **options)
+
+
+def book_examples(lines: list[str], vocabulary: list[str], wiki: Path, seed: int, epoch: int) -> list[tuple]:
+    """(tokens to read, positions, words, segments, is_next) by the book's rules, from the draws of `seed`."""
+    tokenizer = build_tokenizer(vocabulary, model_max_length=MAX_LENGTH)
+    text = open_text(str(wiki), "", "raw")
+    draws = draw_pairs(encode_corpus(split_sentences(text.train, SentenceSplitter(tokenizer, True)), tokenizer), seed)
+    pairs = list(sentence_pairs(read_paragraphs(lines), *map(iter, draws), MAX_LENGTH))
+    lengths = np.array([len(tokens) for tokens, _, _ in pairs])
+    masks = draw_masks(int(lengths.sum()), int(num_predictions(lengths).sum()), len(vocabulary), seed, epoch)
+    order, masked, kept = (iter(draw.tolist()) for draw in masks[:3])
+    words = (vocabulary[word] for word in masks.word_P)
+    return [
+        (*mask_tokens(tokens, order, masked, kept, words), segments, is_next) for tokens, segments, is_next in pairs
+    ]
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_the_examples_are_the_books(lines: list[str], vocabulary: list[str], wiki: Path, epoch: int):
+    """The same pairs, masks and labels as the book's lists of strings give, from the same draws."""
+    pairs = masked_pairs(wiki, vocabulary)
+    pairs.set_epoch(epoch)
+    examples = book_examples(lines, vocabulary, wiki, 7, epoch)
+    assert len(pairs) == len(examples) > 150
+    for row, (read, positions, words, segments, is_next) in enumerate(examples):
+        batch = pairs[Piece([row], counted=True)]
+        assert [vocabulary[i] for i in batch["input_ids"][0]] == read
+        assert batch["token_type_ids"][0].tolist() == segments
+        assert batch["predicted"][0].tolist() == positions
+        assert [vocabulary[i] for i in batch["labels"][0]] == words
+        assert batch["next_sentence_label"].item() == is_next
+    assert 0.35 < np.mean([is_next for *_, is_next in examples]) < 0.65
+
+
+def test_the_shares_are_the_books(wiki: Path, vocabulary: list[str]):
+    pairs = masked_pairs(wiki, vocabulary)
+    fates: Counter[str] = Counter()
+    for epoch in range(40):
+        pairs.set_epoch(epoch)
+        for row in range(len(pairs)):
+            batch = pairs[Piece([row], counted=True)]
+            for column, word in zip(batch["predicted"][0].tolist(), batch["labels"][0].tolist(), strict=True):
+                read = batch["input_ids"][0, column].item()
+                fates["mask" if vocabulary[read] == "<mask>" else "kept" if read == word else "other"] += 1
+    total = sum(fates.values())
+    # A random word is the word itself, or <mask>, once in the vocabulary.
+    assert fates["mask"] / total == pytest.approx(0.8, abs=0.01)
+    assert fates["kept"] / total == pytest.approx(0.1, abs=0.01)
+    assert total / 40 / pairs.lengths.sum() == pytest.approx(0.15, abs=0.02)
+
+
+def test_masks_are_drawn_anew_unless_static(wiki: Path, vocabulary: list[str]):
+    def ids(pairs: MaskedPairs, epoch: int) -> list[int]:
+        pairs.set_epoch(epoch)
+        return pairs.tokens["input_ids"].tolist()
+
+    dynamic, static = masked_pairs(wiki, vocabulary), masked_pairs(wiki, vocabulary, static_masks=True)
+    assert ids(dynamic, 1) != ids(dynamic, 2) != ids(dynamic, 3)
+    assert ids(dynamic, 2) == ids(masked_pairs(wiki, vocabulary), 2) != ids(masked_pairs(wiki, vocabulary, 8), 2)
+    assert ids(static, 1) == ids(static, 2) == ids(dynamic, 0)
+
+
+def test_a_stand_in_row_does_not_count(wiki: Path, vocabulary: list[str]):
+    batch = masked_pairs(wiki, vocabulary)[Piece([3], counted=False)]
+    assert set(batch["labels"].flatten().tolist()) == set(batch["next_sentence_label"].tolist()) == {-100}
+
+
+def test_words_are_counted_as_the_book_counts_them(lines: list[str], wiki: Path):
+    counts = Counter(word for paragraph in read_paragraphs(lines) for sentence in paragraph for word in sentence)
+    text = open_text(str(wiki), "", "raw")
+    splitter = SentenceSplitter(build_tokenizer(SPECIALS, model_max_length=9), text.tokenized)
+    words = count_words(split_sentences(text.train, splitter), 5)
+    assert words[:5] == SPECIALS
+    assert set(words[5:]) == {word for word, count in counts.items() if count >= 5} - set(SPECIALS)
+    assert [counts[word] for word in words[5:]] == sorted((counts[word] for word in words[5:]), reverse=True)
+
+
+def test_typed_text_is_split_as_tokenized_text_is(wiki: Path, tmp_path: Path):
+    """`He can't. She (Ann) can.` is what the leaves `he ca n't . she -LRB- ann -RRB- can .` are."""
+    typed = 'He can\'t go. She (Ann) can! I "know" it.\nOne sentence.\n\nMr. Smith left. So did we.\n'
+    (tmp_path / "book.txt").write_text(typed, encoding="utf-8")
+    text = open_text(str(tmp_path / "book.txt"), "", "raw")
+    assert (text.train_split, text.eval_split) == ("train", "held-out")
+    splitter = SentenceSplitter(build_tokenizer(SPECIALS, model_max_length=9), text.tokenized)
+    assert list(split_sentences(text.train, splitter)["sentences"]) == [
+        ["he ca n't go", "she -lrb- ann -rrb- can ! i `` know '' it ."],
+    ]
+    assert list(split_sentences(text.evaluation, splitter)["sentences"]) == [["mr. smith left", "so did we ."]]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_the_chunked_cross_entropy_is_pytorchs(rows: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 50 * 7)
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(6, 50).double()
+    hidden = torch.randn(rows, 6, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(50, (rows,))
+    labels[::3] = -100
+    logits = linear(hidden)
+    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    expected = torch.autograd.grad(3 * plain, [hidden, *linear.parameters()])
+    loss, right = linear_cross_entropy(hidden, linear, labels)
+    torch.testing.assert_close(loss, plain, rtol=1e-12, atol=1e-12)
+    assert right == (logits.argmax(dim=-1) == labels).sum()
+    for ours, theirs in zip(torch.autograd.grad(3 * loss, [hidden, *linear.parameters()]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_the_chunked_cross_entropy_in_bf16_is_autocasts():
+    torch.manual_seed(0)
+    linear, hidden, labels = torch.nn.Linear(32, 50), torch.randn(40, 32, requires_grad=True), torch.randint(50, (40,))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = torch.nn.functional.cross_entropy(linear(hidden).float(), labels, reduction="sum")
+        loss, _ = linear_cross_entropy(hidden, linear, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, hidden)[0], torch.autograd.grad(plain, hidden)[0], rtol=0, atol=2e-2
+    )
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("rows", [[5], [3, 9, 11, 40, 41, 42]])
+def test_the_fast_losses_are_the_models(
+    attention: str, layers: int, rows: list[int], wiki: Path, vocabulary: list[str]
+):
+    """Loss, accuracy and all gradients, against `D2LBertForPreTraining` and its logits everywhere."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "initializer_range": 0.3}
+    config = D2LBertConfig(vocab_size=len(vocabulary), num_hidden_layers=layers, max_position_embeddings=40, **sizes)
+    model = D2LBertForPreTraining(config).double().eval()
+    model.set_attn_implementation(attention)
+    batch = masked_pairs(wiki, vocabulary)[Piece(rows, counted=True)]
+    everywhere = torch.full_like(batch["input_ids"], -100)
+    for row, (columns, words) in enumerate(zip(batch["predicted"], batch["labels"], strict=True)):
+        everywhere[row, columns[words >= 0]] = words[words >= 0]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    plain = model(**inputs, labels=everywhere, next_sentence_label=batch["next_sentence_label"])
+    expected = torch.autograd.grad(plain.loss, list(model.parameters()))
+    mlm_loss, nsp_loss, right = FastPreTraining(model)(**batch)
+    loss = mlm_loss / (everywhere >= 0).sum() + nsp_loss / len(rows)
+    torch.testing.assert_close(loss, plain.loss, rtol=1e-11, atol=1e-11)
+    assert right[0] == (plain.prediction_logits.argmax(-1) == everywhere).sum()
+    assert right[1] == (plain.seq_relationship_logits.argmax(-1) == batch["next_sentence_label"]).sum()
+    for ours, theirs in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def options(start: Path | None, data: Path, output_dir: Path, *more: object) -> list[str]:
+    words = ["--dataset_name_or_path", data, "--output_dir", output_dir, "--max_length", MAX_LENGTH]
+    words += ["--model_name_or_path", start] if start else TINY
+    return [str(word) for word in (*words, "--mixed_precision", "no", "--logging_steps", 1, *more)]
+
+
+PLAIN = (
+    *("--max_steps", STEPS, "--train_batch_size", BATCH, "--train_sampling_strategy", "random", "--dropout", 0),
+    *("--optim", "adam_torch", "--learning_rate", RATE, "--lr_scheduler_type", "constant", "--warmup_steps", 0),
+    *("--weight_decay", 0, "--max_grad_norm", 0, "--seed", 7),
+)
+
+
+@pytest.fixture(scope="module")
+def book_losses(lines: list[str], vocabulary: list[str], wiki: Path, book_weights) -> list[float]:
+    """Of the book's model, loss and optimizer, on the book's examples, padded to the full length."""
+    net = BookBERT(vocab=len(vocabulary))
+    net.load_state_dict(book_weights)
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    trainer = torch.optim.Adam(net.parameters(), lr=RATE)
+    losses: list[float] = []
+    epoch = 0
+    while len(losses) < STEPS:
+        examples = book_examples(lines, vocabulary, wiki, 7, epoch)
+        sampler = GlobalBatchSampler([len(example[0]) for example in examples], BATCH, seed=7, strategy="random")
+        sampler.set_epoch(epoch)
+        for batch in sampler.global_batches()[: STEPS - len(losses)]:
+            loss = pretraining_loss(net, [examples[row] for row in batch], ids, MAX_LENGTH)
+            trainer.zero_grad()
+            loss.backward()
+            trainer.step()
+            losses.append(float(loss.detach()))
+        epoch += 1
+    assert epoch > 1
+    return losses
+
+
+def step_losses(output_dir: Path) -> list[float]:
+    return [entry["train_loss"] for entry in metrics(output_dir) if "learning_rate" in entry]
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_losses_follow_the_books_loop(passes: int, start: Path, wiki: Path, book_losses: list[float], tmp_path: Path):
+    command = options(start, wiki, tmp_path / "run", *PLAIN, "--gradient_accumulation_steps", passes)
+    results = pretrain(parse_recipe(command))
+    np.testing.assert_allclose(step_losses(tmp_path / "run"), book_losses, rtol=1e-5)
+    assert results["train_loss"] == pytest.approx(results["train_mlm_loss"] + results["train_nsp_loss"])
+
+
+def test_two_processes_follow_it_as_well(start: Path, wiki: Path, book_losses: list[float], tmp_path: Path, run_python):
+    command = options(start, wiki, tmp_path / "two", *PLAIN, "--gradient_accumulation_steps", 2)
+    done = run_python("-m", "bert_snli.cli", "pretrain", "--num_processes", 2, *command)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(step_losses(tmp_path / "two"), book_losses, rtol=1e-5)
+    one = pretrain(parse_recipe(options(start, wiki, tmp_path / "one", *PLAIN)))
+    two = json.loads((tmp_path / "two" / "train_results.json").read_text())
+    for name in ("eval_mlm_loss", "eval_nsp_loss", "eval_mlm_accuracy", "eval_perplexity"):
+        assert two[name] == pytest.approx(one[name], rel=1e-5)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(wiki: Path, tmp_path: Path):
+    """Fresh weights, dropout, dynamic masks: killed in the second epoch, resumed, and the same bits in the end."""
+    command = options(None, wiki, tmp_path / "whole", "--num_train_epochs", 3, "--train_batch_size", 16)
+    pretrain(parse_recipe(command))
+    killed = [word.replace("whole", "killed") for word in command] + ["--save_steps", "5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bert_snli.cli", "pretrain", *killed],
+        cwd=Path(__file__).resolve().parents[1],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    begun = time.monotonic()
+    while not (tmp_path / "killed" / "checkpoint-15").is_dir():
+        assert process.poll() is None and time.monotonic() - begun < 120
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "train_results.json").exists()
+    pretrain(parse_recipe([*killed, "--resume_from_checkpoint", "auto"]))
+    ours, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    assert ours.keys() == whole.keys()
+    for name in whole:
+        assert torch.equal(ours[name], whole[name]), name
+    assert step_losses(tmp_path / "killed") == step_losses(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt a generated corpus's sentences from nothing."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    corpus = write_sample(folder.parent / "corpus", num_pairs={"train": 3000, "dev": 99, "test": 9})
+    sizes = "--hidden_size 32 --intermediate_size 64 --num_attention_heads 2 --min_freq 1 --initializer_range 0.2"
+    recipe = "--num_train_epochs 10 --train_batch_size 32 --learning_rate 3e-3 --dropout 0 --max_position_embeddings 64"
+    words = ["--dataset_name_or_path", str(corpus), "--output_dir", str(folder), "--max_length", "64"]
+    pretrain(parse_recipe([*words, *sizes.split(), *recipe.split()]))
+    return folder
+
+
+def test_it_learns(pretrained: Path):
+    epochs = [entry for entry in metrics(pretrained) if "eval_loss" in entry]
+    # Guessing by frequency alone gives a perplexity of some 40 here.
+    assert epochs[-1]["eval_perplexity"] < epochs[0]["eval_perplexity"] / 2
+    assert epochs[-1]["eval_mlm_accuracy"] > 0.4
+    assert (pretrained / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert epochs[-1]["eval_perplexity"] == pytest.approx(np.exp(epochs[-1]["eval_mlm_loss"]))
+
+
+def test_the_folder_is_a_normal_model(pretrained: Path, corpus: Path):
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining):
+        model, info = auto.from_pretrained(pretrained, trust_remote_code=True, output_loading_info=True)
+        assert not info["missing_keys"] and type(model).__name__.startswith("D2LBert")
+    row = json.loads((corpus / "snli_1.0_train.jsonl").read_text().splitlines()[0])
+    words = row["sentence1"].split()
+    fill = pipeline("fill-mask", model=str(pretrained), tokenizer=tokenizer, trust_remote_code=True)
+    guesses = fill(" ".join(["<mask>", *words[1:]]), top_k=3)
+    assert words[0].lower() in [guess["token_str"] for guess in guesses]
+
+
+def test_the_book_can_have_it_and_give_it_back(pretrained: Path, tmp_path: Path):
+    assert main(["export", str(pretrained), "--format", "d2l-torch", "--output_dir", str(tmp_path / "book")]) == 0
+    command = ["convert", str(tmp_path / "book"), "--output_dir", str(tmp_path / "back"), "--num_attention_heads", "2"]
+    assert main(command) == 0
+    ours, back = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path / "back"))
+    assert ours.keys() == back.keys()
+    assert all(torch.equal(ours[name], back[name]) for name in ours)
+
+
+def test_the_chapters_first_form_is_one_chain(wiki: Path, corpus: Path, tmp_path: Path):
+    """Pretraining on text, a fresh MLP head, SNLI: with the recipe in the repository, at its size."""
+    recipe = ["--config", "recipes/d2l_book_pretrain.yaml", "--dataset_name_or_path", str(wiki), "--max_steps", "2"]
+    pretrain(parse_recipe([*recipe, "--output_dir", str(tmp_path / "pretrained")]))
+    config = json.loads((tmp_path / "pretrained" / "config.json").read_text())
+    assert [config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")] == [128, 128, 2]
+    finetune(
+        FinetuneRecipe(
+            str(tmp_path / "pretrained"), str(corpus), str(tmp_path / "run"), classifier_head="mlp", max_steps=2
+        )
+    )
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["classifier_head"] == "mlp"
+
+
+def test_a_vocabulary_is_extended(start: Path, corpus: Path, vocabulary: list[str], tmp_path: Path):
+    """By SNLI's frequent words: the known rows and ids stay what they are, in the embedding and in the head."""
+    run = tmp_path / "run"
+    more = ("--extend_vocab_from", corpus, "--min_freq", 3, "--max_steps", 1, "--learning_rate", 1e-30)
+    results = pretrain(parse_recipe(options(start, corpus, run, *more, "--weight_decay", 0)))
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    assert words[: len(vocabulary)] == vocabulary
+    assert results["vocab_size"] == len(words) > len(vocabulary)
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, run))
+    for name in before:
+        torch.testing.assert_close(after[name][: len(before[name])], before[name], rtol=0, atol=1e-20)
+    for name in ("bert.embeddings.word_embeddings.weight", "lm_head.decoder.weight", "lm_head.decoder.bias"):
+        assert len(after[name]) == len(words)
+        assert after[name][len(vocabulary) :].isfinite().all() and after[name][len(vocabulary) :].any()
+    assert json.loads((run / "config.json").read_text())["vocab_size"] == len(words)
+    assert main(["export", str(run), "--format", "d2l-torch", "--output_dir", str(tmp_path / "book")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--hidden_size", 30, "--num_attention_heads", 4], "hidden_size (30) is not a multiple"),
+        (["--hidden_size", 0], "--hidden_size 0: give a number above 0"),
+        (["--max_length", 600], "--max_length 600: the model takes 512 at most"),
+        (["--max_length", 4], "--max_length 4: no pair of sentences is so short"),
+        (["--dataset_name_or_path", "nowhere/text.txt"], "nowhere/text.txt: no such file or folder"),
+        (["--dataset_name_or_path", "someone/text"], "someone/text: cannot be loaded from the hub"),
+        (["--extend_vocab_from", "sample"], "--extend_vocab_from: goes with --model_name_or_path"),
+        (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
+        (["--num_train_epochs", 0], "--num_train_epochs 0: give 1 or more"),
+    ],
+)
+def test_mistakes_are_one_line(more: list, message: str, wiki: Path, tmp_path: Path, capsys):
+    command = ["pretrain", "--dataset_name_or_path", wiki, "--output_dir", tmp_path / "run", *more]
+    assert message in refused(command, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_do_not_go_with_a_checkpoint(start: Path, wiki: Path, tmp_path: Path, capsys):
+    command = ["pretrain", *options(start, wiki, tmp_path / "run"), "--hidden_size", 16]
+    assert f"--hidden_size: is what {start} has" in refused(command, capsys)
+
+
+def test_a_classifier_has_no_heads_to_go_on_with(start: Path, wiki: Path, corpus: Path, tmp_path: Path, capsys):
+    finetune(FinetuneRecipe(str(start), str(corpus), str(tmp_path / "classifier"), max_length=MAX_LENGTH, max_steps=1))
+    command = ["pretrain", *options(tmp_path / "classifier", wiki, tmp_path / "run")]
+    assert "lacks lm_head.decoder.bias" in refused(command, capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no"),
+        (b"one line without an end\n" * 3, "no line of two sentences"),
+        (b"\xff\xfe broken . text \xff . here\n", "save it as UTF-8"),
+    ],
+)
+def test_text_that_is_none(content: bytes, message: str, tmp_path: Path, capsys):
+    (tmp_path / "text.txt").write_bytes(content)
+    command = ["pretrain", "--dataset_name_or_path", tmp_path / "text.txt", "--output_dir", tmp_path / "run"]
+    assert message in refused(command, capsys)
+
+
+def test_a_folder_of_snlis_tables_is_not_taken_for_plain_text(corpus: Path, tmp_path: Path):
+    for path in corpus.glob("*.txt"):
+        shutil.copy(path, tmp_path)
+    text = open_text(str(tmp_path), "", "raw")
+    assert set(text.train.column_names) >= {"premise", "hypothesis"} and text.eval_split == "validation"
