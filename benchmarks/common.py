@@ -20,6 +20,18 @@ SIZES = {  # d2l 15.7.1; the vocabulary of the book's checkpoints
 VOCABULARY = 60_005
 
 
+def import_d2l():
+    """The book's package, `pip install --no-deps d2l==1.0.3`, without what it imports and does not use here."""
+    import types
+
+    for name in ("torchvision", "torchvision.transforms", "gym"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+    from d2l import torch as d2l
+
+    return d2l
+
+
 def make_start(folder: Path, data: str, size: str) -> None:
     """A pretrained model of the book's shape in `folder`: random weights, the words of `data` and fillers."""
     import random

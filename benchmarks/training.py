@@ -22,7 +22,6 @@ import json
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
@@ -32,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import SIZES, VOCABULARY, in_turns, machine, make_start, markdown, median, publish
+from benchmarks.common import SIZES, VOCABULARY, import_d2l, in_turns, machine, make_start, markdown, median, publish
 
 MAX_LENGTH = 128
 PEERS = ("d2l 1.0.3", "transformers, fp32", "transformers, bf16")
@@ -61,10 +60,7 @@ def book(model: str, data: str, batch_size: int) -> tuple[Callable, Iterator]:
 
     from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
 
-    for name in ("torchvision", "torchvision.transforms", "gym"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
-    from d2l import torch as d2l
+    d2l = import_d2l()
 
     class BERTClassifier(nn.Module):  # d2l 15.7.3
         def __init__(self, bert):
@@ -113,12 +109,13 @@ def plain(model: str, data: str, batch_size: int, *, bf16: bool) -> tuple[Callab
     from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
 
     from bert_snli.inference import load_config, load_weights
+    from bert_snli.modeling import D2LBertForSequenceClassification
 
     encoded, tokenizer = encode(model, data)
     config = load_config(model)
     config.num_labels = 3
     torch.manual_seed(0)
-    ours, _ = load_weights(model, config)
+    ours, _ = load_weights(model, config, D2LBertForSequenceClassification)
     theirs = BertForSequenceClassification(
         BertConfig(
             vocab_size=VOCABULARY,
@@ -189,9 +186,9 @@ def ours(model: str, data: str, batch_size: int, *, variant: str | dict | None =
     if variant == "slow_dropout":
         forward.dropped = torch.nn.functional.dropout
     if variant == "project_last":
-        forward._attend_first = lambda attention, hidden, mask: forward._attend(
+        forward._attend_some = lambda attention, some, hidden, mask: forward._attend(
             attention, forward._project(attention, hidden), mask
-        )[:, 0]
+        )[:, :1]
     if variant == "all_words":
         forward.FastClassifier.train_rows = lambda self, used: None
     recipe = finetune.FinetuneRecipe(

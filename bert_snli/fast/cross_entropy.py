@@ -39,16 +39,16 @@ class LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for begin in range(0, len(labels_P), size):
                 rows = slice(begin, begin + size)
-                counted_P, targets_P1 = labels_P[rows] != IGNORED, labels_P[rows].clamp(min=0)[:, None]
+                counted_P1, targets_P1 = labels_P[rows, None] != IGNORED, labels_P[rows, None].clamp(min=0)
                 logits_PV = torch.addmm(bias_V.to(kind), inputs_PD[rows], words_VD.t()).to(bias_V.dtype)
-                right += (logits_PV.argmax(dim=-1) == labels_P[rows]).sum()
-                log_shares_PV = logits_PV.log_softmax(dim=-1)
-                loss -= (log_shares_PV.gather(1, targets_P1)[:, 0] * counted_P).sum()
+                largest_P1, wanted_P1 = logits_PV.amax(dim=-1, keepdim=True), logits_PV.gather(1, targets_P1)
+                right += ((wanted_P1 == largest_P1) & counted_P1).sum()
+                weights_PV = logits_PV.sub_(largest_P1).exp_()  # of the softmax, before they are made to sum to 1
+                total_P1 = weights_PV.sum(dim=-1, keepdim=True)
+                loss += ((total_P1.log() + largest_P1 - wanted_P1) * counted_P1).sum()
                 if with_gradient:
-                    surplus_PV = log_shares_PV.exp_()
-                    surplus_PV.scatter_add_(1, targets_P1, -torch.ones_like(targets_P1, dtype=surplus_PV.dtype))
-                    surplus_PV *= counted_P[:, None]
-                    _add_gradients(gradients, rows, surplus_PV, inputs_PD, words_VD)
+                    weights_PV.scatter_add_(1, targets_P1, -total_P1)
+                    _add_gradients(gradients, rows, weights_PV, counted_P1 / total_P1, inputs_PD, words_VD)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(right)
         return loss, right
@@ -62,15 +62,19 @@ def _add_gradients(
     gradients: list[torch.Tensor],
     rows: slice,
     surplus_PV: torch.Tensor,
+    scale_P1: torch.Tensor,
     inputs_PD: torch.Tensor,
     words_VD: torch.Tensor,
 ) -> None:
-    """Those of hidden states, weight and bias, from what the probabilities of `rows` have too much."""
+    """Those of hidden states, weight and bias, from what the probabilities of `rows` have too much, times a scale.
+
+    The scale of a row goes to its D numbers, not to its V.
+    """
     of_hidden_PD, of_weight_VD, of_bias_V = gradients
-    of_bias_V += surplus_PV.sum(dim=0)
-    rounded_PV = surplus_PV.to(words_VD.dtype)
-    of_hidden_PD[rows] = rounded_PV @ words_VD
+    of_bias_V += scale_P1[:, 0] @ surplus_PV
+    rounded_PV, scaled_PD = surplus_PV.to(words_VD.dtype), (inputs_PD[rows] * scale_P1).to(words_VD.dtype)
+    of_hidden_PD[rows] = (rounded_PV @ words_VD) * scale_P1
     if rounded_PV.dtype == of_weight_VD.dtype:
-        of_weight_VD.addmm_(rounded_PV.t(), inputs_PD[rows])
+        of_weight_VD.addmm_(rounded_PV.t(), scaled_PD)
     else:
-        of_weight_VD += rounded_PV.t() @ inputs_PD[rows]
+        of_weight_VD += rounded_PV.t() @ scaled_PD

@@ -3,7 +3,7 @@
 What they do not need, or need once, is left out:
 
 - the last block at all positions but `<cls>`, the one that the pooler reads, and those whose words are to be predicted;
-- a classifier's keys and values there: with one query a head, `q·(K x)` is `(Kᵀq)·x`, and `Σ a (V x)` is `V (Σ a x)`;
+- its keys and values: with few queries, `q·(K x)` is sooner had as `(Kᵀq)·x`, and `Σ a (V x)` as `V (Σ a x)`;
 - the first block's queries, keys and values of a word that comes more than once in a batch: its input is a sum of
   word, segment and position, so each is projected once, and the projections are summed.
 
@@ -116,10 +116,10 @@ class FastClassifier(FastEncoder):
             ValueError: more positions than the model has.
         """
         hidden_BLD, mask_B11L = self.before_last(input_ids, attention_mask, token_type_ids)
-        values_BD = _attend_first(self.last.attention, hidden_BLD, mask_B11L)
-        first_BD = _finish(self.last, values_BD, hidden_BLD[:, 0])
+        first_B1D = hidden_BLD[:, :1]
+        last_B1D = _finish(self.last, _attend_some(self.last.attention, first_B1D, hidden_BLD, mask_B11L), first_B1D)
         pooler = self.model.bert.pooler
-        pooled_BD = first_BD if pooler is None else pooler(first_BD[:, None])
+        pooled_BD = last_B1D[:, 0] if pooler is None else pooler(last_B1D)
         return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD))
 
     @torch.no_grad()
@@ -172,15 +172,6 @@ def _weights(attention: D2LBertAttention) -> tuple[torch.Tensor, torch.Tensor]:
 def _project(attention: D2LBertAttention, hidden_BLD: torch.Tensor) -> Heads:
     projected = nn.functional.linear(hidden_BLD, *_weights(attention))
     return Heads(*projected.unflatten(-1, (3, -1, attention.head_size)).permute(2, 0, 3, 1, 4).unbind())
-
-
-def _project_some(attention: D2LBertAttention, here_BQD: torch.Tensor, hidden_BLD: torch.Tensor) -> Heads:
-    """Queries of some positions (B, N, Q, H); keys and values of all."""
-    weight = torch.cat([attention.key.weight, attention.value.weight])
-    bias = torch.cat([attention.key.bias, attention.value.bias])
-    projected = nn.functional.linear(hidden_BLD, weight, bias).unflatten(-1, (2, -1, attention.head_size))
-    queries = (attention.query(here_BQD) * attention.scaling).unflatten(-1, (-1, attention.head_size))
-    return Heads(queries.transpose(1, 2), *projected.permute(2, 0, 3, 1, 4).unbind())
 
 
 class RowSums(torch.autograd.Function):
@@ -243,23 +234,24 @@ def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return scores.softmax(dim=-1)
 
 
-def _attend_first(
-    attention: D2LBertAttention, hidden_BLD: torch.Tensor, mask_B11L: torch.Tensor | None
+def _attend_some(
+    attention: D2LBertAttention, some_BQD: torch.Tensor, hidden_BLD: torch.Tensor, mask_B11L: torch.Tensor | None
 ) -> torch.Tensor:
-    """The values (B, D) that attention mixes for the first position, without projecting the others."""
+    """The values (B, Q, D) that attention mixes for some of the positions, without projecting the others."""
     heads = (-1, attention.head_size)
-    queries_BNH = (attention.query(hidden_BLD[:, 0]) * attention.scaling).unflatten(-1, heads)
+    queries_BQNH = (attention.query(some_BQD) * attention.scaling).unflatten(-1, heads)
     keys_NHD, values_NHD = (part.weight.unflatten(0, heads) for part in (attention.key, attention.value))
     key_bias_NH, value_bias_NH = (part.bias.unflatten(0, heads) for part in (attention.key, attention.value))
-    looked_for_BND = torch.einsum("bnh,nhd->bnd", queries_BNH, keys_NHD)
-    scores_BNL = looked_for_BND @ hidden_BLD.transpose(1, 2)
-    # The same for all positions, so without effect; but every parameter is to have its gradient.
-    scores_BNL = scores_BNL + (queries_BNH * key_bias_NH).sum(-1, keepdim=True)
+    looked_for_BQND = torch.einsum("bqnh,nhd->bqnd", queries_BQNH, keys_NHD)
+    # The biases are the same for all positions, so without effect; but every parameter is to have its gradient.
+    biases_BQN1 = (queries_BQNH * key_bias_NH).sum(-1, keepdim=True)
+    scores_BRL = looked_for_BQND.flatten(1, 2) @ hidden_BLD.transpose(1, 2) + biases_BQN1.flatten(1, 2)  # R = Q·N
     mask_B1L = None if mask_B11L is None else mask_B11L[:, 0]
-    weights_BNL = dropped(_softmax(scores_BNL, mask_B1L), attention.dropout, attention.training)
-    values_BNH = torch.einsum("bnd,nhd->bnh", weights_BNL @ hidden_BLD, values_NHD)
-    values_BNH = values_BNH + value_bias_NH * weights_BNL.sum(-1, keepdim=True)
-    return values_BNH.flatten(1)
+    weights_BRL = dropped(_softmax(scores_BRL, mask_B1L), attention.dropout, attention.training)
+    mixed_BQND = (weights_BRL @ hidden_BLD).view_as(looked_for_BQND)
+    values_BQNH = torch.einsum("bqnd,nhd->bqnh", mixed_BQND, values_NHD)
+    values_BQNH = values_BQNH + value_bias_NH * weights_BRL.sum(-1).view(*values_BQNH.shape[:3], 1)
+    return values_BQNH.flatten(2)
 
 
 class FastPreTraining(FastEncoder):
@@ -283,9 +275,10 @@ class FastPreTraining(FastEncoder):
         """
         hidden_BLD, mask_B11L = self.before_last(input_ids, attention_mask, token_type_ids)
         columns_BQ = torch.cat([torch.zeros_like(predicted[:, :1]), predicted], dim=1)
-        here_BQD = hidden_BLD.gather(1, columns_BQ[..., None].expand(-1, -1, hidden_BLD.shape[-1]))
-        values_BQD = _attend(self.last.attention, _project_some(self.last.attention, here_BQD, hidden_BLD), mask_B11L)
-        last_BQD = _finish(self.last, values_BQD, here_BQD)
+        rows, length, _ = hidden_BLD.shape
+        begins_B1 = torch.arange(0, rows * length, length, device=columns_BQ.device)[:, None]
+        some_BQD = nn.functional.embedding(begins_B1 + columns_BQ, hidden_BLD.flatten(0, 1))
+        last_BQD = _finish(self.last, _attend_some(self.last.attention, some_BQD, hidden_BLD, mask_B11L), some_BQD)
         pooler = cast(nn.Module, self.model.bert.pooler)
         relationship_B2 = self.model.nsp_head(pooler(last_BQD))
         nsp_loss = nn.functional.cross_entropy(relationship_B2, next_sentence_label, reduction="sum")

@@ -1,0 +1,170 @@
+"""Pretraining side by side, in one run: the book's step and `bert-snli pretrain`.
+
+    pip install --no-deps d2l==1.0.3
+    python benchmarks/pretraining.py TEXT [--size first|small] [--batch_size 512] [--rounds 3]
+
+TEXT is what `bert-snli pretrain --dataset_name_or_path` takes. Both are given the same sentences, cut into words; each
+contender is a fresh process, they take turns, and what counts is the median. It trains for at least `--seconds` after
+two batches to warm up.
+
+- `d2l`: its own `_WikiTextDataset`, `BERTModel`, `_get_batch_loss_bert` and Adam at 0.01, put together as `train_bert`
+  in the book's text is (d2l 15.10.1; the package has not got it).
+- `bert-snli`: the step of `bert-snli pretrain` on batches spread evenly over all lengths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import SIZES, import_d2l, in_turns, machine, markdown, median, publish
+
+FIRST = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPES = {"first": FIRST, "small": SIZES["small"]}  # of the chapter's first form, and of bert.small
+MAX_LENGTH, MIN_FREQ = 128, 5
+THEIRS, OURS = "d2l 1.0.3", "bert-snli, fp32"
+
+
+def recipe_for(data: str, size: str, batch_size: int):
+    """What both train: sizes, words, lengths."""
+    from bert_snli.training.pretrain_recipe import PretrainRecipe
+
+    return PretrainRecipe(
+        dataset_name_or_path=data,
+        output_dir="unused",
+        max_length=MAX_LENGTH,
+        min_freq=MIN_FREQ,
+        train_batch_size=batch_size,
+        mixed_precision="no",
+        **SHAPES[size],
+    )
+
+
+def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, float]:
+    """The book's step, its batches, and the seconds that its preparation took."""
+    import torch
+    from torch import nn
+
+    from bert_snli.data.text import SentenceSplitter, split_sentences
+    from bert_snli.pretrain import make_tokenizer, open_text_of
+
+    d2l = import_d2l()
+    recipe = recipe_for(data, size, batch_size)
+    text = open_text_of(recipe, data)
+    splitter = SentenceSplitter(make_tokenizer(recipe, text, None), text.tokenized)
+    paragraphs = list(split_sentences(text.train, splitter)["sentences"])
+    begun = time.perf_counter()
+    train_set = d2l._WikiTextDataset(paragraphs, MAX_LENGTH)
+    took = time.perf_counter() - begun
+    shape = SHAPES[size]
+    net = d2l.BERTModel(
+        len(train_set.vocab),
+        num_hiddens=shape["hidden_size"],
+        ffn_num_hiddens=shape["intermediate_size"],
+        num_heads=shape["num_attention_heads"],
+        num_blks=shape["num_hidden_layers"],
+        dropout=0.1,
+        max_len=512,
+    )
+    devices = d2l.try_all_gpus() or [d2l.cpu()]
+    net, loss = net.to(devices[0]), nn.CrossEntropyLoss()
+    loader = torch.utils.data.DataLoader(train_set, batch_size, shuffle=True)
+    with torch.no_grad():  # the lazy layers take their shapes
+        net(*(part[:2].to(devices[0]) for part in next(iter(loader))[:4]))
+    trainer = torch.optim.Adam(net.parameters(), lr=0.01)
+
+    def step(batch: list) -> int:
+        trainer.zero_grad()
+        parts = (part.to(devices[0]) for part in batch)
+        *_, total = d2l._get_batch_loss_bert(net, loss, len(train_set.vocab), *parts)
+        total.backward()
+        trainer.step()
+        return len(batch[0])
+
+    return step, (batch for _ in cycle([None]) for batch in loader), took
+
+
+def ours(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, float]:
+    """The step of `bert-snli pretrain`, batches of all lengths, and the seconds that the preparation took."""
+    from accelerate import Accelerator
+
+    from bert_snli import pretrain
+    from bert_snli.fast.machine import keep_freed_memory
+
+    keep_freed_memory()
+    recipe = recipe_for(data, size, batch_size)
+    begun = time.perf_counter()
+    text = pretrain.open_text_of(recipe, data)
+    tokenizer = pretrain.make_tokenizer(recipe, text, None)
+    accelerator = Accelerator(mixed_precision="no")
+    train, evaluation = pretrain.load_pairs(recipe, text, tokenizer, accelerator.device)
+    took = time.perf_counter() - begun
+    attention = "eager" if accelerator.device.type == "cpu" else "sdpa"
+    model = pretrain.make_model(recipe, tokenizer, None, attention)
+    loop = pretrain.prepare(recipe, accelerator, model, tokenizer, train, evaluation, text.eval_split)
+    loop.model.train()
+    pieces = sorted(loop.sampler, key=lambda piece: int(train.lengths[piece.rows].sum()))
+    spread = cycle(pieces[place] for offset in (0, 2, 1, 3) for place in range(offset, len(pieces), 4))
+
+    def step(piece) -> int:
+        loop._update(iter([train[piece]]), np.asarray(piece.rows))
+        return len(piece.rows)
+
+    return step, spread, took
+
+
+def work(name: str, data: str, size: str, batch_size: int, seconds: float) -> dict:
+    """Train as `name` does; returns pairs, seconds, and the largest memory in bytes."""
+    import resource
+
+    from bert_snli.console import quiet_libraries
+
+    quiet_libraries()
+    step, batches, prepared_in = {THEIRS: book, OURS: ours}[name](data, size, batch_size)
+    for _ in range(2):
+        step(next(batches))
+    pairs, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        pairs += step(next(batches))
+    took = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"pairs_per_second": pairs / took, "preparation_seconds": prepared_in, "peak_bytes": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="text, as `bert-snli pretrain --dataset_name_or_path` takes it")
+    parser.add_argument("--size", choices=sorted(SHAPES), default="first")
+    parser.add_argument("--batch_size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20, help="of training in each round")
+    parser.add_argument("--output_file", type=Path, default=Path("pretraining_benchmark"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(work(args.worker, args.data, args.size, args.batch_size, args.seconds)))
+        return
+    options = [args.data, "--size", args.size, "--batch_size", str(args.batch_size), "--seconds", str(args.seconds)]
+    results = in_turns([THEIRS, OURS], args.rounds, lambda name: [__file__, *options, "--worker", name])
+    rows = [
+        [name, f"{median(rounds, 'pairs_per_second'):,.0f}"]
+        + [f"{median(rounds, 'pairs_per_second') / median(results[THEIRS], 'pairs_per_second'):.1f}"]
+        + [f"{median(rounds, 'preparation_seconds'):.1f}", f"{median(rounds, 'peak_bytes') / 1e9:.1f}"]
+        for name, rounds in results.items()
+    ]
+    table = markdown(["", "pairs/s", "times d2l", "preparation, s", "GB"], rows)
+    title = f"The shape {args.size}, batches of {args.batch_size}; medians of {args.rounds}"
+    publish(args.output_file, title, table, {"machine": machine(), "results": results})
+
+
+if __name__ == "__main__":
+    main()
