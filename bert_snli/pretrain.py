@@ -254,7 +254,6 @@ def evaluate(
     for rows in batches[accelerator.process_index :: accelerator.num_processes]:
         _, seen = objective(fast, pairs[Piece(rows.tolist(), counted=True)], rows)
         sums += seen.double().cpu()
-    model.train()
     return objective.figures(accelerator.reduce(sums.to(accelerator.device), "sum").tolist())
 
 
