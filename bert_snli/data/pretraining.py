@@ -161,8 +161,8 @@ def mask_words(
     """Hide words as `draws` says; those in `never`, `<cls>` and `<sep>`, are not predicted."""
     counts_R = num_predictions(lengths_R)
     row_N = np.repeat(np.arange(len(lengths_R)), lengths_R)
-    order_N = np.where(np.isin(ids_N, never), np.inf, draws.order_N)
-    by_row_N = np.lexsort((order_N, row_N))
+    # A draw is below 1 by 2⁻²⁴ at least, so whole numbers keep the rows apart: a tenth of the time of a lexsort.
+    by_row_N = np.argsort(row_N + np.where(np.isin(ids_N, never), 1 - 2.0**-26, draws.order_N), kind="stable")
     starts_R = np.cumsum(lengths_R) - lengths_R
     chosen_P = np.sort(by_row_N[ranges(starts_R, counts_R)])
     labels_P = ids_N[chosen_P]
