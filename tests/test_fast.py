@@ -83,7 +83,7 @@ def test_the_fast_forward_is_the_models_function(layers, rows, padded, attention
     ours = logits_and_gradients(FastClassifier(model), inputs)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
-        # RowSums adds up gradients in fp32 at least; and keys' biases have none but what rounding makes.
+        # SourceSums adds up gradients in fp32 at least; and keys' biases have none but what rounding makes.
         torch.testing.assert_close(ours[name], value, rtol=1e-12, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -174,21 +175,48 @@ def _project(attention: D2LBertAttention, hidden_BLD: torch.Tensor) -> Heads:
     return Heads(*projected.unflatten(-1, (3, -1, attention.head_size)).permute(2, 0, 3, 1, 4).unbind())
 
 
-class RowSums(torch.autograd.Function):
-    """`table[rows[:, 0]] + table[rows[:, 1]]`, written in one pass."""
+class SourceSums(torch.autograd.Function):
+    """The embedded input (B, L, D) and the first block's heads (3, B, N, L, H): sums over two sources of each token.
+
+    On the way back, each source's sum over its tokens: both ways are bags of rows of a table, which PyTorch adds up in
+    one pass.
+    """
 
     @staticmethod
-    def forward(ctx, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        ctx.rows, ctx.shape = rows, table.shape
-        return nn.functional.embedding_bag(rows, table, mode="sum")
+    def forward(ctx, embedded_SD, projected_S3D, sources_BL2, head_size: int):
+        ctx.sources_BL2, ctx.num_sources = sources_BL2, len(embedded_SD)
+        rows, length, _ = sources_BL2.shape
+        hidden = nn.functional.embedding_bag(sources_BL2.flatten(0, 1), embedded_SD, mode="sum")
+        # A source has 3N vectors of H numbers; they are summed where attention wants them, which saves it the copies.
+        num_vectors = projected_S3D.shape[1] // head_size
+        vectors = torch.arange(num_vectors).view(3, 1, -1, 1, 1)
+        vectors_3BNL2 = sources_BL2[:, None] * num_vectors + vectors
+        sums = nn.functional.embedding_bag(vectors_3BNL2.flatten(0, 3), projected_S3D.view(-1, head_size), mode="sum")
+        return hidden.view(rows, length, -1), sums.view(3, rows, -1, length, head_size)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # bf16 would lose what it adds up
-        sums = gradient.new_zeros(ctx.shape)
-        for rows in ctx.rows.unbind(1):
-            sums.index_add_(0, rows, gradient)
-        return sums, None
+    def backward(ctx, of_hidden_BLD, of_heads_3BNLH):
+        rows, length, _ = ctx.sources_BL2.shape
+        _, _, heads, _, head_size = of_heads_3BNLH.shape
+        sources = ctx.sources_BL2.flatten().numpy()
+        tokens = torch.from_numpy(np.argsort(sources.astype(np.int32), kind="stable") // 2)
+        counts_S = torch.from_numpy(np.bincount(sources, minlength=ctx.num_sources))
+        starts_S = counts_S.cumsum(0) - counts_S
+        of_embedded_SD = _bag_sums(of_hidden_BLD.flatten(0, 1), tokens, starts_S)
+        vectors_3N = torch.arange(3)[:, None] * (rows * heads * length) + torch.arange(heads) * length
+        places = (tokens // length) * (heads * length) + tokens % length
+        starts_3NS = torch.arange(3 * heads)[:, None] * len(tokens) + starts_S
+        of_vectors = _bag_sums(
+            of_heads_3BNLH.reshape(-1, head_size), (vectors_3N.view(-1, 1) + places).flatten(), starts_3NS.flatten()
+        )
+        of_projected_S3D = of_vectors.view(3 * heads, -1, head_size).transpose(0, 1).flatten(1)
+        return of_embedded_SD, of_projected_S3D, None, None
+
+
+def _bag_sums(table: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """The sums of `table[rows[starts[i] : starts[i + 1]]]`, in fp32 at least: bf16 would lose what it adds up."""
+    table = table.to(torch.promote_types(table.dtype, torch.float32))
+    return nn.functional.embedding_bag(rows, table, starts, mode="sum")
 
 
 def _sources(
@@ -205,16 +233,10 @@ def _embed(
     sources: Sources, places_BL: torch.Tensor, token_type_ids_BL: torch.Tensor, head_size: int
 ) -> tuple[torch.Tensor, Heads]:
     """The embedded input (B, L, D) and the first block's `Heads`; `places_BL` says which of the words each token is."""
-    rows, length = places_BL.shape
-    others_BL = sources.num_words + token_type_ids_BL * sources.num_positions + torch.arange(length)
+    others_BL = sources.num_words + token_type_ids_BL * sources.num_positions + torch.arange(places_BL.shape[1])
     sources_BL2 = torch.stack([places_BL, others_BL], dim=-1)
-    hidden = RowSums.apply(sources.embedded_SD, sources_BL2.flatten(0, 1))
-    # A source has 3N vectors of H numbers; they are summed where attention wants them, which saves it the copies.
-    num_vectors = sources.projected_S3D.shape[1] // head_size
-    vectors = torch.arange(num_vectors).view(3, 1, -1, 1, 1)
-    vectors_3BNL2 = sources_BL2[:, None] * num_vectors + vectors
-    sums = RowSums.apply(sources.projected_S3D.view(-1, head_size), vectors_3BNL2.flatten(0, 3))
-    return hidden.view(rows, length, -1), Heads(*sums.view(3, rows, -1, length, head_size).unbind())
+    hidden_BLD, heads_3BNLH = SourceSums.apply(sources.embedded_SD, sources.projected_S3D, sources_BL2, head_size)
+    return hidden_BLD, Heads(*heads_3BNLH.unbind())
 
 
 def _attend(attention: D2LBertAttention, heads: Heads, mask_B11L: torch.Tensor | None) -> torch.Tensor:
