@@ -49,19 +49,22 @@ def recipe_for(data: str, size: str, batch_size: int):
     )
 
 
+def sentences(recipe):
+    """The text, cut into words and sentences."""
+    from bert_snli.data.text import SentenceSplitter, open_text, split_sentences
+    from bert_snli.pretrain import fresh_rules
+
+    text = open_text(recipe.dataset_name_or_path, None, recipe.text_source)
+    return split_sentences(text, SentenceSplitter(fresh_rules(recipe), text.tokenized))
+
+
 def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, float]:
     """The book's step, its batches, and the seconds that its preparation took."""
     import torch
     from torch import nn
 
-    from bert_snli.data.text import SentenceSplitter, split_sentences
-    from bert_snli.pretrain import make_tokenizer, open_text_of
-
     d2l = import_d2l()
-    recipe = recipe_for(data, size, batch_size)
-    text = open_text_of(recipe, data)
-    splitter = SentenceSplitter(make_tokenizer(recipe, text, None), text.tokenized)
-    paragraphs = list(split_sentences(text.train, splitter)["sentences"])
+    paragraphs = list(sentences(recipe_for(data, size, batch_size)).train["sentences"])
     begun = time.perf_counter()
     train_set = d2l._WikiTextDataset(paragraphs, MAX_LENGTH)
     took = time.perf_counter() - begun
@@ -102,15 +105,15 @@ def ours(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, flo
 
     keep_freed_memory()
     recipe = recipe_for(data, size, batch_size)
-    begun = time.perf_counter()
-    text = pretrain.open_text_of(recipe, data)
-    tokenizer = pretrain.make_tokenizer(recipe, text, None)
+    paragraphs = sentences(recipe)
     accelerator = Accelerator(mixed_precision="no")
-    train, evaluation = pretrain.load_pairs(recipe, text, tokenizer, accelerator.device)
+    begun = time.perf_counter()
+    tokenizer = pretrain.make_tokenizer(recipe, pretrain.fresh_rules(recipe), paragraphs.train)
+    train, evaluation = pretrain.load_pairs(recipe, paragraphs, tokenizer, accelerator.device)
     took = time.perf_counter() - begun
     attention = "eager" if accelerator.device.type == "cpu" else "sdpa"
     model = pretrain.make_model(recipe, tokenizer, None, attention)
-    loop = pretrain.prepare(recipe, accelerator, model, tokenizer, train, evaluation, text.eval_split)
+    loop = pretrain.prepare(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
     loop.model.train()
     pieces = sorted(loop.sampler, key=lambda piece: int(train.lengths[piece.rows].sum()))
     spread = cycle(pieces[place] for offset in (0, 2, 1, 3) for place in range(offset, len(pieces), 4))
@@ -126,9 +129,12 @@ def work(name: str, data: str, size: str, batch_size: int, seconds: float) -> di
     """Train as `name` does; returns pairs, seconds, and the largest memory in bytes."""
     import resource
 
+    import datasets
+
     from bert_snli.console import quiet_libraries
 
     quiet_libraries()
+    datasets.disable_caching()  # the book's preparation has no cache either
     step, batches, prepared_in = {THEIRS: book, OURS: ours}[name](data, size, batch_size)
     for _ in range(2):
         step(next(batches))

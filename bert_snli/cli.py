@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from bert_snli.commands import evaluate, export, predict, push, quickstart, serve
-from bert_snli.console import OneLineErrorParser, run, say_what_is_missing
+from bert_snli.console import OneLineErrorParser, run, run_and_leave, say_what_is_missing
 from conversion import command as conversion
 
 PROG = "bert-snli"
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in TRAINING:
         return run_training(argv[0], argv[1:])
     args = build_parser().parse_args(argv)
-    return run(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args))
+    return run_and_leave(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args))
 
 
 if __name__ == "__main__":

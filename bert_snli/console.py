@@ -53,16 +53,23 @@ def run(prog: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:  # whoever reads our output has had enough; nor is there anybody to tell it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    finally:
-        _leave_process_group()
     return 0
 
 
-def _leave_process_group() -> None:
-    """Part from the other processes, if any: one exit in six with gloo's threads still there is a SIGABRT."""
+def run_and_leave(prog: str, command: Callable[[], None]) -> int:
+    """As `run`; and leave the other processes, if there are any, so that the exit code is ours.
+
+    A process that ends with gloo's threads still there is ended by one of them in one case of six (SIGABRT). One that
+    leaves the group because of a mistake must be gone before the others miss it, or their code is the launcher's.
+    """
+    code = run(prog, command)
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        if code:
+            sys.stderr.flush()
+            os._exit(code)
         distributed.destroy_process_group()
+    return code
 
 
 def _one_line(message: str) -> str:

@@ -40,6 +40,7 @@ from bert_snli.training.recipe import FinetuneRecipe
 from bert_snli.training.session import (
     check_start,
     describe_machine,
+    fingerprint,
     make_sampler,
     open_accelerator,
     parse_options,
@@ -203,7 +204,10 @@ def prepare(
         device=accelerator.device,
     )
     module = trained_module(recipe, model, pairs.tokens["input_ids"])
-    trained, optimizer, scheduler, progress = prepare_training(recipe, accelerator, module, sampler.batches_per_epoch)
+    data = fingerprint(pairs.tokens["input_ids"].cpu().numpy(), tokenizer)
+    trained, optimizer, scheduler, progress = prepare_training(
+        recipe, accelerator, module, sampler.batches_per_epoch, data
+    )
     references = np.asarray(evaluation["labels"])
 
     def up_to_date() -> D2LBertForSequenceClassification:

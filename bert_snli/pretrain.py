@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from bert_snli.data.batching import Piece
 from bert_snli.data.pretraining import MaskedPairs, draw_pairs, encode_corpus, pair_up
-from bert_snli.data.text import SentenceSplitter, Text, count_words, open_text, split_sentences
+from bert_snli.data.text import Paragraphs, SentenceSplitter, count_words, open_text, split_sentences
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
@@ -28,9 +29,10 @@ from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.loop import METRICS, TrainingLoop
 from bert_snli.training.objectives import Pretraining
 from bert_snli.training.pretrain_recipe import FRESH, PretrainRecipe
+from bert_snli.training.session import check_start as check_recipe
 from bert_snli.training.session import (
-    check_start,
     describe_machine,
+    fingerprint,
     make_sampler,
     open_accelerator,
     parse_options,
@@ -47,9 +49,9 @@ Pretrain a model on plain text, to predict hidden words (MLM) and whether a sent
 as a normal model folder, to be fine-tuned, asked by pipeline("fill-mask"), or exported to the book's own format.
 
 examples:
-  bert-snli pretrain --dataset_name_or_path wikitext-2 --output_dir runs/wiki
+  bert-snli pretrain --dataset_name_or_path path/to/wikitext-2 --output_dir runs/wiki
   bert-snli pretrain --dataset_name_or_path snli_1.0.zip --model_name_or_path runs/wiki --output_dir runs/captions
-  bert-snli pretrain --config recipes/d2l_book_pretrain.yaml --dataset_name_or_path wikitext-2 --output_dir runs/book
+  bert-snli pretrain --config recipes/d2l_book_pretrain.yaml --output_dir runs/book       WikiText-2 from the hub
   bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are taken as well
 """
 
@@ -63,15 +65,6 @@ def parse_recipe(argv: Sequence[str]) -> PretrainRecipe:
     return parse_options(argv, PretrainRecipe, PROG, DESCRIPTION)
 
 
-def check_recipe(recipe: PretrainRecipe) -> None:
-    """What can be known to be wrong before anything is loaded or written.
-
-    Raises:
-        BertSnliError: as `check_start`.
-    """
-    check_start(recipe)
-
-
 def pretrain(recipe: PretrainRecipe) -> dict:
     """Run `recipe`; returns what `train_results.json` in the output folder holds.
 
@@ -81,19 +74,23 @@ def pretrain(recipe: PretrainRecipe) -> dict:
     check_recipe(recipe)
     start = load_start(recipe) if recipe.model_name_or_path else None
     accelerator, recipe, precision = open_accelerator(recipe)
-    text = open_text_of(recipe, recipe.dataset_name_or_path)
+    text = open_text(recipe.dataset_name_or_path, recipe.dataset_config_name, recipe.text_source)
     with accelerator.main_process_first():
-        tokenizer = make_tokenizer(recipe, text, start)
-        train, evaluation = load_pairs(recipe, text, tokenizer, accelerator.device)
+        rules = start[1] if start else fresh_rules(recipe)
+        paragraphs = split_sentences(
+            text, SentenceSplitter(rules, text.tokenized), num_proc=recipe.preprocessing_num_workers
+        )
+        tokenizer = make_tokenizer(recipe, rules, None if start else paragraphs.train)
+        train, evaluation = load_pairs(recipe, paragraphs, tokenizer, accelerator.device)
     accelerator.print(
-        f"{len(train):,} pairs to train on ({text.train_split}), {len(evaluation):,} to evaluate on "
-        f"({text.eval_split}); {len(tokenizer):,} words"
+        f"{len(train):,} pairs to train on ({paragraphs.train_split}), {len(evaluation):,} to evaluate on "
+        f"({paragraphs.eval_split}); {len(tokenizer):,} words"
     )
     accelerator.print(describe_machine(accelerator, precision))
     set_seed(recipe.seed)
     model = make_model(recipe, tokenizer, start, "eager" if accelerator.device.type == "cpu" else "sdpa")
     set_seed(recipe.seed, device_specific=True)  # the same fresh weights, but other dropout, in each process
-    loop = prepare(recipe, accelerator, model, tokenizer, train, evaluation, text.eval_split)
+    loop = prepare(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
     flops = pretraining_flops(model.config, train.lengths, train.predictions_R)
     return run_loop(loop, forget_measurements, precision=precision, flops=flops, vocab_size=len(tokenizer))
 
@@ -114,56 +111,69 @@ def load_start(recipe: PretrainRecipe) -> tuple[D2LBertForPreTraining, PreTraine
     return model, tokenizer
 
 
-def open_text_of(recipe: PretrainRecipe, name_or_path: str) -> Text:
-    """The text that an option of the recipe names."""
-    return open_text(name_or_path, recipe.dataset_config_name, recipe.text_source)
+def fresh_rules(recipe: PretrainRecipe) -> PreTrainedTokenizerFast:
+    """The tokenizer of a fresh model, before it knows any word."""
+    return build_tokenizer(
+        list(SPECIAL_TOKENS.values()),
+        model_max_length=recipe.max_position_embeddings or FRESH["max_position_embeddings"],
+        do_lower_case=FRESH["do_lower_case"] if recipe.do_lower_case is None else recipe.do_lower_case,
+    )
 
 
 def make_tokenizer(
-    recipe: PretrainRecipe, text: Text, start: tuple[D2LBertForPreTraining, PreTrainedTokenizerFast] | None
+    recipe: PretrainRecipe, rules: PreTrainedTokenizerFast, paragraphs: Dataset | None
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of the start model, with more words if the recipe says so; or a new one, of the words of `text`."""
-    if start is None:
-        positions = recipe.max_position_embeddings or FRESH["max_position_embeddings"]
-        lower_case = FRESH["do_lower_case"] if recipe.do_lower_case is None else recipe.do_lower_case
-        rules = build_tokenizer(list(SPECIAL_TOKENS.values()), model_max_length=positions, do_lower_case=lower_case)
-        words, source = [], text
-    else:
-        rules = start[1]
-        positions, lower_case = rules.model_max_length, rules.backend_tokenizer.normalizer.normalize_str("A") == "a"
+    """`rules` with the words of `paragraphs`; without any, with those of `extend_vocab_from`, or as they are.
+
+    Raises:
+        BertSnliError: rules that a longer vocabulary would change.
+    """
+    if paragraphs is None:
         if recipe.extend_vocab_from is None:
             return rules
-        words = rules.convert_ids_to_tokens(list(range(len(rules))))
-        source = open_text_of(recipe, recipe.extend_vocab_from)
-    splitter = SentenceSplitter(rules, source.tokenized)
-    counted = count_words(
-        split_sentences(source.train, splitter, num_proc=recipe.preprocessing_num_workers), recipe.min_freq
-    )
+        paragraphs = more_paragraphs(recipe, rules)
+    words = rules.convert_ids_to_tokens(list(range(len(rules))))
     known = set(words)
-    return build_tokenizer(
-        [*words, *(word for word in counted if word not in known)],
-        model_max_length=positions,
-        do_lower_case=lower_case,
-    )
+    more = [word for word in count_words(paragraphs, recipe.min_freq) if word not in known]
+    positions, lower_case = rules.model_max_length, rules.backend_tokenizer.normalizer.normalize_str("A") == "a"
+
+    def with_words(vocabulary: list[str]) -> PreTrainedTokenizerFast:
+        return build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)
+
+    if with_words(words).backend_tokenizer.to_str() != rules.backend_tokenizer.to_str():
+        raise BertSnliError(
+            f"--extend_vocab_from: the tokenizer of {recipe.model_name_or_path} has rules of its own, such as those of "
+            "--oov_fallback; convert the checkpoint without it"
+        )
+    return with_words([*words, *more])
+
+
+def more_paragraphs(recipe: PretrainRecipe, rules: PreTrainedTokenizerFast) -> Dataset:
+    """Those of `extend_vocab_from`."""
+    try:
+        text = open_text(str(recipe.extend_vocab_from), None, recipe.text_source)
+    except BertSnliError as error:
+        raise BertSnliError(str(error).replace("--dataset_name_or_path", "--extend_vocab_from")) from error
+    splitter = SentenceSplitter(rules, text.tokenized)
+    return split_sentences(text, splitter, num_proc=recipe.preprocessing_num_workers).train
 
 
 def load_pairs(
-    recipe: PretrainRecipe, text: Text, tokenizer: PreTrainedTokenizerFast, device: torch.device
+    recipe: PretrainRecipe, paragraphs: Paragraphs, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> tuple[MaskedPairs, MaskedPairs]:
     """The pairs to train on and those to evaluate on, on `device`.
 
     Raises:
-        BertSnliError: no text, or none that is short enough.
+        BertSnliError: none is short enough, or `max_length` is more than the model takes.
     """
     if recipe.max_length > tokenizer.model_max_length:
         raise BertSnliError(f"--max_length {recipe.max_length}: the model takes {tokenizer.model_max_length} at most")
-    splitter, workers = SentenceSplitter(tokenizer, text.tokenized), recipe.preprocessing_num_workers
     both = []
     for rows, limit, seed, static in (
-        (text.train, recipe.max_train_samples, recipe.seed, recipe.static_masks),
-        (text.evaluation, recipe.max_eval_samples, EVALUATION_SEED, True),
+        (paragraphs.train, recipe.max_train_samples, recipe.seed, recipe.static_masks),
+        (paragraphs.evaluation, recipe.max_eval_samples, EVALUATION_SEED, True),
     ):
-        corpus = encode_corpus(split_sentences(rows, splitter, num_proc=workers), tokenizer, num_proc=workers)
+        corpus = encode_corpus(rows, tokenizer, num_proc=recipe.preprocessing_num_workers)
         pairs = pair_up(corpus, draw_pairs(corpus, seed), tokenizer, recipe.max_length)[:limit]
         both.append(MaskedPairs(pairs, tokenizer, seed=seed, static_masks=static, device=device))
     return both[0], both[1]
@@ -186,9 +196,13 @@ def make_model(
             sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), recipe.dropout)
         try:
             config = D2LBertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+            model = D2LBertForPreTraining(config)
         except ValueError as error:
             raise BertSnliError(f"--{error}") from error
-        model = D2LBertForPreTraining(config)
+        except (RuntimeError, TypeError, MemoryError, OverflowError) as error:
+            raise BertSnliError(
+                f"--hidden_size {config.hidden_size}: no memory for a model of these sizes; choose smaller ones"
+            ) from error
     else:
         model = start[0]
         if len(tokenizer) != model.config.vocab_size:
@@ -210,7 +224,7 @@ def prepare(
     """Optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
     sampler = make_sampler(recipe, accelerator, train.lengths)
     trained, optimizer, scheduler, progress = prepare_training(
-        recipe, accelerator, FastPreTraining(model), sampler.batches_per_epoch
+        recipe, accelerator, FastPreTraining(model), sampler.batches_per_epoch, fingerprint(train.ids_N, tokenizer)
     )
     output_dir = Path(recipe.output_dir)
 
@@ -249,12 +263,12 @@ def evaluate(
     """The figures of `Pretraining` on `pairs`, in fp32; computed by length and shared among the processes."""
     fast = FastPreTraining(model).eval()  # unlike what is trained, without mixed precision
     objective = Pretraining(pairs.predictions_R)
-    sums = torch.zeros(objective.num_sums, dtype=torch.float64)
+    sums = np.zeros(objective.num_sums)
     batches = np.array_split(np.argsort(pairs.lengths, kind="stable"), -(-len(pairs) // batch_size))
     for rows in batches[accelerator.process_index :: accelerator.num_processes]:
         _, seen = objective(fast, pairs[Piece(rows.tolist(), counted=True)], rows)
-        sums += seen.double().cpu()
-    return objective.figures(accelerator.reduce(sums.to(accelerator.device), "sum").tolist())
+        sums += seen.cpu().double().numpy()
+    return objective.figures(np.sum(gather_object([sums]), axis=0).tolist())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

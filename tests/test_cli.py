@@ -7,12 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from bert_snli import launch
 from bert_snli.cli import main
-from bert_snli.console import run
-from bert_snli.errors import BertSnliError
 from bert_snli.finetune import parse_recipe
 from bert_snli.training.recipe import FinetuneRecipe
 from conversion.convert import convert
@@ -322,15 +319,27 @@ def test_quickstart_does_the_whole_job(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 2
 
 
-@pytest.mark.parametrize("mistake", [False, True])
-def test_a_command_leaves_the_process_group(mistake: bool, tmp_path: Path, capsys: pytest.CaptureFixture):
+LEAVING = """
+import sys, torch
+from bert_snli.console import run_and_leave
+from bert_snli.errors import BertSnliError
+
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+
+def command():
+    torch.distributed.all_reduce(torch.ones(3))
+    if sys.argv[2] == "2":
+        raise BertSnliError("anything")
+
+code = run_and_leave("bert-snli", command)
+assert not torch.distributed.is_initialized()
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_command_leaves_the_process_group(code: int, tmp_path: Path, run_python):
     """One that ends with gloo's threads still there is at times killed by them (SIGABRT), its work done or not."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-
-    def command() -> None:
-        torch.distributed.all_reduce(torch.ones(3))
-        if mistake:
-            raise BertSnliError("anything")
-
-    assert run("bert-snli", command) == (2 if mistake else 0)
-    assert not torch.distributed.is_initialized()
+    done = run_python("-c", LEAVING, tmp_path / "store", code)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == ("bert-snli: error: anything\n" if code else "")

@@ -153,11 +153,15 @@ class PaddedPairs(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch: here they are all the same."""
 
+    def numbers(self, piece: Piece) -> torch.Tensor:
+        """Of the rows of `piece`, on the device."""
+        return torch.tensor(piece.rows, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+
     def __getitem__(self, piece: Piece) -> dict[str, torch.Tensor]:
         longest = self.pad_to_length or int(self.lengths[piece.rows].max())
         rounded_up = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         columns = torch.arange(max(longest, min(rounded_up, int(self.lengths.max()))), device=self.device)
-        rows = torch.tensor(piece.rows, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+        rows = self.numbers(piece)
         mask_BL = columns < self.spans["length"][rows, None]
         # Padding points to the first token; its values are replaced at once.
         index_BL = (self.spans["start"][rows, None] + columns) * mask_BL

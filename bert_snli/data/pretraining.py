@@ -27,10 +27,14 @@ PAIRS, MASKS = 1, 2  # keep their random numbers apart
 
 
 class SentenceEncoder:
-    """A function for `Dataset.map(batched=True)`: `sentences` to the ids of a paragraph and the sentences' lengths."""
+    """A function for `Dataset.map(batched=True)`: `sentences` to the ids of a paragraph and the sentences' lengths.
+
+    Special tokens in the text, such as WikiText's `<unk>`, are unknown words: it cannot make structure.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.vocabulary = Vocabulary(tokenizer)
+        self.vocabulary.update(dict.fromkeys(tokenizer.all_special_tokens, tokenizer.unk_token_id))
 
     def __call__(self, batch: Mapping[str, list[list[str]]]) -> dict[str, list]:
         split = [[sentence.split() for sentence in sentences] for sentences in batch["sentences"]]
@@ -161,8 +165,9 @@ def mask_words(
     """Hide words as `draws` says; those in `never`, `<cls>` and `<sep>`, are not predicted."""
     counts_R = num_predictions(lengths_R)
     row_N = np.repeat(np.arange(len(lengths_R)), lengths_R)
-    # A draw is below 1 by 2⁻²⁴ at least, so whole numbers keep the rows apart: a tenth of the time of a lexsort.
-    by_row_N = np.argsort(row_N + np.where(np.isin(ids_N, never), 1 - 2.0**-26, draws.order_N), kind="stable")
+    # Draws are below 1, so whole numbers keep the rows apart: a tenth of the time of a lexsort. What is never predicted
+    # comes last in its row, and before a 0 of the next, as the sort is stable.
+    by_row_N = np.argsort(row_N + np.where(np.isin(ids_N, never), 1.0, draws.order_N), kind="stable")
     starts_R = np.cumsum(lengths_R) - lengths_R
     chosen_P = np.sort(by_row_N[ranges(starts_R, counts_R)])
     labels_P = ids_N[chosen_P]
@@ -197,16 +202,21 @@ class MaskedPairs(PaddedPairs):
         self.predictions_R = num_predictions(self.lengths)
         self.first_prediction_R = torch.from_numpy(np.cumsum(self.predictions_R) - self.predictions_R).to(device)
         self.counts_R = torch.from_numpy(self.predictions_R).to(device)
+        self.drawn: int | None = None  # the epoch whose masks are there
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the masks of the epoch."""
+        """Draw the masks of the epoch, if they are not there."""
+        epoch = 0 if self.static_masks else epoch
+        if epoch == self.drawn:
+            return
+        self.drawn = epoch
         draws = draw_masks(
             len(self.ids_N),
             int(self.predictions_R.sum()),
             len(self.tokenizer),
             self.seed,
-            0 if self.static_masks else epoch,
+            epoch,
         )
         never = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
         masks = mask_words(self.ids_N, self.lengths, draws, self.tokenizer.mask_token_id, never)
@@ -218,7 +228,7 @@ class MaskedPairs(PaddedPairs):
     def __getitem__(self, piece: Piece) -> dict[str, torch.Tensor]:
         batch = super().__getitem__(piece)
         batch["next_sentence_label"] = batch["labels"]
-        rows = torch.tensor(piece.rows, device=self.device)
+        rows = self.numbers(piece)
         places = torch.arange(int(self.predictions_R[piece.rows].max()), device=self.device)
         there_BQ = places < self.counts_R[rows, None]
         index_BQ = (self.first_prediction_R[rows, None] + places) * there_BQ

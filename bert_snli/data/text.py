@@ -17,13 +17,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase
 
 from bert_snli.data.snli import load_snli
-from bert_snli.data.sources import HUB_ID, SAMPLE
+from bert_snli.data.sources import HUB_ID, READERS, SAMPLE
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import looks_local
 from bert_snli.tokenization import SPECIAL_TOKENS
 
-WIKITEXT = "Salesforce/wikitext"
-TOKENIZED_CONFIGS = re.compile(r"wikitext-\d+-v1")  # the others are raw
+WIKITEXT, WIKITEXT_2 = "Salesforce/wikitext", "wikitext-2-v1"
+TOKENIZED = re.compile(r"wikitext-\d+-v1")  # its configurations that are; the others are raw
 WIKI_FILES = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "wiki.test.tokens"}
 TEXT_FILES = (".txt", ".text", ".md")
 SNLI_HEADER = "gold_label\t"
@@ -33,37 +33,51 @@ SENTENCES = Features({"sentences": List(Value("string"))})
 
 @dataclass(frozen=True)
 class Text:
-    """Rows to train on and to evaluate on, with the column `text`, or `premise` and `hypothesis`; and their names.
+    """Rows of each split, with the column `text`, or `premise` and `hypothesis`; and where they come from.
 
     `tokenized`: words and marks have spaces between them already.
     """
 
-    train: Dataset
-    evaluation: Dataset
-    train_split: str
-    eval_split: str
+    splits: dict[str, Dataset]
+    where: str
     tokenized: bool
 
 
-def open_text(name_or_path: str, config_name: str, text_source: str) -> Text:
+def open_text(name_or_path: str, config_name: str | None, text_source: str) -> Text:
     """Find text: a folder of WikiText, text files, a source of SNLI, or a dataset on the hub with a column `text`.
 
-    Trained on is `train`, or the first split that is there; evaluated on is the next one, or a twentieth held out.
-
     Raises:
-        BertSnliError: nothing there, or no text.
+        BertSnliError: nothing there, no text, or a `config_name` for what has none.
     """
+    try:
+        text = _open_local(name_or_path, text_source)
+    except OSError as error:
+        raise BertSnliError(
+            f"--dataset_name_or_path {name_or_path:.200}: cannot be read ({error.strerror}); give text that can"
+        ) from error
+    if text is None:
+        config_name = config_name or (WIKITEXT_2 if name_or_path == WIKITEXT else None)
+        tokenized = name_or_path == WIKITEXT and bool(TOKENIZED.fullmatch(str(config_name)))
+        return Text(_read_hub(name_or_path, config_name), name_or_path, tokenized)
+    if config_name is not None:
+        raise BertSnliError(f"--dataset_config_name {config_name}: only for the hub; leave it out for {name_or_path}")
+    return text
+
+
+def _open_local(name_or_path: str, text_source: str) -> Text | None:
+    """Text that lies here, or is SNLI's; nothing for another id on the hub."""
     path = Path(name_or_path)
     wiki = {split: path / name for split, name in WIKI_FILES.items() if (path / name).is_file()}
     if wiki:
-        return _split({split: _read_lines([file], split) for split, file in wiki.items()}, tokenized=True)
+        return Text({split: _read_lines([file], split) for split, file in wiki.items()}, name_or_path, tokenized=True)
     files = _text_files(path)
     if files:
-        return _split({"train": _read_lines(files, "train")}, tokenized=False)
-    if path.exists() or name_or_path in (SAMPLE, HUB_ID) or looks_local(name_or_path) or path.suffix:
+        return Text({"train": _read_lines(files, "train")}, name_or_path, tokenized=False)
+    is_file = path.exists() or path.suffix in {".zip", *READERS, *TEXT_FILES}
+    if is_file or name_or_path in (SAMPLE, HUB_ID) or looks_local(name_or_path):
         splits = load_snli(name_or_path, splits=["train", "validation"], text_source=text_source).splits
-        return _split(dict(splits), tokenized=text_source == "parse")
-    return _split(_read_hub(name_or_path, config_name), tokenized=bool(TOKENIZED_CONFIGS.fullmatch(config_name)))
+        return Text(dict(splits), name_or_path, tokenized=text_source == "parse")
+    return None
 
 
 def _text_files(path: Path) -> list[Path]:
@@ -90,9 +104,9 @@ def _read_lines(files: Sequence[Path], split: str) -> Dataset:
         raise BertSnliError(f"{files[0]}: cannot be read as text ({reason}); {remedy}") from error
 
 
-def _read_hub(name: str, config_name: str) -> dict[str, Dataset]:
+def _read_hub(name: str, config_name: str | None) -> dict[str, Dataset]:
     try:
-        loaded = load_dataset(name, config_name if name == WIKITEXT else None)
+        loaded = load_dataset(name, config_name)
     except Exception as error:  # anything from no network to a repository that is no dataset
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BertSnliError(
@@ -104,25 +118,16 @@ def _read_hub(name: str, config_name: str) -> dict[str, Dataset]:
     return {split: rows.select_columns(["text"]) for split, rows in loaded.items()}
 
 
-def _split(splits: Mapping[str, Dataset], *, tokenized: bool) -> Text:
-    there = [name for name in WIKI_FILES if name in splits] or list(splits)
-    train = splits[there[0]]
-    if len(there) > 1:
-        return Text(train, splits[there[1]], there[0], there[1], tokenized)
-    cut = len(train) - max(1, round(HELD_OUT * len(train)))
-    return Text(train.select(range(cut)), train.select(range(cut, len(train))), there[0], "held-out", tokenized)
-
-
 class SentenceSplitter:
     """A function for `Dataset.map(batched=True)`: `text`, or `premise` and `hypothesis`, to `sentences`.
 
     These are words with single spaces between them. Lines of fewer than two sentences are left out, as in the book.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokenized: bool):
-        self.tokenizer = tokenizer
+    def __init__(self, rules: PreTrainedTokenizerBase, tokenized: bool):
+        self.rules = rules  # of which the vocabulary does not matter
         self.tokenized = tokenized
-        self.lower_case = tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a"
+        self.lower_case = rules.backend_tokenizer.normalizer.normalize_str("A") == "a"
 
     def __call__(self, batch: Mapping[str, list[str | None]]) -> dict[str, list[list[str]]]:
         if "text" in batch:
@@ -141,32 +146,59 @@ class SentenceSplitter:
         if self.tokenized:
             stripped = line.strip()
             return stripped.lower() if self.lower_case else stripped
-        backend = self.tokenizer.backend_tokenizer
+        backend = self.rules.backend_tokenizer
         normal = backend.normalizer.normalize_str(line)
         return " ".join(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
 
 
-def split_sentences(rows: Dataset, splitter: SentenceSplitter, *, num_proc: int | None = None) -> Dataset:
-    """The paragraphs of `rows`, in their order, with the column `sentences`. A second run is read from the cache.
+@dataclass(frozen=True)
+class Paragraphs:
+    """Those to train on and those to evaluate on, with the column `sentences`, and the names of the splits."""
+
+    train: Dataset
+    evaluation: Dataset
+    train_split: str
+    eval_split: str
+
+
+def split_sentences(text: Text, splitter: SentenceSplitter, *, num_proc: int | None = None) -> Paragraphs:
+    """The paragraphs of `text`, in their order; a second run is read from the cache.
+
+    Trained on is `train`, or the first split that is there; evaluated on is the next one, or a twentieth held out.
 
     Raises:
-        BertSnliError: there is none.
+        BertSnliError: there are too few.
     """
-    paragraphs = rows.map(
-        splitter,
-        batched=True,
-        num_proc=num_proc,
-        remove_columns=rows.column_names,
-        features=SENTENCES,
-        desc="Splitting sentences",
-    )
-    if len(paragraphs) == 0:
-        raise BertSnliError("the text has no line of two sentences or more (cut at ' . '); give a longer text")
-    return paragraphs
+    there = [name for name in WIKI_FILES if name in text.splits] or list(text.splits)
+    split = {
+        name: text.splits[name].map(
+            splitter,
+            batched=True,
+            num_proc=num_proc,
+            remove_columns=text.splits[name].column_names,
+            features=SENTENCES,
+            desc="Splitting sentences",
+        )
+        for name in there[:2]
+    }
+    train, eval_split = split[there[0]], there[1] if len(there) > 1 else "held-out"
+    for name in there[:2]:
+        if len(split[name]) < (1 if len(there) > 1 else 2):
+            raise BertSnliError(
+                f"{text.where} ({name}): too few lines of two sentences or more (cut at ' . '); give a longer text"
+            )
+    if len(there) > 1:
+        return Paragraphs(train, split[eval_split], there[0], eval_split)
+    cut = len(train) - max(1, round(HELD_OUT * len(train)))
+    return Paragraphs(train.select(range(cut)), train.select(range(cut, len(train))), there[0], eval_split)
 
 
 def count_words(paragraphs: Dataset, min_freq: int) -> list[str]:
-    """The special tokens, then the words that come at least `min_freq` times, the most frequent first."""
+    """The special tokens, then the words that come at least `min_freq` times, the most frequent first.
+
+    Raises:
+        BertSnliError: none does.
+    """
     special = list(SPECIAL_TOKENS.values())
     counter = Tokenizer(models.WordLevel({}, unk_token=SPECIAL_TOKENS["unk_token"]))
     counter.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -175,6 +207,8 @@ def count_words(paragraphs: Dataset, min_freq: int) -> list[str]:
     )
     counter.train_from_iterator(_sentences(paragraphs), trainer)
     ids = counter.get_vocab()
+    if len(ids) == len(special):
+        raise BertSnliError(f"--min_freq {min_freq}: no word comes so often; give less, or a longer text")
     return sorted(ids, key=lambda word: ids[word])
 
 

@@ -8,8 +8,11 @@ Shape suffixes: P rows, D hidden size, V words of the vocabulary.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB
@@ -34,47 +37,49 @@ class LinearCrossEntropy(torch.autograd.Function):
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_PD.dtype
         inputs_PD, words_VD = hidden_PD.to(kind), weight_VD.to(kind)
         loss, right = hidden_PD.new_zeros((), dtype=bias_V.dtype), labels_P.new_zeros(())
-        gradients = [torch.empty_like(hidden_PD), torch.zeros_like(weight_VD), torch.zeros_like(bias_V)]
+        gradients = None
+        if with_gradient:
+            gradients = Gradients(torch.empty_like(hidden_PD), torch.zeros_like(weight_VD), torch.zeros_like(bias_V))
         size = max(1, LOGITS_AT_ONCE // len(weight_VD))
         with torch.autocast(device, enabled=False):
             for begin in range(0, len(labels_P), size):
                 rows = slice(begin, begin + size)
                 counted_P1, targets_P1 = labels_P[rows, None] != IGNORED, labels_P[rows, None].clamp(min=0)
                 logits_PV = torch.addmm(bias_V.to(kind), inputs_PD[rows], words_VD.t()).to(bias_V.dtype)
-                largest_P1, wanted_P1 = logits_PV.amax(dim=-1, keepdim=True), logits_PV.gather(1, targets_P1)
-                right += ((wanted_P1 == largest_P1) & counted_P1).sum()
+                largest_P1, guesses_P1 = logits_PV.max(dim=-1, keepdim=True)
+                right += ((guesses_P1 == targets_P1) & counted_P1).sum()
+                wanted_P1 = logits_PV.gather(1, targets_P1)
                 weights_PV = logits_PV.sub_(largest_P1).exp_()  # of the softmax, before they are made to sum to 1
                 total_P1 = weights_PV.sum(dim=-1, keepdim=True)
                 loss += ((total_P1.log() + largest_P1 - wanted_P1) * counted_P1).sum()
-                if with_gradient:
-                    weights_PV.scatter_add_(1, targets_P1, -total_P1)
-                    _add_gradients(gradients, rows, weights_PV, counted_P1 / total_P1, inputs_PD, words_VD)
-        ctx.save_for_backward(*gradients)
+                if gradients is not None:
+                    surplus_PV = weights_PV.mul_(counted_P1 / total_P1)
+                    surplus_PV.scatter_add_(1, targets_P1, -counted_P1.to(surplus_PV.dtype))
+                    gradients.add(rows, surplus_PV, inputs_PD, words_VD)
+        if gradients is not None:
+            ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(right)
         return loss, right
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient, _):
         return (*(part * gradient for part in ctx.saved_tensors), None, None)
 
 
-def _add_gradients(
-    gradients: list[torch.Tensor],
-    rows: slice,
-    surplus_PV: torch.Tensor,
-    scale_P1: torch.Tensor,
-    inputs_PD: torch.Tensor,
-    words_VD: torch.Tensor,
-) -> None:
-    """Those of hidden states, weight and bias, from what the probabilities of `rows` have too much, times a scale.
+class Gradients(NamedTuple):
+    """Of a sum of cross-entropies."""
 
-    The scale of a row goes to its D numbers, not to its V.
-    """
-    of_hidden_PD, of_weight_VD, of_bias_V = gradients
-    of_bias_V += scale_P1[:, 0] @ surplus_PV
-    rounded_PV, scaled_PD = surplus_PV.to(words_VD.dtype), (inputs_PD[rows] * scale_P1).to(words_VD.dtype)
-    of_hidden_PD[rows] = (rounded_PV @ words_VD) * scale_P1
-    if rounded_PV.dtype == of_weight_VD.dtype:
-        of_weight_VD.addmm_(rounded_PV.t(), scaled_PD)
-    else:
-        of_weight_VD += rounded_PV.t() @ scaled_PD
+    hidden_PD: torch.Tensor
+    weight_VD: torch.Tensor
+    bias_V: torch.Tensor
+
+    def add(self, rows: slice, surplus_PV: torch.Tensor, inputs_PD: torch.Tensor, words_VD: torch.Tensor) -> None:
+        """Of these rows, from what their probabilities have too much; products are of the type of `words_VD`."""
+        self.bias_V.add_(surplus_PV.sum(dim=0))
+        rounded_PV = surplus_PV.to(words_VD.dtype)
+        self.hidden_PD[rows] = rounded_PV @ words_VD
+        if rounded_PV.dtype == self.weight_VD.dtype:
+            self.weight_VD.addmm_(rounded_PV.t(), inputs_PD[rows])
+        else:
+            self.weight_VD.add_(rounded_PV.t() @ inputs_PD[rows])

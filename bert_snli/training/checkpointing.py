@@ -34,6 +34,7 @@ class Progress:
     scheduler: dict = field(default_factory=dict)  # its state
     batches: dict = field(default_factory=dict)  # the options that decide which rows are in which batch
     precision: str = "no"  # that was trained in
+    data: str = ""  # fingerprint of the pairs and the vocabulary
 
 
 def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> None:
@@ -63,11 +64,11 @@ def drop_checkpoints_after(step: int, output_dir: Path) -> None:
             shutil.rmtree(folder)
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, batches: dict) -> Progress:
+def load_checkpoint(accelerator: Accelerator, folder: Path, batches: dict, data: str) -> Progress:
     """Put model, optimizer and random states back as they were in `folder`.
 
     Raises:
-        BertSnliError: it is not a checkpoint, or one of a run with other batches, or does not fit the model.
+        BertSnliError: it is not a checkpoint, or one of a run with other batches or `data`, or does not fit the model.
     """
     progress = read_progress(folder)
     changed = {name for name, value in batches.items() if progress.batches.get(name) != value}
@@ -76,6 +77,11 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, batches: dict) -> Pr
         raise BertSnliError(
             f"--resume_from_checkpoint {folder}: was made with --{name} {progress.batches.get(name)}, "
             f"not {batches[name]}; resume with the same recipe"
+        )
+    if progress.data != data:
+        raise BertSnliError(
+            f"--resume_from_checkpoint {folder}: was made of other pairs or with another vocabulary; resume with what "
+            "it was made of"
         )
     with _said_plainly(folder):
         accelerator.load_state(str(folder))
@@ -97,7 +103,7 @@ def _said_plainly(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BertSnliError(
             f"--resume_from_checkpoint {folder}: cannot be resumed from ({reason}); "
             "give a checkpoint-N folder of a run with the same recipe"

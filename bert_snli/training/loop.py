@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,16 +130,20 @@ class TrainingLoop:
             BertSnliError: the loss is no longer a number.
         """
         sums: list[float] = self.accelerator.reduce(interval, "sum").tolist()
-        if not all(map(math.isfinite, sums)):
+        self._check_finite(sums)
+        self.progress.totals = [a + b for a, b in zip(self.progress.totals, sums, strict=True)]
+        return sums
+
+    def _check_finite(self, figures: Iterable[float]) -> None:
+        if not all(map(math.isfinite, figures)):
             raise BertSnliError(
                 f"the loss is not finite at step {self.progress.step}; lower --learning_rate, or set --max_grad_norm"
             )
-        self.progress.totals = [a + b for a, b in zip(self.progress.totals, sums, strict=True)]
-        return sums
 
     def _end_epoch(self) -> None:
         progress = self.progress
         evaluation = self.evaluate()
+        self._check_finite(evaluation.values())
         entry = {
             "step": progress.step,
             "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,

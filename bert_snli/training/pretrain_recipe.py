@@ -20,6 +20,8 @@ FRESH: dict[str, Any] = {
     "do_lower_case": True,
 }
 
+SHORTEST = 5  # a pair: <cls>, a word, <sep>, a word, <sep>
+
 
 @dataclass
 class PretrainRecipe(TrainingRecipe):
@@ -31,11 +33,13 @@ class PretrainRecipe(TrainingRecipe):
 
     batching: ClassVar[tuple[str, ...]] = (
         *TrainingRecipe.batching,
+        "model_name_or_path",
         "dataset_config_name",
         "min_freq",
         "max_length",
         "static_masks",
         "extend_vocab_from",
+        *FRESH,
     )
 
     model_name_or_path: str = option("", "Model folder or hub id to go on from (default: fresh weights).")
@@ -44,7 +48,9 @@ class PretrainRecipe(TrainingRecipe):
         "Text: a hub id, a folder of wiki.*.tokens, a .txt file or a folder of them, or any source of SNLI, whose "
         "premises and hypotheses are taken without the labels.",
     )
-    dataset_config_name: str = option("wikitext-2-v1", "Configuration of WikiText on the hub.")
+    dataset_config_name: str | None = option(
+        None, "Configuration of a dataset on the hub (default: wikitext-2-v1 of WikiText)."
+    )
     output_dir: str = option("", "Folder for the pretrained model, its metrics and its curve.")
 
     min_freq: int = option(5, "Words that come less often are unknown ones.")
@@ -74,5 +80,6 @@ class PretrainRecipe(TrainingRecipe):
         for name in (*FRESH, "min_freq"):
             if name != "do_lower_case":
                 self._require(name, lambda value: value > 0, "give a number above 0")
+        self._require("max_length", lambda value: value >= SHORTEST, f"give {SHORTEST} or more")
         if self.extend_vocab_from and not self.model_name_or_path:
             raise BertSnliError("--extend_vocab_from: goes with --model_name_or_path; fresh weights get what is there")

@@ -6,6 +6,7 @@ Names are those of `transformers.TrainingArguments` wherever the thing is the sa
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +52,7 @@ class TrainingRecipe:
         "dataset_name_or_path",
         "text_source",
         "max_train_samples",
+        "max_eval_samples",
         "train_batch_size",
         "train_batch_tokens",
         "train_sampling_strategy",
@@ -119,6 +121,8 @@ class TrainingRecipe:
             choices, value = entry.metadata.get("choices"), getattr(self, entry.name)
             if choices and value is not None and value not in choices:
                 raise BertSnliError(f"--{entry.name} {value}: choose from {', '.join(choices)}")
+        for entry in fields(self):
+            self._require(entry.name, lambda value: not isinstance(value, float) or isfinite(value), "give a number")
         for name in (
             "max_train_samples",
             "max_eval_samples",

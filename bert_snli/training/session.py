@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -16,9 +17,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
-from bert_snli.console import OneLineErrorParser, quiet_libraries, run
+from bert_snli.console import OneLineErrorParser, quiet_libraries, run_and_leave
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.forward import FastClassifier
@@ -131,10 +132,19 @@ def make_sampler(recipe: TrainingRecipe, accelerator: Accelerator, lengths: Sequ
     )
 
 
+def fingerprint(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the tokens to train on and of the vocabulary: a run is resumed with the same."""
+    digest = hashlib.sha256(token_ids.tobytes())
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])).encode())
+    return digest.hexdigest()
+
+
 def prepare_training(
-    recipe: TrainingRecipe, accelerator: Accelerator, model: nn.Module, batches_per_epoch: int
+    recipe: TrainingRecipe, accelerator: Accelerator, model: nn.Module, batches_per_epoch: int, data: str
 ) -> tuple[nn.Module, torch.optim.Optimizer, LRScheduler, Progress]:
     """`model` among the processes, its optimizer and schedule, and where the run stands: resumed if it says so.
+
+    `data` is the fingerprint of what is trained on.
 
     Raises:
         BertSnliError: a checkpoint that does not fit.
@@ -149,9 +159,9 @@ def prepare_training(
     progress = Progress()
     if recipe.resume_from_checkpoint:
         checkpoint = find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
-        progress = load_checkpoint(accelerator, checkpoint, recipe.batches())
+        progress = load_checkpoint(accelerator, checkpoint, recipe.batches(), data)
         scheduler.load_state_dict(progress.scheduler)
-    progress.batches, progress.precision = recipe.batches(), recipe.mixed_precision
+    progress.batches, progress.precision, progress.data = recipe.batches(), recipe.mixed_precision, data
     return model, optimizer, scheduler, progress
 
 
@@ -207,9 +217,11 @@ def summarise(loop: TrainingLoop, matrix_rate: float, flops: float) -> dict[str,
     `flops` an epoch, would take; a forward pass that leaves out some of them may be above 1.
     """
     progress, epochs = loop.progress, loop.progress.epochs
-    scores = [
-        loop.objective.score({name.removeprefix("eval_"): value for name, value in entry.items()}) for entry in epochs
+    evaluations = [
+        {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+        for entry in epochs
     ]
+    scores = [loop.objective.score(evaluation) for evaluation in evaluations]
     kept = epochs[int(np.argmax(scores))] if loop.recipe.load_best_model_at_end else epochs[-1]
     figures = {
         name: value for name, value in kept.items() if name.startswith(("train_", "eval_")) and name != "train_seconds"
@@ -253,4 +265,4 @@ def run_command(
                 f"the curve is in {recipe.output_dir}/curve.png"
             )
 
-    return run(prog, command)
+    return run_and_leave(prog, command)
