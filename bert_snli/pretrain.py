@@ -201,7 +201,7 @@ def make_model(
             raise BertSnliError(f"--{error}") from error
         except (RuntimeError, TypeError, MemoryError, OverflowError) as error:
             raise BertSnliError(
-                f"--hidden_size {config.hidden_size}: no memory for a model of these sizes; choose smaller ones"
+                f"--hidden_size {sizes['hidden_size']}: no memory for a model of these sizes; choose smaller ones"
             ) from error
     else:
         model = start[0]

@@ -507,7 +507,7 @@ def test_mistakes_are_one_line(more: list, message: str, wiki: Path, tmp_path: P
 
 def test_sizes_do_not_go_with_a_checkpoint(start: Path, wiki: Path, tmp_path: Path, capsys):
     command = ["pretrain", *options(start, wiki, tmp_path / "run"), "--hidden_size", 16]
-    assert f"--hidden_size: is what {start} has" in refused(command, capsys)
+    assert f"--hidden_size: {start} has its own" in refused(command, capsys)
 
 
 def test_a_classifier_has_no_heads_to_go_on_with(start: Path, wiki: Path, corpus: Path, tmp_path: Path, capsys):

@@ -76,7 +76,7 @@ class PretrainRecipe(TrainingRecipe):
         super().__post_init__()
         for name in FRESH:
             if self.model_name_or_path and getattr(self, name) is not None:
-                raise BertSnliError(f"--{name}: is what {self.model_name_or_path} has; leave one of the two out")
+                raise BertSnliError(f"--{name}: {self.model_name_or_path} has its own; leave one of the two out")
         for name in (*FRESH, "min_freq"):
             if name != "do_lower_case":
                 self._require(name, lambda value: value > 0, "give a number above 0")
