@@ -13,13 +13,13 @@ from torch import nn
 
 
 def read_paragraphs(lines: Sequence[str]) -> list[list[list[str]]]:
-    """Lines of two sentences or more, as words; sentences without a word are left out."""
+    """Lines that hold ` . `, as sentences of words; sentences without a word are left out."""
     paragraphs = []
     for line in lines:
+        if len(line.split(" . ")) < 2:
+            continue
         sentences = [sentence.split() for sentence in line.strip().lower().split(" . ")]
-        sentences = [sentence for sentence in sentences if sentence]
-        if len(sentences) >= 2:
-            paragraphs.append(sentences)
+        paragraphs.append([sentence for sentence in sentences if sentence])
     return paragraphs
 
 

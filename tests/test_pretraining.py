@@ -190,7 +190,10 @@ def test_typed_text_is_split_as_tokenized_text_is(wiki: Path, tmp_path: Path):
     (tmp_path / "book.txt").write_text(typed, encoding="utf-8")
     split = paragraphs(tmp_path / "book.txt")
     assert (split.train_split, split.eval_split) == ("train", "held-out")
-    assert list(split.train["sentences"]) == [["he ca n't go", "she -lrb- ann -rrb- can ! i `` know '' it ."]]
+    assert list(split.train["sentences"]) == [
+        ["he ca n't go", "she -lrb- ann -rrb- can ! i `` know '' it ."],
+        ["one sentence ."],  # as the book has it: no pair begins in it, but others may end in it
+    ]
     assert list(split.evaluation["sentences"]) == [["mr. smith left", "so did we ."]]
 
 
@@ -522,6 +525,7 @@ def test_a_classifier_has_no_heads_to_go_on_with(start: Path, wiki: Path, corpus
         (b"", "holds no"),
         (b"one line without an end\n" * 3, "too few lines of two sentences"),
         (b"one line . of two\n" * 1, "too few lines of two sentences"),
+        (b"one line . of two\n" + b"one line .\n" * 9, "(held-out): too few lines of two sentences"),
         (b"\xff\xfe broken . text \xff . here\n", "save it as UTF-8"),
     ],
 )

@@ -121,7 +121,8 @@ def _read_hub(name: str, config_name: str | None) -> dict[str, Dataset]:
 class SentenceSplitter:
     """A function for `Dataset.map(batched=True)`: `text`, or `premise` and `hypothesis`, to `sentences`.
 
-    These are words with single spaces between them. Lines of fewer than two sentences are left out, as in the book.
+    These are words with single spaces between them. A line without ` . ` is left out; as in the book, the spaces at its
+    ends count, so a single sentence that ends in ` . ` stays, to be drawn as what does not follow.
     """
 
     def __init__(self, rules: PreTrainedTokenizerBase, tokenized: bool):
@@ -131,24 +132,27 @@ class SentenceSplitter:
 
     def __call__(self, batch: Mapping[str, list[str | None]]) -> dict[str, list[list[str]]]:
         if "text" in batch:
-            lines = (self._words(line or "").split(" . ") for line in batch["text"])
-            paragraphs = [[sentence for sentence in line if sentence.strip()] for line in lines]
+            lines = [self._words(line or "") for line in batch["text"]]
+            paragraphs = [
+                [sentence for sentence in line.strip().split(" . ") if sentence.strip()]
+                for line in lines
+                if " . " in line
+            ]
         else:
             known: dict[str | None, str] = {}
             for text in (*batch["premise"], *batch["hypothesis"]):
                 if text not in known:
-                    known[text] = self._words(text or "")
+                    known[text] = self._words(text or "").strip()
             pairs = zip(batch["premise"], batch["hypothesis"], strict=True)
-            paragraphs = [[sentence for text in pair if (sentence := known[text])] for pair in pairs]
-        return {"sentences": [sentences for sentences in paragraphs if len(sentences) > 1]}
+            paragraphs = [[known[text] for text in pair] for pair in pairs if all(known[text] for text in pair)]
+        return {"sentences": paragraphs}
 
     def _words(self, line: str) -> str:
         if self.tokenized:
-            stripped = line.strip()
-            return stripped.lower() if self.lower_case else stripped
+            return line.lower() if self.lower_case else line
         backend = self.rules.backend_tokenizer
         normal = backend.normalizer.normalize_str(line)
-        return " ".join(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
+        return "".join(f"{word} " for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
 
 
 @dataclass(frozen=True)
@@ -182,15 +186,17 @@ def split_sentences(text: Text, splitter: SentenceSplitter, *, num_proc: int | N
         for name in there[:2]
     }
     train, eval_split = split[there[0]], there[1] if len(there) > 1 else "held-out"
-    for name in there[:2]:
-        if len(split[name]) < (1 if len(there) > 1 else 2):
+    if len(there) > 1:
+        evaluation = split[eval_split]
+    else:
+        cut = max(0, len(train) - max(1, round(HELD_OUT * len(train))))
+        train, evaluation = train.select(range(cut)), train.select(range(cut, len(train)))
+    for name, rows in ((there[0], train), (eval_split, evaluation)):
+        if not any(len(sentences) > 1 for sentences in rows["sentences"]):
             raise BertSnliError(
                 f"{text.where} ({name}): too few lines of two sentences or more (cut at ' . '); give a longer text"
             )
-    if len(there) > 1:
-        return Paragraphs(train, split[eval_split], there[0], eval_split)
-    cut = len(train) - max(1, round(HELD_OUT * len(train)))
-    return Paragraphs(train.select(range(cut)), train.select(range(cut, len(train))), there[0], eval_split)
+    return Paragraphs(train, evaluation, there[0], eval_split)
 
 
 def count_words(paragraphs: Dataset, min_freq: int) -> list[str]:
