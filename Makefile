@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types imports check clean
+.PHONY: help install demo test soak lint format types imports check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -29,6 +29,9 @@ demo: $(VENV)/train.stamp  ## The whole job on generated data, in ./quickstart
 
 test: $(VENV)/dev.stamp  ## Run the tests, two at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+soak: $(VENV)/dev.stamp  ## Kill runs at random moments and resume them: the same bits in the end (ten minutes)
+	@$(BIN)/python -m tests.soak
 
 lint: $(VENV)/dev.stamp  ## Style and likely mistakes
 	@$(BIN)/ruff check .

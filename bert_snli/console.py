@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from bert_snli.errors import BertSnliError
+from bert_snli.errors import BertSnliError, Stopped
 
-USER_ERROR = 2
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as the shell has it: 128 and the signal's number
+UNEXPECTED, USER_ERROR = 1, 2
+BY_SIGNAL = 128  # and the signal's number, as the shell has it
+INTERRUPTED, BROKEN_PIPE = BY_SIGNAL + 2, BY_SIGNAL + 13
 LONGEST_MESSAGE = 1000
+LOST = re.compile("Connection (closed|reset) by peer|Broken pipe")  # as gloo says it
 # Which extra installs a library; all others are in "train".
 EXTRAS = {"gradio": "serve", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
 
@@ -47,6 +51,10 @@ def run(prog: str, command: Callable[[], None]) -> int:
     except BertSnliError as error:
         sys.stderr.write(f"{prog}: error: {_one_line(str(error))}\n")
         return USER_ERROR
+    except Stopped as stopped:
+        if str(stopped):
+            sys.stderr.write(f"{prog}: {_one_line(str(stopped))}\n")
+        return BY_SIGNAL + stopped.signum
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return INTERRUPTED
@@ -60,16 +68,38 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
     """As `run`; and leave the other processes, if there are any, so that the exit code is ours.
 
     A process that ends with gloo's threads still there is ended by one of them in one case of six (SIGABRT). One that
-    leaves the group because of a mistake must be gone before the others miss it, or their code is the launcher's.
+    leaves the group because of a mistake must be gone before the others miss it, or their code is the launcher's, and
+    what they say of a lost connection hides the cause.
     """
-    code = run(prog, command)
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    try:
+        code = run(prog, command)
+    except Exception as error:
+        if not _in_company():
+            raise
+        if LOST.search(str(error)):
+            sys.stderr.write(
+                f"{prog}: lost another process of this run; what became of it is said above or in its log\n"
+            )
+        else:
+            traceback.print_exc()
+        code = UNEXPECTED
+    if _in_company():
         if code:
             sys.stderr.flush()
             os._exit(code)
-        distributed.destroy_process_group()
+        sys.modules["torch.distributed"].destroy_process_group()
     return code
+
+
+def _in_company() -> bool:
+    """Whether this process is one of a group."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def say(message: str) -> None:
+    """A line beside the results, for whoever watches."""
+    sys.stderr.write(f"bert-snli: {_one_line(message)}\n")
 
 
 def _one_line(message: str) -> str:

@@ -34,7 +34,7 @@ from bert_snli.inference import (
 )
 from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-from bert_snli.training.loop import TrainingLoop
+from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Classification
 from bert_snli.training.recipe import FinetuneRecipe
 from bert_snli.training.session import (
@@ -215,7 +215,7 @@ def prepare(
             accelerator.unwrap_model(trained).write_back()
         return model
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> Evaluation:
         logits = predict_logits(
             up_to_date(),
             evaluation,
@@ -224,7 +224,8 @@ def prepare(
             accelerator=accelerator,
         )
         metrics = nli_metrics(logits, references, labels)
-        return {name: metrics[name] for name in ("loss", "accuracy", "macro_f1")}
+        figures = {name: metrics[name] for name in ("loss", "accuracy", "macro_f1")}
+        return Evaluation(figures, {"confusion_matrix": metrics["confusion_matrix"]})
 
     def save_model() -> None:
         if accelerator.is_main_process:
@@ -245,7 +246,7 @@ def prepare(
         eval_split=recipe.eval_split,
         evaluate=evaluate,
         save_model=save_model,
-        after_epoch=lambda epochs: plot_curve(epochs, recipe.eval_split, Path(recipe.output_dir)),
+        plot=plot_curve,
         progress=progress,
     )
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from bert_snli.errors import BertSnliError
 
 
@@ -80,6 +82,33 @@ def finished_folder(folder: Path, *, overwrite: bool = False, option: str = OUTP
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; its file, flushed to the disk, replaces `path` when the block ends without an error.
+
+    Whoever is killed on the way leaves the old file as it was.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    yield temporary
+    flush_to_disk(temporary)
+    os.replace(temporary, path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in one go: nobody, however they are stopped, leaves or finds half of it."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _open_to_readers(folder: Path) -> None:
     """Give `folder` and all in it the rights that the user's umask gives; temporary ones are the owner's alone."""
     umask = os.umask(0)
@@ -97,6 +126,20 @@ def make_output_dir(folder: Path) -> None:
     with _said_plainly(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder`, such as one of processes that outlived their launcher, until the block ends.
+
+    Raises:
+        BertSnliError: there is one.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise BertSnliError(f"{OUTPUT_DIR} {folder}: another run is writing there; wait for it, or end it") from error
 
 
 @contextmanager

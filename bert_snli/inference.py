@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -180,30 +180,33 @@ def logits_of(
     return classifier
 
 
+def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Rows of like length together; the same batches on however many processes, so that no digit depends on that."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+
+
 def logits_by_length(
     compute: LogitsFunction,
     pairs: PaddedPairs,
-    rows: np.ndarray,
-    batch_size: int,
+    batches: Sequence[np.ndarray],
     advance: Callable[[int], object] = lambda _: None,
 ) -> torch.Tensor:
-    """Logits (len(rows), labels) of these rows of `pairs`, in their order; computed in batches of like length.
+    """Logits (len(pairs), labels) of the rows in `batches`, those of the others 0.
 
     `advance` is told how many rows have been computed.
     """
-    order = np.argsort(pairs.lengths[rows], kind="stable")
-    if isinstance(compute, TorchLogits) and len(rows) > batch_size:
+    if isinstance(compute, TorchLogits) and batches and len(pairs) > len(batches[0]):
         compute.model.remember(pairs.tokens["input_ids"].unique(), int(pairs.lengths.max()))
-    by_length: list[torch.Tensor] = []  # left on the device until the end: a GPU is not waited for
-    for begin in range(0, len(order), batch_size):
-        places = order[begin : begin + batch_size]
-        batch = pairs[Piece(rows[places].tolist(), counted=True)]
+    computed: list[torch.Tensor] = []  # left on the device until the end: a GPU is not waited for
+    for rows in batches:
+        batch = pairs[Piece(rows.tolist(), counted=True)]
         batch.pop("labels", None)
-        by_length.append(compute(batch))
-        advance(len(places))
-    logits_RC = torch.zeros(len(rows), compute.config.num_labels)
-    if by_length:
-        logits_RC[order] = torch.cat(by_length).float().cpu()
+        computed.append(compute(batch))
+        advance(len(rows))
+    logits_RC = torch.zeros(len(pairs), compute.config.num_labels)
+    if computed:
+        logits_RC[np.concatenate(batches)] = torch.cat(computed).float().cpu()
     return logits_RC
 
 
@@ -222,17 +225,10 @@ def predict_logits(
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     world = accelerator.num_processes
     pairs = PaddedPairs(encoded, pad_token_id)
-    mine = np.arange(accelerator.process_index, len(pairs), world)
+    mine = batches_by_length(pairs.lengths, batch_size)[accelerator.process_index :: world]
     hidden = True if len(pairs) <= batch_size or not accelerator.is_local_main_process else None
     with tqdm(total=len(pairs), desc="Predicting", unit="pair", leave=False, disable=hidden) as bar:
         compute = logits_of(classifier, accelerator)
-        logits_RC = logits_by_length(compute, pairs, mine, batch_size, lambda rows: bar.update(rows * world))
-    return share_rows(logits_RC, mine, len(pairs), accelerator).numpy()
-
-
-def share_rows(mine_RC: torch.Tensor, rows: np.ndarray, total: int, accelerator: Accelerator) -> torch.Tensor:
-    """All `total` rows, of which each process has computed its own `rows`."""
-    # Zero in all processes but one, so that the sum is exact.
-    everyone_RC = torch.zeros(total, mine_RC.shape[1])
-    everyone_RC[rows] = mine_RC
-    return accelerator.reduce(everyone_RC.to(accelerator.device), "sum").cpu()
+        logits_RC = logits_by_length(compute, pairs, mine, lambda rows: bar.update(rows * world))
+    # Those of a row are zero in all processes but one, so that the sum is exact.
+    return accelerator.reduce(logits_RC.to(accelerator.device), "sum").cpu().numpy()

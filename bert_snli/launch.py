@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import fields
 from types import ModuleType
 from typing import NoReturn
 
+import psutil
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from bert_snli.console import run
+from bert_snli.console import BY_SIGNAL, run, say
 from bert_snli.errors import BertSnliError
 from bert_snli.training.recipe import TrainingRecipe
+
+# They tell of defaults that were taken and of signals that were passed on.
+CHATTY = (
+    "accelerate.commands.launch",
+    "torch.distributed.elastic.agent.server.api",
+    "torch.distributed.elastic.multiprocessing.api",
+)
 
 
 def split_arguments(argv: Sequence[str], recipe_class: type[TrainingRecipe]) -> tuple[list[str], list[str]]:
@@ -65,14 +76,30 @@ def _launch(launch: list[str], command: ModuleType, recipe: list[str]) -> None:
     # where there is none, they talk over gloo.
     if args.config_file is None and (args.num_processes or 1) > 1:
         args.multi_gpu, args.cpu = True, False
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         launch_command(args)
     except ChildFailedError as error:
-        raise SystemExit(max(failure.exitcode for failure in error.failures.values())) from error
+        raise SystemExit(_exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})) from error
+    except SignalException as stopped:
+        # They have had it too and written their checkpoint; whoever is still there has missed a second one.
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        raise SystemExit(BY_SIGNAL + stopped.sigval) from stopped
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from error
     except ValueError as error:
         _refuse(str(error))
+
+
+def _exit_code(codes: dict[int, int]) -> int:
+    """Ours, from those of the processes that failed; one that was killed, for want of memory say, is named."""
+    for rank, code in codes.items():
+        if code < 0 and -code != signal.SIGTERM:
+            say(f"process {rank} was ended by {signal.Signals(-code).name}, and so the others were")
+            return BY_SIGNAL - code
+    return max(1, *codes.values())
 
 
 def _refuse(message: str) -> NoReturn:

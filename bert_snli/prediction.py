@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encoder_of
 from bert_snli.errors import BertSnliError
-from bert_snli.inference import LogitsFunction, logits_by_length, logits_of, share_rows
+from bert_snli.inference import LogitsFunction, batches_by_length, logits_by_length, logits_of
 from bert_snli.modeling import D2LBertForSequenceClassification
 
 Pair = tuple[str, str]
@@ -81,12 +81,19 @@ class Predictor:
             if problems or isinstance(encoded, BertSnliError):
                 raise BertSnliError(problems[0])
             rows = np.arange(index, len(chunk), world)
-            logits_RC = share_rows(self._logits(encoded), rows, len(chunk), self.accelerator)
+            logits_RC = self._share(self._logits(encoded), rows, len(chunk))
             yield chunk, self._answers(logits_RC) if self.accelerator.is_main_process else []
 
     def _logits(self, encoded: pa.Table) -> torch.Tensor:
         padded = PaddedPairs(encoded, self.pad_token_id)
-        return logits_by_length(self.compute, padded, np.arange(len(padded)), self.batch_size)
+        return logits_by_length(self.compute, padded, batches_by_length(padded.lengths, self.batch_size))
+
+    def _share(self, mine_RC: torch.Tensor, rows: np.ndarray, total: int) -> torch.Tensor:
+        """All `total` rows, of which each process has computed its own `rows`."""
+        # Zero in all processes but one, so that the sum is exact.
+        everyone_RC = torch.zeros(total, mine_RC.shape[1])
+        everyone_RC[rows] = mine_RC
+        return self.accelerator.reduce(everyone_RC.to(self.accelerator.device), "sum").cpu()
 
     def _answers(self, logits_RC: torch.Tensor) -> list[Answer]:
         return [

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
@@ -23,10 +21,10 @@ from bert_snli.fast.forward import FastPreTraining
 from bert_snli.fast.machine import pretraining_flops
 from bert_snli.folders import finished_folder
 from bert_snli.hub import forget_measurements
-from bert_snli.inference import load_config, load_tokenizer, load_weights
+from bert_snli.inference import batches_by_length, load_config, load_tokenizer, load_weights
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
-from bert_snli.training.loop import METRICS, TrainingLoop
+from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Pretraining
 from bert_snli.training.pretrain_recipe import FRESH, PretrainRecipe
 from bert_snli.training.session import check_start as check_recipe
@@ -235,10 +233,6 @@ def prepare(
                 tokenizer.save_pretrained(folder)
         accelerator.wait_for_everyone()
 
-    def draw_curve(_: list[dict]) -> None:
-        lines = (output_dir / METRICS).read_text(encoding="utf-8").splitlines()
-        plot_pretraining([json.loads(line) for line in lines], eval_split, output_dir)
-
     return TrainingLoop(
         recipe=recipe,
         objective=Pretraining(train.predictions_R),
@@ -249,9 +243,9 @@ def prepare(
         pairs=train,
         sampler=sampler,
         eval_split=eval_split,
-        evaluate=lambda: evaluate(model, evaluation, recipe.per_device_eval_batch_size, accelerator),
+        evaluate=lambda: Evaluation(evaluate(model, evaluation, recipe.per_device_eval_batch_size, accelerator), {}),
         save_model=save_model,
-        after_epoch=draw_curve,
+        plot=plot_pretraining,
         progress=progress,
     )
 
@@ -263,12 +257,13 @@ def evaluate(
     """The figures of `Pretraining` on `pairs`, in fp32; computed by length and shared among the processes."""
     fast = FastPreTraining(model).eval()  # unlike what is trained, without mixed precision
     objective = Pretraining(pairs.predictions_R)
-    sums = np.zeros(objective.num_sums)
-    batches = np.array_split(np.argsort(pairs.lengths, kind="stable"), -(-len(pairs) // batch_size))
-    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
-        _, seen = objective(fast, pairs[Piece(rows.tolist(), counted=True)], rows)
-        sums += seen.cpu().double().numpy()
-    return objective.figures(np.sum(gather_object([sums]), axis=0).tolist())
+    batches = batches_by_length(pairs.lengths, batch_size)
+    sums = torch.zeros(len(batches), objective.num_sums, device=accelerator.device)
+    for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
+        rows = batches[number]
+        _, sums[number] = objective(fast, pairs[Piece(rows.tolist(), counted=True)], rows)
+    # Those of a batch are zero in all processes but one, and added up in one order, however many there are.
+    return objective.figures(accelerator.reduce(sums, "sum").cpu().double().sum(dim=0).tolist())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot, which would switch a notebook's own figures
 
 
-def plot_curve(epochs: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
+def plot_curve(entries: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
     """The book's figure (15.7): train loss, train and evaluation accuracy over epochs, as `curve.png` and `.svg`."""
+    epochs = [entry for entry in entries if "eval_loss" in entry]
     x = [entry["epoch"] for entry in epochs]
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -58,6 +59,25 @@ def plot_pretraining(entries: Sequence[dict[str, Any]], eval_split: str, folder:
     )
     for suffix in ("png", "svg"):
         figure.savefig(folder / f"curve.{suffix}", dpi=150)
+
+
+def plot_course(entries: Sequence[dict[str, Any]], path: Path) -> None:
+    """Learning rate, norm of the gradient and pairs per second over updates, from lines of `metrics.jsonl`."""
+    figure = Figure(figsize=(5.5, 5.6), layout="constrained")
+    series = {
+        "learning_rate": "learning rate",
+        "grad_norm": "norm of the gradient",
+        "train_samples_per_second": "pairs/s",
+    }
+    all_axes = figure.subplots(len(series), sharex=True)
+    steps = [entry["step"] for entry in entries]
+    for axes, (key, name) in zip(all_axes, series.items(), strict=True):
+        axes.plot(steps, [entry[key] for entry in entries], marker="o", markersize=2)
+        axes.set_ylabel(name)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.4)
+    all_axes[-1].set_xlabel("update")
+    figure.savefig(path, dpi=150)
 
 
 def plot_confusion_matrix(matrix: dict[str, dict[str, int]], title: str, path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Checkpoints of a run in progress: `checkpoint-N` folders from which training goes on as if it had not stopped."""
+"""Checkpoints of a run in progress: `checkpoint-N` folders from which training goes on as if it had not stopped.
+
+A checkpoint is written beside its place, with the checksums of its files, flushed to the disk, and renamed when it is
+whole. One that is torn or damaged all the same is told by its checksums, and the one before it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,22 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from bert_snli.errors import BertSnliError
+from bert_snli.folders import flush_to_disk, replace_file
+from conversion.checkpoint import sha256_of_file
 
-PROGRESS = "progress.json"
+PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
+MODEL, KEPT = "model.safetensors", "kept.safetensors"  # in the output folder; its copy in a checkpoint
 
 
 @dataclass
@@ -28,55 +36,144 @@ class Progress:
     batch: int = 0  # updates made in the running epoch
     step: int = 0  # updates made in all
     best_score: float | None = None  # of the evaluations so far
+    best_step: int = 0  # of that evaluation
+    since_best: int = 0  # evaluations that were not better
     seconds: float = 0.0  # spent on training, evaluation left out
     totals: list[float] = field(default_factory=list)  # the objective's sums over the running epoch
+    interval: list[list[float]] = field(default_factory=list)  # each process's sums since the last line of metrics
     epochs: list[dict] = field(default_factory=list)  # metrics of the finished epochs
+    kept: dict[str, Any] = field(default_factory=dict)  # what else is known of the model in the output folder
     scheduler: dict = field(default_factory=dict)  # its state
-    batches: dict = field(default_factory=dict)  # the options that decide which rows are in which batch
-    precision: str = "no"  # that was trained in
+    options: dict = field(default_factory=dict)  # those that the weights depend on
+    means: dict = field(default_factory=dict)  # what they depend on to rounding: processes, passes, precision
     data: str = ""  # fingerprint of the pairs and the vocabulary
 
 
-def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> None:
-    """Write `checkpoint-{step}` beside, rename it when it is whole, and drop the oldest beyond `limit`."""
+def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> Path:
+    """Write `checkpoint-{step}`, unless it is there, and drop the oldest beyond `limit`; returns its folder.
+
+    Raises:
+        BertSnliError: it cannot be written; the ones before are still there.
+    """
     target = output_dir / f"checkpoint-{progress.step}"
+    if target.is_dir():
+        return target
     temporary = output_dir / f".{target.name}.partial"
-    if accelerator.is_main_process:
+    with _whole_or_not_at_all(temporary, target):
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if progress.best_score is not None:
+                shutil.copyfile(output_dir / MODEL, temporary / KEPT)
+            (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            checksums = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
+            (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+            for path in (*temporary.iterdir(), temporary):
+                flush_to_disk(path)
+            os.rename(temporary, target)
+            flush_to_disk(output_dir)
+            for old in list_checkpoints(output_dir)[:-limit]:
+                shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return target
+
+
+@contextmanager
+def _whole_or_not_at_all(temporary: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    if accelerator.is_main_process:
-        (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(temporary, target)
-        for old in list_checkpoints(output_dir)[:-limit]:
-            shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
+        reason = " ".join(str(error).split())[:200]
+        before = list_checkpoints(target.parent)
+        remedy = f"then go on from {before[-1].name} with --resume_from_checkpoint auto" if before else "and start anew"
+        raise BertSnliError(f"{target}: cannot be written ({reason}); make room, {remedy}") from error
 
 
-def drop_checkpoints_after(step: int, output_dir: Path) -> None:
-    """Remove the checkpoints of an earlier run, which would be taken for newer ones of this."""
-    for folder in list_checkpoints(output_dir):
-        if int(folder.name.split("-")[1]) > step:
-            shutil.rmtree(folder)
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, in words; nothing if they are what was written."""
+    try:
+        checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        if not isinstance(checksums, dict) or PROGRESS not in checksums:
+            return f"{CHECKSUMS} names no files"
+        for name, sha256 in checksums.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if sha256_of_file(folder / name) != sha256:
+                return f"{name} is not what was written"
+    except (OSError, ValueError) as error:
+        return f"{CHECKSUMS} or a file of its list cannot be read: {' '.join(str(error).split())[:100]}"
+    return None
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, batches: dict, data: str) -> Progress:
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints in `output_dir`, whole or damaged since, oldest first."""
+    numbered = [
+        (int(match[1]), path)
+        for path in output_dir.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(numbered)]
+
+
+def check_place(folder: Path, output_dir: Path) -> None:
+    """Refuse to resume from what is no checkpoint in the output folder.
+
+    Raises:
+        BertSnliError: with the remedy.
+    """
+    if not (folder / PROGRESS).is_file():
+        raise BertSnliError(
+            f"--resume_from_checkpoint {folder}: no checkpoint there; give a checkpoint-N folder, or 'auto'"
+        )
+    if folder.resolve().parent != output_dir.resolve():
+        raise BertSnliError(
+            f"--resume_from_checkpoint {folder}: is not in {output_dir}, where its run is; "
+            f"give --output_dir {folder.parent}"
+        )
+
+
+def sound_checkpoint(wanted: str, output_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means; for 'auto' the newest that is whole, or nothing where none is.
+
+    Args:
+        warn: is told of each damaged one that is passed over.
+
+    Raises:
+        BertSnliError: the one that is meant is damaged, or all are.
+    """
+    candidates = [Path(wanted)] if wanted != "auto" else list_checkpoints(output_dir)[::-1]
+    damaged: list[str] = []
+    for folder in candidates:
+        damage = find_damage(folder)
+        if damage is None:
+            if damaged:
+                warn(f"{'; '.join(damaged)}; going on from {folder.name}")
+            return folder
+        damaged.append(f"{folder}: damaged ({damage})")
+    if damaged:
+        remedy = "give 'auto' or an older one" if wanted != "auto" else "start anew with --overwrite_output_dir"
+        raise BertSnliError(f"--resume_from_checkpoint {'; '.join(damaged)}; {remedy}")
+    return None
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path, options: dict, data: str) -> Progress:
     """Put model, optimizer and random states back as they were in `folder`.
 
     Raises:
-        BertSnliError: it is not a checkpoint, or one of a run with other batches or `data`, or does not fit the model.
+        BertSnliError: it is one of a run with other `options` or `data`, or does not fit the model.
     """
     progress = read_progress(folder)
-    changed = {name for name, value in batches.items() if progress.batches.get(name) != value}
+    changed = {name for name in options.keys() | progress.options if options.get(name) != progress.options.get(name)}
     if changed:
         name = min(changed)
         raise BertSnliError(
-            f"--resume_from_checkpoint {folder}: was made with --{name} {progress.batches.get(name)}, "
-            f"not {batches[name]}; resume with the same recipe"
+            f"--resume_from_checkpoint {folder}: was made with --{name} {progress.options.get(name)}, "
+            f"not {options.get(name)}; resume with the same recipe"
         )
     if progress.data != data:
         raise BertSnliError(
@@ -110,37 +207,18 @@ def _said_plainly(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The whole checkpoints in `output_dir`, oldest first."""
-    numbered = [
-        (int(match[1]), path)
-        for path in output_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / PROGRESS).is_file()
-    ]
-    return [path for _, path in sorted(numbered)]
+def take_back(output_dir: Path, step: int) -> None:
+    """Make `output_dir` what it was when its checkpoint of `step` was written; 0: when there was none yet.
 
-
-def find_checkpoint(resume_from_checkpoint: str, output_dir: Path) -> Path:
-    """The folder that `--resume_from_checkpoint` means.
-
-    Raises:
-        BertSnliError: there is none.
+    Later checkpoints, of an earlier run or damaged ones, would be taken for newer ones of this; what a killed run left
+    half-written goes, and the model that was kept by then comes back.
     """
-    if resume_from_checkpoint != "auto":
-        folder = Path(resume_from_checkpoint)
-        if not (folder / PROGRESS).is_file():
-            raise BertSnliError(
-                f"--resume_from_checkpoint {folder}: no checkpoint there; give a checkpoint-N folder, or 'auto'"
-            )
-        if folder.resolve().parent != output_dir.resolve():
-            raise BertSnliError(
-                f"--resume_from_checkpoint {folder}: is not in {output_dir}, where the best model so far is kept; "
-                f"give --output_dir {folder.parent}"
-            )
-        return folder
-    checkpoints = list_checkpoints(output_dir)
-    if not checkpoints:
-        raise BertSnliError(
-            f"--resume_from_checkpoint auto: no checkpoint in {output_dir}; start without it, with --save_steps"
-        )
-    return checkpoints[-1]
+    for folder in list_checkpoints(output_dir):
+        if int(folder.name.split("-")[1]) > step:
+            shutil.rmtree(folder)
+    for rest in (*output_dir.glob(".checkpoint-*.partial"), *output_dir.glob(".partial-*")):
+        shutil.rmtree(rest, ignore_errors=True)
+    kept = output_dir / f"checkpoint-{step}" / KEPT
+    if kept.is_file():
+        with replace_file(output_dir / MODEL) as temporary:
+            shutil.copyfile(kept, temporary)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +20,43 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
-from bert_snli.errors import BertSnliError
+from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs, Piece
+from bert_snli.errors import BertSnliError, Stopped
+from bert_snli.folders import write_whole
 from bert_snli.training.checkpointing import Progress, save_checkpoint
 from bert_snli.training.objectives import Objective
 from bert_snli.training.recipe import TrainingRecipe
+from bert_snli.training.record import write_trainer_state
+from bert_snli.training.stopping import StopRequest
 
-METRICS = "metrics.jsonl"
+METRICS, NON_FINITE = "metrics.jsonl", "non_finite.json"
 
 
 def num_updates(recipe: TrainingRecipe, batches_per_epoch: int) -> int:
     """Updates of the whole run."""
     return recipe.max_steps if recipe.max_steps > 0 else recipe.num_train_epochs * batches_per_epoch
+
+
+def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (output_dir / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+class Evaluation(NamedTuple):
+    """The figures of an evaluation, and what is no single number but kept of the best model."""
+
+    figures: dict[str, float]
+    details: dict[str, Any]
+
+
+class Watched(NamedTuple):
+    """A loss or a norm that should be a number, and the update that it is of."""
+
+    what: str
+    value: torch.Tensor
+    rows: np.ndarray
+    batch: int
+    step: int
 
 
 @dataclass
@@ -45,28 +72,40 @@ class TrainingLoop:
     pairs: PaddedPairs
     sampler: GlobalBatchSampler
     eval_split: str  # its name, for the terminal
-    evaluate: Callable[[], dict[str, float]]
+    evaluate: Callable[[], Evaluation]
     save_model: Callable[[], None]
-    after_epoch: Callable[[list[dict]], None]
+    plot: Callable[[list[dict], str, Path], None]  # metrics.jsonl's lines, eval_split, output folder
     progress: Progress
+    watched: list[Watched] = field(default_factory=list)  # and not yet looked at
 
     def run(self) -> None:
-        """Train to the last epoch or `max_steps`, evaluating, saving and logging on the way."""
-        total = num_updates(self.recipe, self.sampler.batches_per_epoch)
-        # A checkpoint may have been written after an epoch's last update and before its evaluation.
-        while self.progress.step < total or self.progress.batch:
-            self._train_epoch(total)
-            self._end_epoch()
+        """Train to the last epoch or `max_steps`, evaluating, saving and logging on the way.
 
-    def _train_epoch(self, total: int) -> None:
+        Raises:
+            Stopped: by a signal, after a checkpoint.
+        """
+        total = num_updates(self.recipe, self.sampler.batches_per_epoch)
+        with StopRequest(self.accelerator.num_processes) as request:
+            # A checkpoint may have been written after an epoch's last update and before its evaluation.
+            while (self.progress.step < total and not self._out_of_patience()) or self.progress.batch:
+                self._train_epoch(total, request)
+                self._end_epoch()
+                signum = request.agreed()
+                if signum and self.progress.step < total and not self._out_of_patience():
+                    self._stop(signum)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.early_stopping_patience
+        return patience is not None and self.progress.since_best >= patience
+
+    def _train_epoch(self, total: int, request: StopRequest) -> None:
         progress, recipe = self.progress, self.recipe
         self.model.train()
         self.sampler.set_epoch(progress.epoch, first_batch=progress.batch)
         self.pairs.set_epoch(progress.epoch)
         passes = (self.pairs[piece] for piece in self.sampler)
         batches = self.sampler.global_batches()  # the short one may be anywhere
-        interval = torch.zeros(self.objective.num_sums, device=self.accelerator.device)
-        progress.totals = progress.totals or interval.tolist()
+        self._begin_interval()
         started = time.perf_counter()
         bar = tqdm(
             total=len(self.pairs),
@@ -77,32 +116,69 @@ class TrainingLoop:
         )
         while progress.batch < len(batches) and progress.step < total:
             rows = batches[progress.batch]
-            interval += self._update(passes, rows)
+            self.interval += self._update(passes, rows)
+            self.interval_rows += len(rows)
             progress.batch += 1
             progress.step += 1
+            progress.seconds, started = progress.seconds + time.perf_counter() - started, time.perf_counter()
             bar.update(len(rows))
             ended = progress.batch == len(batches) or progress.step == total
-            save = recipe.save_steps and progress.step % recipe.save_steps == 0
-            if ended or save or progress.step % recipe.logging_steps == 0:
-                figures = self.objective.figures(self._settle(interval))
-                progress.seconds, started = progress.seconds + time.perf_counter() - started, time.perf_counter()
+            if ended or progress.step % recipe.logging_steps == 0:
+                figures = self._end_interval()
                 bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
-                self._log(
-                    {
-                        "step": progress.step,
-                        "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,
-                        **{f"train_{name}": value for name, value in figures.items()},
-                        "learning_rate": self.scheduler.get_last_lr()[0],
-                    }
-                )
-                interval.zero_()
-            if save:
+            if recipe.save_steps and progress.step % recipe.save_steps == 0:
                 self._save_checkpoint()
+            if signum := request.agreed():
+                bar.close()
+                self._stop(signum)
         bar.close()
 
-    def _save_checkpoint(self) -> None:
-        self.progress.scheduler = self.scheduler.state_dict()
-        save_checkpoint(self.accelerator, self.progress, Path(self.recipe.output_dir), self.recipe.save_total_limit)
+    def _begin_interval(self) -> None:
+        """Begin to sum up for the next line of metrics; go on with the sums that a checkpoint holds."""
+        accelerator, sums_of_each = self.accelerator, self.progress.interval
+        if len(sums_of_each) != accelerator.num_processes:  # then only their sum counts
+            total = np.sum(sums_of_each, axis=0).tolist() if sums_of_each else [0.0] * self.objective.num_sums
+            sums_of_each = [total, *([[0.0] * len(total)] * (accelerator.num_processes - 1))]
+        self.interval = torch.tensor(sums_of_each[accelerator.process_index], device=accelerator.device)
+        self.interval_rows, self.interval_begun = 0, self.progress.seconds
+        self.progress.interval = []
+
+    def _end_interval(self) -> dict[str, float]:
+        """Write a line of metrics on the updates since the last; returns the figures of their batches."""
+        self._look()
+        progress = self.progress
+        sums: list[float] = self.accelerator.reduce(self.interval, "sum").tolist()
+        progress.totals = [a + b for a, b in zip(progress.totals or [0.0] * len(sums), sums, strict=True)]
+        figures = self.objective.figures(sums)
+        self._log(
+            {
+                "step": progress.step,
+                "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,
+                **{f"train_{name}": value for name, value in figures.items()},
+                "grad_norm": float(self.grad_norm),
+                "learning_rate": self.scheduler.get_last_lr()[0],
+                "train_samples_per_second": self.interval_rows / (progress.seconds - self.interval_begun),
+            }
+        )
+        self._begin_interval()
+        return figures
+
+    def _save_checkpoint(self) -> Path:
+        self._look()
+        standing = replace(
+            self.progress,
+            scheduler=self.scheduler.state_dict(),
+            interval=self.accelerator.gather(self.interval[None]).tolist(),
+        )
+        return save_checkpoint(self.accelerator, standing, Path(self.recipe.output_dir), self.recipe.save_total_limit)
+
+    def _stop(self, signum: int) -> None:
+        checkpoint = self._save_checkpoint()
+        message = (
+            f"stopped by {signal.Signals(signum).name} after step {self.progress.step}; {checkpoint} is written: "
+            "go on with the same command and --resume_from_checkpoint auto"
+        )
+        raise Stopped(message if self.accelerator.is_main_process else "", signum)
 
     def _update(self, passes: Iterator[dict[str, torch.Tensor]], rows: np.ndarray) -> torch.Tensor:
         """One update, on the global batch `rows`; returns this process's sums."""
@@ -110,59 +186,125 @@ class TrainingLoop:
         seen = torch.zeros(self.objective.num_sums, device=accelerator.device)
         for number in range(recipe.gradient_accumulation_steps):
             last = number == recipe.gradient_accumulation_steps - 1
-            with nullcontext() if last else accelerator.no_sync(self.model):
+            with nullcontext() if last else accelerator.no_sync(self.model), self._anomalies():
                 loss, sums = self.objective(self.model, next(passes), rows)
+                self._watch("loss", loss, rows)
                 # DistributedDataParallel takes the mean over the processes; the batch's own mean or sum is wanted.
                 accelerator.backward(loss * accelerator.num_processes)
             seen += sums
-        if recipe.max_grad_norm:
-            accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+        self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm or math.inf)
+        if accelerator.scaler is None:  # for fp16, an overflow is what its scaler is there for
+            self._watch("gradient", self.grad_norm, rows)
         self.optimizer.step()
         if not accelerator.optimizer_step_was_skipped:  # the gradient overflowed in fp16
             self.scheduler.step()
         self.optimizer.zero_grad()
         return seen
 
-    def _settle(self, interval: torch.Tensor) -> list[float]:
-        """Sums over all processes of what was seen since the last line, added to the epoch's.
+    @contextmanager
+    def _anomalies(self) -> Iterator[None]:
+        """With `detect_anomalies`, the first operation whose gradient is no number is named.
 
         Raises:
-            BertSnliError: the loss is no longer a number.
+            BertSnliError: there is one; PyTorch's warning shows where it was computed.
         """
-        sums: list[float] = self.accelerator.reduce(interval, "sum").tolist()
-        self._check_finite(sums)
-        self.progress.totals = [a + b for a, b in zip(self.progress.totals, sums, strict=True)]
-        return sums
-
-    def _check_finite(self, figures: Iterable[float]) -> None:
-        if not all(map(math.isfinite, figures)):
+        if not self.recipe.detect_anomalies:
+            yield
+            return
+        try:
+            with torch.autograd.set_detect_anomaly(True):
+                yield
+        except RuntimeError as error:
+            if "returned nan" not in str(error):
+                raise
             raise BertSnliError(
-                f"the loss is not finite at step {self.progress.step}; lower --learning_rate, or set --max_grad_norm"
-            )
+                f"--detect_anomalies: {error} (step {self.progress.step + 1}); the warning above shows its line"
+            ) from error
+
+    def _watch(self, what: str, value: torch.Tensor, rows: np.ndarray) -> None:
+        """Remember a loss or a norm, to see whether it is a number: now on a CPU, or when the next line is written."""
+        self.watched.append(Watched(what, value.detach(), rows, self.progress.batch + 1, self.progress.step + 1))
+        if self.recipe.detect_anomalies or value.device.type == "cpu":
+            self._look()
+
+    def _look(self) -> None:
+        """See whether all that is watched are numbers.
+
+        Raises:
+            BertSnliError: one is not; its batch is named, and `non_finite.json` lists its rows.
+        """
+        watched, self.watched = self.watched, []
+        if watched and not torch.stack([entry.value for entry in watched]).isfinite().all():
+            bad = next(entry for entry in watched if not entry.value.isfinite())
+            raise BertSnliError(self._tell_of(bad))
+
+    def _tell_of(self, bad: Watched) -> str:
+        """What went wrong, in words; the rows whose own loss is no number are sought one by one."""
+        sick = [row for row in bad.rows.tolist() if not self._loss_of(row).isfinite()]
+        path = Path(self.recipe.output_dir) / NON_FINITE
+        found = {"step": bad.step, "epoch": self.progress.epoch + 1, "batch": bad.batch, "what": bad.what}
+        write_whole(path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": sick}) + "\n")
+        if len(sick) == len(bad.rows):
+            which = "all of its rows: the weights have grown too large"
+        elif sick:
+            which = f"row{'s' * (len(sick) > 1)} {', '.join(map(str, sick[:5]))}{' ...' * (len(sick) > 5)}"
+        else:
+            which = f"its {len(bad.rows)} rows together"
+        return (
+            f"the {bad.what} is not finite at step {bad.step} (batch {bad.batch} of epoch {found['epoch']}, {which}; "
+            f"see {path}); lower --learning_rate, set --max_grad_norm, or search with --detect_anomalies"
+        )
+
+    @torch.no_grad()
+    def _loss_of(self, row: int) -> torch.Tensor:
+        model = self.accelerator.unwrap_model(self.model).eval()
+        return self.objective(model, self.pairs[Piece([row], counted=True)], np.array([row]))[0]
 
     def _end_epoch(self) -> None:
-        progress = self.progress
-        evaluation = self.evaluate()
-        self._check_finite(evaluation.values())
+        progress, recipe = self.progress, self.recipe
+        figures, details = self.evaluate()
+        if not all(map(math.isfinite, figures.values())):
+            raise BertSnliError(
+                f"the evaluation after step {progress.step} is not finite; lower --learning_rate, or set "
+                "--max_grad_norm"
+            )
         entry = {
             "step": progress.step,
             "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,
             **{f"train_{name}": value for name, value in self.objective.figures(progress.totals).items()},
             "train_seconds": progress.seconds,
-            **{f"eval_{name}": value for name, value in evaluation.items()},
+            **{f"eval_{name}": value for name, value in figures.items()},
         }
         progress.epochs.append(entry)
         self._log(entry)
         if self.accelerator.is_main_process:
             words = self.objective.describe(entry, self.eval_split)
             tqdm.write(f"Epoch {progress.epoch + 1}: {words}", file=sys.stderr)
-        score = self.objective.score(evaluation)
-        if not self.recipe.load_best_model_at_end or progress.best_score is None or score > progress.best_score:
-            progress.best_score = score
+        score = self.objective.score(figures)
+        better = progress.best_score is None or score > progress.best_score
+        progress.since_best = 0 if better else progress.since_best + 1
+        if better:
+            progress.best_score, progress.best_step = score, progress.step
+        if better or not recipe.load_best_model_at_end:
+            progress.kept = {"step": progress.step, **details}
             self.save_model()
         progress.epoch, progress.batch, progress.totals = progress.epoch + 1, 0, []
         if self.accelerator.is_main_process:
-            self.after_epoch(progress.epochs)
+            self._draw()
+
+    def _draw(self) -> None:
+        """The curve, and the history as other tools read it."""
+        output_dir = Path(self.recipe.output_dir)
+        entries = read_metrics(output_dir)
+        self.plot(entries, self.eval_split, output_dir)
+        write_trainer_state(
+            output_dir,
+            self.recipe,
+            entries,
+            max_steps=num_updates(self.recipe, self.sampler.batches_per_epoch),
+            best=next(entry for entry in entries if "eval_loss" in entry and entry["step"] == self.progress.best_step),
+            metric=self.objective.metric,
+        )
 
     def _log(self, entry: dict) -> None:
         if self.accelerator.is_main_process:

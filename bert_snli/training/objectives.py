@@ -22,6 +22,7 @@ class Objective(Protocol):
     """A loss, and its figures."""
 
     num_sums: int
+    metric: str  # the figure that the best model is chosen by
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
@@ -44,6 +45,7 @@ class Classification:
 
     reduction: str
     num_sums = 3
+    metric = "accuracy"
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
@@ -80,6 +82,7 @@ class Pretraining:
 
     predictions_R: np.ndarray
     num_sums = 6
+    metric = "loss"
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray

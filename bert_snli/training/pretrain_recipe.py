@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from bert_snli.data.text import WIKITEXT
 from bert_snli.errors import BertSnliError
@@ -30,17 +30,6 @@ class PretrainRecipe(TrainingRecipe):
     Raises:
         BertSnliError: as `TrainingRecipe`.
     """
-
-    batching: ClassVar[tuple[str, ...]] = (
-        *TrainingRecipe.batching,
-        "model_name_or_path",
-        "dataset_config_name",
-        "min_freq",
-        "max_length",
-        "static_masks",
-        "extend_vocab_from",
-        *FRESH,
-    )
 
     model_name_or_path: str = option("", "Model folder or hub id to go on from (default: fresh weights).")
     dataset_name_or_path: str = option(

@@ -16,17 +16,32 @@ from bert_snli.data.batching import STRATEGIES
 from bert_snli.data.layouts import TEXT_SOURCES
 from bert_snli.data.sources import HUB_ID
 from bert_snli.errors import BertSnliError
+from bert_snli.folders import write_whole
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.modeling.pair_truncation import TRUNCATIONS
 from bert_snli.training.optimisation import OPTIMIZERS, SCHEDULERS
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+# How a run is started, which is no part of what it does.
 STARTING = (
     "overwrite_output_dir",
     "resume_from_checkpoint",
     "push_to_hub",
     "hub_model_id",
     "hub_private_repo",
+)
+# What may differ when a run is resumed: how long it is, what is written on the way, and, to rounding, the means.
+LENGTH = ("num_train_epochs", "max_steps", "early_stopping_patience")
+WRITTEN = ("output_dir", "load_best_model_at_end", "logging_steps", "save_steps", "save_total_limit", "report_to")
+MEANS = (
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "mixed_precision",
+    "attn_implementation",
+    "pad_to_max_length",
+    "torch_compile",
+    "preprocessing_num_workers",
+    "detect_anomalies",
 )
 
 
@@ -47,17 +62,6 @@ class TrainingRecipe:
     """
 
     required: ClassVar[tuple[str, ...]] = ("output_dir",)
-    # What decides which rows are in which batch: a run is resumed with the same.
-    batching: ClassVar[tuple[str, ...]] = (
-        "dataset_name_or_path",
-        "text_source",
-        "max_train_samples",
-        "max_eval_samples",
-        "train_batch_size",
-        "train_batch_tokens",
-        "train_sampling_strategy",
-        "seed",
-    )
 
     model_name_or_path: str = option("", "Model folder or hub id to start from.")
     dataset_name_or_path: str = option(HUB_ID, "What to train on.")
@@ -105,11 +109,19 @@ class TrainingRecipe:
     seed: int = option(42, "Seed of fresh weights, the order of the pairs, masks and dropout.")
 
     load_best_model_at_end: bool = option(True, "Keep the epoch that evaluates best; otherwise the last.")
+    early_stopping_patience: int | None = option(
+        None, "Stop after so many evaluations in a row that are no better than the best before."
+    )
+    detect_anomalies: bool = option(
+        False, "Name the first operation whose gradient is not a number, and look for one after each pass; slow."
+    )
     logging_steps: int = option(50, "Updates between two lines of metrics.jsonl.")
-    save_steps: int = option(0, "Updates between two checkpoints; 0 writes none.")
-    save_total_limit: int = option(2, "Checkpoints kept.")
+    save_steps: int = option(0, "Updates between two checkpoints; 0 writes none, unless a signal stops the run.")
+    save_total_limit: int = option(2, "Newest checkpoints kept; the best model is in each of them.")
     resume_from_checkpoint: str | None = option(
-        None, "Checkpoint folder to go on from, or 'auto' for the newest in output_dir."
+        None,
+        "Checkpoint folder to go on from, or 'auto': the newest whole one in output_dir, or the start where there is "
+        "none yet.",
     )
     report_to: str = option("none", "Experiment tracker besides metrics.jsonl.", TRACKERS)
 
@@ -134,6 +146,7 @@ class TrainingRecipe:
             "gradient_accumulation_steps",
             "logging_steps",
             "save_total_limit",
+            "early_stopping_patience",
         ):
             self._require(name, lambda value: value >= 1, "give 1 or more")
         self._require("learning_rate", lambda value: value > 0, "give a number above 0")
@@ -150,11 +163,16 @@ class TrainingRecipe:
     def save(self, path: Path) -> None:
         """Write the options as YAML, so that `--config` repeats the run: all but those that say how it was started."""
         options = {name: value for name, value in asdict(self).items() if name not in STARTING}
-        path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+        write_whole(path, yaml.safe_dump(options, sort_keys=False))
 
-    def batches(self) -> dict[str, Any]:
-        """The options that decide which rows are in which batch."""
-        return {name: getattr(self, name) for name in self.batching}
+    def to_resume_with(self) -> dict[str, Any]:
+        """The options that a run is resumed with as they were."""
+        free = {*STARTING, *LENGTH, *WRITTEN, *MEANS}
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
+    def means(self) -> dict[str, Any]:
+        """The options that change what is computed by rounding and by the draws of dropout, at most."""
+        return {name: value for name, value in asdict(self).items() if name in MEANS}
 
 
 @dataclass

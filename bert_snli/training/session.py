@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,23 +20,28 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
-from bert_snli.console import OneLineErrorParser, quiet_libraries, run_and_leave
+from bert_snli.console import OneLineErrorParser, quiet_libraries, run_and_leave, say
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import Precision, choose_precision, keep_freed_memory
-from bert_snli.folders import check_output_dir, make_output_dir
+from bert_snli.folders import alone_in, check_output_dir, make_output_dir, write_whole
 from bert_snli.training.checkpointing import (
     Progress,
-    drop_checkpoints_after,
-    find_checkpoint,
+    check_place,
+    list_checkpoints,
     load_checkpoint,
     read_progress,
+    sound_checkpoint,
+    take_back,
 )
-from bert_snli.training.loop import METRICS, TrainingLoop, num_updates
+from bert_snli.training.loop import METRICS, NON_FINITE, TrainingLoop, num_updates, read_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import TrainingRecipe, recipe_arguments
+from bert_snli.training.record import TRAINER_STATE, describe_origin, write_origin
+from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_report
 
+RECIPE_FILE, RESULTS = "recipe.yaml", "train_results.json"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 Recipe = TypeVar("Recipe", bound=TrainingRecipe)
 
@@ -72,14 +78,22 @@ def check_start(recipe: TrainingRecipe) -> None:
     Raises:
         BertSnliError: the output folder holds something, there is nothing to resume from, a tracker is not installed.
     """
-    if recipe.resume_from_checkpoint:
-        find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
-    else:
-        check_output_dir(Path(recipe.output_dir), overwrite=recipe.overwrite_output_dir)
+    output_dir = Path(recipe.output_dir)
+    if recipe.resume_from_checkpoint not in (None, "auto"):
+        check_place(Path(recipe.resume_from_checkpoint), output_dir)
+    elif recipe.resume_from_checkpoint is None or not (list_checkpoints(output_dir) or is_unfinished(output_dir)):
+        check_output_dir(output_dir, overwrite=recipe.overwrite_output_dir)
     if recipe.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise BertSnliError("--mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
-        raise BertSnliError(f"--report_to {recipe.report_to}: is not installed; pip install {recipe.report_to}")
+        raise BertSnliError(
+            f"--report_to {recipe.report_to}: is not installed; pip install 'bert-snli[{recipe.report_to}]'"
+        )
+
+
+def is_unfinished(output_dir: Path) -> bool:
+    """Whether a run has begun in `output_dir` and not come to its end."""
+    return (output_dir / RECIPE_FILE).is_file() and not (output_dir / RESULTS).is_file()
 
 
 def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
@@ -89,8 +103,7 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
         BertSnliError: a distributed type that shards the model.
     """
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    precision = shared_precision(recipe, PartialState(cpu=on_cpu))
-    recipe = replace(recipe, mixed_precision=precision.name)
+    recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu))
     accelerator = Accelerator(
         mixed_precision=precision.name,
         cpu=on_cpu,
@@ -102,14 +115,22 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
     return accelerator, recipe, precision
 
 
-def shared_precision(recipe: TrainingRecipe, state: PartialState) -> Precision:
-    """The precision that all processes train in: as the main one finds the machine, or as the checkpoint has it."""
-    told = recipe.mixed_precision
-    if recipe.resume_from_checkpoint and told == "auto":
-        told = read_progress(find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))).precision
-    found = [choose_precision(told, state.device) if state.is_main_process else None]
-    (precision,) = broadcast_object_list(found)
-    return Precision(*precision)
+def as_the_main_process_finds(recipe: Recipe, state: PartialState) -> tuple[Recipe, Precision]:
+    """The checkpoint that all processes go on from, and the precision that they train in.
+
+    Precision is as the main process finds the machine, or as the checkpoint has it.
+    """
+    found: list = [None]
+    if state.is_main_process:
+        checkpoint, told = None, recipe.mixed_precision
+        if recipe.resume_from_checkpoint:
+            checkpoint = sound_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir), say)
+        if checkpoint and told == "auto":
+            told = read_progress(checkpoint).means["mixed_precision"]
+        found = [(str(checkpoint) if checkpoint else None, tuple(choose_precision(told, state.device)))]
+    ((checkpoint, precision),) = broadcast_object_list(found)
+    recipe = replace(recipe, resume_from_checkpoint=checkpoint, mixed_precision=precision[0])
+    return recipe, Precision(*precision)
 
 
 def describe_machine(accelerator: Accelerator, precision: Precision) -> str:
@@ -157,11 +178,18 @@ def prepare_training(
         model.follow(optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress()
+    means = {**recipe.means(), "num_processes": accelerator.num_processes}
     if recipe.resume_from_checkpoint:
-        checkpoint = find_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir))
-        progress = load_checkpoint(accelerator, checkpoint, recipe.batches(), data)
+        checkpoint = Path(recipe.resume_from_checkpoint)
+        progress = load_checkpoint(accelerator, checkpoint, recipe.to_resume_with(), data)
         scheduler.load_state_dict(progress.scheduler)
-    progress.batches, progress.precision, progress.data = recipe.batches(), recipe.mixed_precision, data
+        other = [name for name, value in means.items() if progress.means.get(name) != value]
+        if other and accelerator.is_main_process:
+            then, now = (", ".join(f"{name} {of[name]}" for name in other) for of in (progress.means, means))
+            say(
+                f"{checkpoint.name} was made with {then}, not {now}: the same batches, but bits may differ from here on"
+            )
+    progress.options, progress.means, progress.data = recipe.to_resume_with(), means, data
     return model, optimizer, scheduler, progress
 
 
@@ -177,28 +205,59 @@ def run_loop(
         flops: of the matrix products of an epoch.
         more: results besides those of the loop.
     """
-    recipe, accelerator = loop.recipe, loop.accelerator
-    output_dir = Path(recipe.output_dir)
+    accelerator, output_dir = loop.accelerator, Path(loop.recipe.output_dir)
     if accelerator.is_main_process:
         make_output_dir(output_dir)
-        recipe.save(output_dir / "recipe.yaml")
-        prepare_folder(output_dir)
-        drop_checkpoints_after(loop.progress.step, output_dir)
-        _start_metrics(loop.progress, output_dir / METRICS)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("bert-snli", {name: value for name, value in asdict(recipe).items() if value is not None})
-    loop.run()
-    results = {**summarise(loop, precision.rate, flops), **more}
-    if accelerator.is_main_process:
-        (output_dir / "train_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    accelerator.end_training()
+    with alone_in(output_dir) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            _begin_in(output_dir, loop, prepare_folder, precision)
+        accelerator.wait_for_everyone()
+        _start_trackers(loop)
+        loop.run()
+        results = {**summarise(loop, precision, flops), **more}
+        if accelerator.is_main_process:
+            write_whole(output_dir / RESULTS, json.dumps(results, indent=2) + "\n")
+            write_run_report(output_dir, results, read_metrics(output_dir), loop.progress.kept)
+        accelerator.end_training()
     return results
+
+
+def _begin_in(
+    output_dir: Path, loop: TrainingLoop, prepare_folder: Callable[[Path], None], precision: Precision
+) -> None:
+    """The files that a run begins with; what is later than where it begins goes."""
+    progress = loop.progress
+    take_back(output_dir, progress.step)
+    loop.recipe.save(output_dir / RECIPE_FILE)
+    prepare_folder(output_dir)
+    for name in (REPORT, COURSE, CONFUSION, TRAINER_STATE, NON_FINITE):  # an earlier run's
+        (output_dir / name).unlink(missing_ok=True)
+    write_origin(output_dir, describe_origin(loop.recipe, progress.data, as_run(loop, precision)), progress.step)
+    _start_metrics(progress, output_dir / METRICS)
+
+
+def _start_trackers(loop: TrainingLoop) -> None:
+    options = {name: value for name, value in asdict(loop.recipe).items() if value is not None}
+    step = loop.progress.step
+    # What a killed run told TensorBoard after its last checkpoint is not shown.
+    purge = {"tensorboard": {"purge_step": step + 1}} if step else {}
+    loop.accelerator.init_trackers("bert-snli", options, init_kwargs=purge)
+
+
+def as_run(loop: TrainingLoop, precision: Precision) -> dict[str, Any]:
+    """How a loop runs: on what, on how many, in which numbers."""
+    return {
+        "matrix_flops_per_second": precision.rate,
+        "num_processes": loop.accelerator.num_processes,
+        "mixed_precision": str(loop.accelerator.mixed_precision),
+        "device": str(loop.accelerator.device),
+    }
 
 
 def _start_metrics(progress: Progress, path: Path) -> None:
     """Empty `metrics.jsonl`, or cut it back to where the run is resumed."""
     lines = path.read_text(encoding="utf-8").splitlines() if progress.step and path.exists() else []
-    path.write_text("".join(f"{line}\n" for line in lines if _belongs(line, progress)), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in lines if _belongs(line, progress)))
 
 
 def _belongs(line: str, progress: Progress) -> bool:
@@ -210,10 +269,10 @@ def _belongs(line: str, progress: Progress) -> bool:
     return entry in progress.epochs if "eval_loss" in entry else entry["step"] <= progress.step
 
 
-def summarise(loop: TrainingLoop, matrix_rate: float, flops: float) -> dict[str, Any]:
+def summarise(loop: TrainingLoop, precision: Precision, flops: float) -> dict[str, Any]:
     """The figures of the run: those of the epoch that was kept, and how fast it went.
 
-    `model_flops_utilization` is the share of each process's `matrix_rate` (FLOP/s) that the whole model's products,
+    `model_flops_utilization` is the share of each process's rate of matrix products that the whole model's products,
     `flops` an epoch, would take; a forward pass that leaves out some of them may be above 1.
     """
     progress, epochs = loop.progress, loop.progress.epochs
@@ -238,11 +297,8 @@ def summarise(loop: TrainingLoop, matrix_rate: float, flops: float) -> dict[str,
         * epochs[-1]["epoch"]
         / progress.seconds
         / loop.accelerator.num_processes
-        / matrix_rate,
-        "matrix_flops_per_second": matrix_rate,
-        "num_processes": loop.accelerator.num_processes,
-        "mixed_precision": str(loop.accelerator.mixed_precision),
-        "device": str(loop.accelerator.device),
+        / precision.rate,
+        **as_run(loop, precision),
     }
 
 

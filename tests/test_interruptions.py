@@ -1,0 +1,351 @@
+"""Runs that are stopped, killed, starved or damaged, and picked up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bert_snli.cli import main
+from bert_snli.errors import BertSnliError
+from bert_snli.finetune import finetune
+from bert_snli.folders import alone_in, write_whole
+from bert_snli.training.checkpointing import find_damage
+from bert_snli.training.objectives import Classification
+from bert_snli.training.recipe import FinetuneRecipe
+from tests import soak
+from tests.test_hostile_files import limited_files
+from tests.test_training import metrics, run_recipe, step_losses
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CHANGES = {"dropout": 0.1, "max_steps": 7, "save_steps": 2, "logging_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("soak")
+    soak.make_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(inputs: Path) -> Path:
+    return inputs / "start"
+
+
+@pytest.fixture(scope="module")
+def corpus(inputs: Path) -> Path:
+    return inputs / "corpus"
+
+
+def same_run(one: Path, other: Path) -> bool:
+    return soak.differences(one, other) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_runs_end_as_unharmed_ones(processes: int, inputs: Path, tmp_path: Path):
+    """What `make soak` does at length."""
+    for name in ("corpus", "start"):
+        (tmp_path / name).symlink_to(inputs / name)
+    kills = soak.soak(tmp_path, processes, 2, random.Random(processes), num_train_epochs=1)
+    assert [kill.processes for kill in kills] == [processes] * 2
+
+
+def begun(run: subprocess.Popen, output_dir: Path) -> None:
+    """Wait for the first line of metrics."""
+    limit = time.monotonic() + 120
+    while not (output_dir / "metrics.jsonl").exists() or not (output_dir / "metrics.jsonl").stat().st_size:
+        assert run.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("processes", "signum", "code"), [(1, signal.SIGTERM, 143), (2, signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
+    processes: int, signum: int, code: int, start: Path, corpus: Path, tmp_path: Path
+):
+    changes = {"num_train_epochs": 1, "save_steps": 0}
+    soak.finish(soak.begin(corpus, start, tmp_path / "whole", processes, **changes))
+    run = soak.begin(corpus, start, tmp_path / "run", processes, **changes)
+    begun(run, tmp_path / "run")
+    run.send_signal(signum)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == code, said
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    step = checkpoint.name.split("-")[1]
+    expected = (
+        f"bert-snli finetune: stopped by {signal.Signals(signum).name} after step {step}; {checkpoint} is written"
+    )
+    assert said.splitlines()[-1].startswith(expected), said
+    assert not (tmp_path / "run" / "train_results.json").exists()
+    soak.finish(soak.begin(corpus, start, tmp_path / "run", processes, **changes))
+    assert same_run(tmp_path / "whole", tmp_path / "run")
+    assert [entry["step"] for entry in json.loads((tmp_path / "run/run.json").read_text())["resumed"]] == [int(step)]
+
+
+def test_a_second_ctrl_c_does_not_wait(start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Impatient(Classification):
+        def __call__(self, *arguments):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("it waited")
+
+    monkeypatch.setattr("bert_snli.finetune.Classification", Impatient)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(start, corpus, tmp_path / "run", **CHANGES)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a truncated model": ("model.safetensors", truncate),
+    "a flipped bit": ("optimizer.bin", flip),
+    "a lost file": ("random_states_0.pkl", Path.unlink),
+    "no progress": ("progress.json", Path.unlink),
+    "half a list": ("checksums.json", truncate),
+    "no list": ("checksums.json", Path.unlink),
+    "an empty list": ("checksums.json", lambda path: path.write_text("{}")),
+    "a list of another kind": ("checksums.json", lambda path: path.write_text("[1]")),
+    "a damaged best model": ("kept.safetensors", flip),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    damage: str, start: Path, corpus: Path, tmp_path: Path, capsys
+):
+    name, harm = DAMAGES[damage]
+    run_recipe(start, corpus, tmp_path / "whole", **CHANGES)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    (tmp_path / "run" / "train_results.json").unlink()
+    harm(tmp_path / "run" / "checkpoint-6" / name)
+    (tmp_path / "run" / ".checkpoint-8.partial").mkdir()  # what a kill within a write leaves
+    run_recipe(start, corpus, tmp_path / "run", **CHANGES, resume_from_checkpoint="auto")
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'run' / 'checkpoint-6'}: damaged" in said and "going on from checkpoint-4" in said
+    assert same_run(tmp_path / "whole", tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*partial*"))
+    assert all(find_damage(folder) is None for folder in (tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_where_all_are_damaged_nothing_is_started(start: Path, corpus: Path, tmp_path: Path):
+    run_recipe(start, corpus, tmp_path / "run", **CHANGES)
+    for folder in (tmp_path / "run").glob("checkpoint-*"):
+        truncate(folder / "model.safetensors")
+    before = metrics(tmp_path / "run")
+    with pytest.raises(BertSnliError, match=r"checkpoint-6: damaged .*checkpoint-4: damaged .*start anew with"):
+        run_recipe(start, corpus, tmp_path / "run", **CHANGES, resume_from_checkpoint="auto")
+    assert metrics(tmp_path / "run") == before
+
+
+def test_auto_begins_a_run_that_has_not_begun_and_refuses_a_finished_one(start: Path, corpus: Path, tmp_path: Path):
+    changes = {**CHANGES, "save_steps": 0, "resume_from_checkpoint": "auto"}
+    run_recipe(start, corpus, tmp_path / "run", **changes)
+    with pytest.raises(BertSnliError, match="already holds files"):
+        run_recipe(start, corpus, tmp_path / "run", **changes)
+    (tmp_path / "run" / "train_results.json").unlink()  # killed before its end, and before any checkpoint
+    run_recipe(start, corpus, tmp_path / "run", **changes)
+    assert (tmp_path / "run" / "train_results.json").exists()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(start: Path, corpus: Path, tmp_path: Path):
+    """A limit on the size of files stands in for the disk: the system answers a write in the same way."""
+    changes = {"max_train_samples": 640, "num_train_epochs": 1, "save_steps": 5, "logging_steps": 1}
+    soak.finish(soak.begin(corpus, start, tmp_path / "whole", 1, **changes))
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-10")
+    (tmp_path / "run" / "train_results.json").unlink()
+    options = {
+        "model_name_or_path": start,
+        "dataset_name_or_path": corpus,
+        "output_dir": tmp_path / "run",
+        "resume_from_checkpoint": "auto",
+        **soak.OPTIONS,
+        **changes,
+    }
+    command = [sys.executable, "-m", "bert_snli.cli", "finetune"]
+    done = subprocess.run(
+        [*command, *(str(word) for name, value in options.items() for word in (f"--{name}", value))],
+        preexec_fn=limited_files,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": os.environ.get("HF_DATASETS_CACHE", "")},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "cannot be written" in line and "make room" in line, line
+    assert find_damage(tmp_path / "run" / "checkpoint-5") is None
+    assert not list((tmp_path / "run").glob(".checkpoint-*"))
+    soak.finish(soak.begin(corpus, start, tmp_path / "run", 1, **changes))
+    assert same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_best_model_so_far_comes_back_with_a_checkpoint(start: Path, corpus: Path, tmp_path: Path):
+    """Whatever lies in the output folder by then: it may be of steps that are done anew."""
+    changes = {**CHANGES, "max_train_samples": 64, "max_steps": 6, "save_total_limit": 9, "learning_rate": 1e-3}
+    run_recipe(start, corpus, tmp_path / "run", **changes)  # two steps an epoch
+    kept = (tmp_path / "run" / "checkpoint-4" / "kept.safetensors").read_bytes()
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"of later steps")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    changes.update(max_steps=4, load_best_model_at_end=False)
+    epochs = json.loads((tmp_path / "run" / "checkpoint-4" / "progress.json").read_text())["epochs"]
+    assert len(epochs) == 1  # written before the second evaluation
+    finetune_until_loaded(start, corpus, tmp_path / "run", changes)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
+
+
+def finetune_until_loaded(start: Path, corpus: Path, output_dir: Path, changes: dict) -> None:
+    """Resume, and stop by a fault as soon as training would go on."""
+
+    class Loaded(Exception):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(self):
+            raise Loaded
+
+        patch.setattr("bert_snli.training.loop.TrainingLoop.run", stop)
+        with pytest.raises(Loaded):
+            run_recipe(start, corpus, output_dir, **changes, resume_from_checkpoint="auto")
+
+
+def test_another_number_of_processes_goes_on_with_the_same_batches(start: Path, corpus: Path, tmp_path: Path):
+    changes = {"dropout": 0.0, "max_train_samples": 640, "num_train_epochs": 1, "save_steps": 4, "logging_steps": 1}
+    soak.finish(soak.begin(corpus, start, tmp_path / "whole", 1, **changes))
+    soak.finish(soak.begin(corpus, start, tmp_path / "run", 2, **changes))
+    for name in ("checkpoint-8", "train_results.json"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run = soak.begin(corpus, start, tmp_path / "run", 1, **changes)
+    said, _ = run.communicate()
+    assert run.returncode == 0, said
+    assert "checkpoint-4 was made with num_processes 2, not num_processes 1: the same batches, but bits may" in said
+    np.testing.assert_allclose(step_losses(tmp_path / "run"), step_losses(tmp_path / "whole"), rtol=1e-5)
+
+
+def test_evaluation_is_the_same_to_the_last_digit_on_however_many_processes(start: Path, corpus: Path, tmp_path: Path):
+    changes = {"max_eval_samples": 301, "max_steps": 1, "learning_rate": 1e-30, "per_device_eval_batch_size": 32}
+    for processes in (1, 2, 4):
+        soak.finish(soak.begin(corpus, start, tmp_path / str(processes), processes, **changes))
+    one, *others = (metrics(tmp_path / str(processes))[-1] for processes in (1, 2, 4))
+    for other in others:
+        assert {name: one[name] for name in one if "eval" in name} == {n: other[n] for n in other if "eval" in n}
+
+
+def test_a_process_that_fails_ends_the_others_and_is_heard(start: Path, corpus: Path, tmp_path: Path):
+    program = (
+        "import sys; from bert_snli import launch; from tests import failing_process; "
+        "sys.exit(launch.main(failing_process, sys.argv[1:]))"
+    )
+    where = ["--model_name_or_path", start, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "run"]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--num_processes", "2", *map(str, where)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and time.monotonic() - begun < 60
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert "RuntimeError: a planted fault" in done.stderr
+
+
+def test_a_batch_without_a_finite_loss_is_named(start: Path, corpus: Path, tmp_path: Path):
+    shutil.copytree(start, tmp_path / "start")
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    tokenizer = json.loads((tmp_path / "start" / "tokenizer.json").read_text())
+    weights["bert.embeddings.word_embeddings.weight"][tokenizer["model"]["vocab"]["guitar"]] = torch.nan
+    save_file(weights, tmp_path / "start" / "model.safetensors", metadata={"format": "pt"})
+    rows = [json.loads(line) for line in (corpus / "snli_1.0_train.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["gold_label"] != "-"]
+    sick = [i for i, row in enumerate(rows[:97]) if "guitar" in (row["sentence1"] + row["sentence2"]).lower()]
+    assert 0 < len(sick) < 97
+    changes = {"train_batch_size": 97, "text_source": "raw", "save_steps": 2}
+    with pytest.raises(BertSnliError, match=r"the loss is not finite at step 1 \(batch 1 of epoch 1, row"):
+        run_recipe(tmp_path / "start", corpus, tmp_path / "run", **changes)
+    found = json.loads((tmp_path / "run" / "non_finite.json").read_text())
+    assert found["rows_without_a_finite_loss"] and sorted(found["rows_without_a_finite_loss"]) == sick
+    assert sorted(found["rows"]) == list(range(97))
+
+
+class NoGradient(Classification):
+    """Its loss is a number, its gradient is not."""
+
+    def __call__(self, *arguments):
+        loss, sums = super().__call__(*arguments)
+        return loss + torch.sqrt(loss * 0), sums
+
+
+@pytest.mark.parametrize(
+    ("detect_anomalies", "message"),
+    [
+        (False, r"the gradient is not finite at step 1 \(batch 1 of epoch 1, its 32 rows together"),
+        (True, r"--detect_anomalies: Function '\w+' returned nan .* \(step 1\)"),
+    ],
+)
+def test_a_gradient_that_is_no_number_is_not_stepped_along(
+    detect_anomalies: bool, message: str, start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bert_snli.finetune.Classification", NoGradient)
+    with pytest.raises(BertSnliError, match=message):
+        run_recipe(start, corpus, tmp_path / "run", detect_anomalies=detect_anomalies)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_two_runs_do_not_share_a_folder(start: Path, corpus: Path, tmp_path: Path, capsys):
+    (tmp_path / "run").mkdir()
+    command = [
+        "finetune",
+        "--model_name_or_path",
+        start,
+        "--dataset_name_or_path",
+        corpus,
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    with alone_in(tmp_path / "run"):
+        code = main([*map(str, command), "--overwrite_output_dir", "--max_steps", "1"])
+    assert code == 2 and "another run is writing there" in capsys.readouterr().err
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    write_whole(tmp_path / "file", "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "file", "second \ud800")
+    assert (tmp_path / "file").read_text() == "first"
+
+
+def test_training_stops_where_it_no_longer_gets_better(start: Path, corpus: Path, tmp_path: Path):
+    changes = {"max_steps": -1, "num_train_epochs": 9, "learning_rate": 1e-30, "early_stopping_patience": 2}
+    finetune(
+        FinetuneRecipe(
+            str(start), str(corpus), str(tmp_path / "run"), max_train_samples=64, max_eval_samples=30, **changes
+        )
+    )
+    evaluations = [entry for entry in metrics(tmp_path / "run") if "eval_loss" in entry]
+    assert [entry["epoch"] for entry in evaluations] == [1, 2, 3]
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["kept_epoch"] == 1
