@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from datasets import Dataset
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 
+from bert_snli.console import say
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import load_snli
@@ -203,6 +208,12 @@ def prepare(
         pad_to_multiple_of=COMPILED_LENGTHS if recipe.torch_compile else 1,
         device=accelerator.device,
     )
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded and recipe.fast_forward:
+        if accelerator.is_main_process:
+            say("--fast_forward false: FSDP shards the weights, which the fast one reads whole")
+        recipe = replace(recipe, fast_forward=False)
+    whole = copy.deepcopy(model) if sharded else model  # to be evaluated and saved
     module = trained_module(recipe, model, pairs.tokens["input_ids"])
     data = fingerprint(pairs.tokens["input_ids"].cpu().numpy(), tokenizer)
     trained, optimizer, scheduler, progress = prepare_training(
@@ -210,14 +221,13 @@ def prepare(
     )
     references = np.asarray(evaluation["labels"])
 
-    def up_to_date() -> D2LBertForSequenceClassification:
-        if recipe.fast_forward:
-            accelerator.unwrap_model(trained).write_back()
-        return model
-
     def evaluate() -> Evaluation:
+        if sharded:
+            whole.load_state_dict(gathered(trained))
+        elif recipe.fast_forward:
+            accelerator.unwrap_model(trained).write_back()
         logits = predict_logits(
-            up_to_date(),
+            whole,
             evaluation,
             pad_token_id=tokenizer.pad_token_id,
             batch_size=recipe.per_device_eval_batch_size,
@@ -227,10 +237,10 @@ def prepare(
         figures = {name: metrics[name] for name in ("loss", "accuracy", "macro_f1")}
         return Evaluation(figures, {"confusion_matrix": metrics["confusion_matrix"]})
 
-    def save_model() -> None:
+    def save_model() -> None:  # as it was evaluated
         if accelerator.is_main_process:
             with finished_folder(Path(recipe.output_dir), overwrite=True) as folder:
-                up_to_date().save_pretrained(folder)
+                whole.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
         accelerator.wait_for_everyone()
 
@@ -267,6 +277,13 @@ def trained_module(
         graphs = torch.cuda.is_available() and recipe.gradient_accumulation_steps == 1
         trained.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
     return trained
+
+
+def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The whole weights of a model that is sharded over the processes, in each of them; all must ask."""
+    return {
+        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

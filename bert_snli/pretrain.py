@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import parse_flag_from_env, set_seed
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
@@ -70,6 +70,8 @@ def pretrain(recipe: PretrainRecipe) -> dict:
         BertSnliError: anything that the user can mend.
     """
     check_recipe(recipe)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise BertSnliError("accelerate's FSDP is for finetune; pretrain on MULTI_GPU, which holds the whole model")
     start = load_start(recipe) if recipe.model_name_or_path else None
     accelerator, recipe, precision = open_accelerator(recipe)
     text = open_text(recipe.dataset_name_or_path, recipe.dataset_config_name, recipe.text_source)

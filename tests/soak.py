@@ -116,7 +116,7 @@ def kill_once(
     before = origin.stat().st_mtime_ns if origin.exists() else 0
     while run.poll() is None and (not origin.exists() or origin.stat().st_mtime_ns == before):
         time.sleep(0.005)
-    moment = time.monotonic() + chance.uniform(0, 1.0)
+    moment = time.monotonic() + chance.uniform(0, 2.0)
     while run.poll() is None and time.monotonic() < moment:
         time.sleep(0.002)
     while in_write and run.poll() is None and not list(output_dir.glob(".checkpoint-*.partial")):

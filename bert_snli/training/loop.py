@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
@@ -240,7 +241,9 @@ class TrainingLoop:
 
     def _tell_of(self, bad: Watched) -> str:
         """What went wrong, in words; the rows whose own loss is no number are sought one by one."""
-        sick = [row for row in bad.rows.tolist() if not self._loss_of(row).isfinite()]
+        # Of weights that are sharded, no process has enough to compute a loss alone.
+        alone = self.accelerator.distributed_type != DistributedType.FSDP
+        sick = [row for row in bad.rows.tolist() if alone and not self._loss_of(row).isfinite()]
         path = Path(self.recipe.output_dir) / NON_FINITE
         found = {"step": bad.step, "epoch": self.progress.epoch + 1, "batch": bad.batch, "what": bad.what}
         write_whole(path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": sick}) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ from bert_snli.training.record import TRAINER_STATE, describe_origin, write_orig
 from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_report
 
 RECIPE_FILE, RESULTS = "recipe.yaml", "train_results.json"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+UNSUPPORTED = ("DEEPSPEED", "MEGATRON_LM")
 Recipe = TypeVar("Recipe", bound=TrainingRecipe)
 
 
@@ -100,8 +101,13 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
     """The processes and their device; the recipe with the precision that it means; and that precision.
 
     Raises:
-        BertSnliError: a distributed type that shards the model.
+        BertSnliError: a distributed type that training does not know.
     """
+    for name in UNSUPPORTED:
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise BertSnliError(f"accelerate's {name} is not supported; use MULTI_GPU, or FSDP of version 2")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
+        raise BertSnliError("accelerate's FSDP is supported in version 2 only; set fsdp_version: 2")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu))
     accelerator = Accelerator(
@@ -110,8 +116,6 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )
-    if accelerator.distributed_type in SHARDED:
-        raise BertSnliError(f"accelerate's {accelerator.distributed_type.value} is not supported; use MULTI_GPU")
     return accelerator, recipe, precision
 
 
