@@ -122,11 +122,12 @@ def test_a_resumed_run_says_so_and_the_tracker_shows_each_step_once(run: Path, t
     assert "from step 4" in (tmp_path / "run" / "report.md").read_text()
     events = EventAccumulator(str(tmp_path / "run" / "bert-snli"))
     events.Reload()
-    steps = [event.step for event in events.Scalars("train_loss")]
-    # The evaluation of step 4, of after the checkpoint, is done anew; nothing later is there twice.
-    assert [step for step in steps if step > 4] == [
-        entry["step"] for entry in metrics(tmp_path / "run") if entry["step"] > 4
-    ]
+    lines = metrics(tmp_path / "run")
+    for name, which in (("train_loss", "learning_rate"), ("eval_loss", "eval_loss")):
+        shown = [(event.step, pytest.approx(event.value)) for event in events.Scalars(name.replace("_", "/"))]
+        # The evaluation of step 4, of after the checkpoint, is done anew; nothing else is there twice.
+        expected = [(entry["step"], entry[name]) for entry in lines if which in entry]
+        assert [entry for entry in shown if entry[0] != 4] == [entry for entry in expected if entry[0] != 4]
 
 
 def test_pretraining_leaves_the_same(inputs: Path, tmp_path: Path):

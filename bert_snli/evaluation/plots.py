@@ -50,7 +50,7 @@ def plot_pretraining(entries: Sequence[dict[str, Any]], eval_split: str, folder:
         axes.set_ylabel(name)
         axes.grid(alpha=0.4)
         axes.legend(loc="best", fontsize=9)
-    both_axes[-1].set_xlabel("update")
+    both_axes[-1].set_xlabel("step")
     last = entries[-1]
     both_axes[0].set_title(
         f"{eval_split}: MLM loss {last['eval_mlm_loss']:.3f} (accuracy {last['eval_mlm_accuracy']:.3f}), "
@@ -62,7 +62,7 @@ def plot_pretraining(entries: Sequence[dict[str, Any]], eval_split: str, folder:
 
 
 def plot_course(entries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Learning rate, norm of the gradient and pairs per second over updates, from lines of `metrics.jsonl`."""
+    """Learning rate, norm of the gradient and pairs per second over steps, from lines of `metrics.jsonl`."""
     figure = Figure(figsize=(5.5, 5.6), layout="constrained")
     series = {
         "learning_rate": "learning rate",
@@ -76,7 +76,7 @@ def plot_course(entries: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel(name)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.4)
-    all_axes[-1].set_xlabel("update")
+    all_axes[-1].set_xlabel("step")
     figure.savefig(path, dpi=150)
 
 

@@ -43,6 +43,18 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output_dir / METRICS).read_text(encoding="utf-8").splitlines()]
 
 
+def as_trackers_show(entry: dict[str, Any]) -> dict[str, Any]:
+    """A line of `metrics.jsonl` under the names that `transformers` gives to trackers: `train/loss`, `eval/loss`.
+
+    An evaluation is its own figures alone: means over the epoch have no place among those of its batches.
+    """
+    if "eval_loss" in entry:
+        return {
+            f"eval/{name.removeprefix('eval_')}": value for name, value in entry.items() if name.startswith("eval_")
+        }
+    return {f"train/{name.removeprefix('train_')}": value for name, value in entry.items() if name != "step"}
+
+
 class Evaluation(NamedTuple):
     """The figures of an evaluation, and what is no single number but kept of the best model."""
 
@@ -313,4 +325,4 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             with (Path(self.recipe.output_dir) / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-        self.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=entry["step"])
+        self.accelerator.log(as_trackers_show(entry), step=entry["step"])
