@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,22 @@ def test_a_resumed_run_says_so_and_the_tracker_shows_each_step_once(run: Path, t
         # The evaluation of step 4, of after the checkpoint, is done anew; nothing else is there twice.
         expected = [(entry["step"], entry[name]) for entry in lines if which in entry]
         assert [entry for entry in shown if entry[0] != 4] == [entry for entry in expected if entry[0] != 4]
+
+
+def test_a_killed_run_loses_nothing_that_it_told_the_tracker(inputs: Path, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"max_train_samples": 640, "num_train_epochs": 2, "report_to": "tensorboard"}
+    run = soak.begin(inputs / "corpus", inputs / "start", tmp_path / "run", 1, **changes)
+    while not (tmp_path / "run" / "checkpoint-15").exists():
+        assert run.poll() is None
+        time.sleep(0.01)
+    soak.kill_all(run)
+    soak.finish(soak.begin(inputs / "corpus", inputs / "start", tmp_path / "run", 1, **changes))
+    events = EventAccumulator(str(tmp_path / "run" / "bert-snli"))
+    events.Reload()
+    lines = [entry["step"] for entry in metrics(tmp_path / "run") if "grad_norm" in entry]
+    assert [event.step for event in events.Scalars("train/grad_norm")] == lines
 
 
 def test_pretraining_leaves_the_same(inputs: Path, tmp_path: Path):

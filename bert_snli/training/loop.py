@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs, Piece
 from bert_snli.errors import BertSnliError, Stopped
-from bert_snli.folders import write_whole
+from bert_snli.folders import flush_to_disk, write_whole
 from bert_snli.training.checkpointing import Progress, save_checkpoint
 from bert_snli.training.objectives import Objective
 from bert_snli.training.recipe import TrainingRecipe
@@ -183,6 +183,11 @@ class TrainingLoop:
             scheduler=self.scheduler.state_dict(),
             interval=self.accelerator.gather(self.interval[None]).tolist(),
         )
+        if self.accelerator.is_main_process:  # what the checkpoint takes as said must be on the disk with it
+            flush_to_disk(Path(self.recipe.output_dir) / METRICS)
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.writer.flush()
         return save_checkpoint(self.accelerator, standing, Path(self.recipe.output_dir), self.recipe.save_total_limit)
 
     def _stop(self, signum: int) -> None:

@@ -23,7 +23,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from bert_snli.console import OneLineErrorParser, quiet_libraries, run_and_leave, say
 from bert_snli.data.batching import GlobalBatchSampler
-from bert_snli.errors import BertSnliError
+from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import Precision, choose_precision, keep_freed_memory
 from bert_snli.folders import alone_in, check_output_dir, make_output_dir, write_whole
@@ -217,7 +217,11 @@ def run_loop(
             _begin_in(output_dir, loop, prepare_folder, precision)
         accelerator.wait_for_everyone()
         _start_trackers(loop)
-        loop.run()
+        try:
+            loop.run()
+        except Stopped:
+            accelerator.end_training()
+            raise
         results = {**summarise(loop, precision, flops), **more}
         if accelerator.is_main_process:
             write_whole(output_dir / RESULTS, json.dumps(results, indent=2) + "\n")
