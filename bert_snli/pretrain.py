@@ -82,9 +82,10 @@ def pretrain(recipe: PretrainRecipe) -> dict:
         )
         tokenizer = make_tokenizer(recipe, rules, None if start else paragraphs.train)
         train, evaluation = load_pairs(recipe, paragraphs, tokenizer, accelerator.device)
+    more = len(tokenizer) - len(rules)
     accelerator.print(
         f"{len(train):,} pairs to train on ({paragraphs.train_split}), {len(evaluation):,} to evaluate on "
-        f"({paragraphs.eval_split}); {len(tokenizer):,} words"
+        f"({paragraphs.eval_split}); {len(tokenizer):,} words{f', of which {more:,} new' if start else ''}"
     )
     accelerator.print(describe_machine(accelerator, precision))
     set_seed(recipe.seed)
@@ -277,7 +278,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # As the book prints them (d2l 15.10.1).
     return run_command(
-        PROG, argv, train, lambda done: f"MLM loss {done['train_mlm_loss']:.3f}, NSP loss {done['train_nsp_loss']:.3f}"
+        PROG,
+        argv,
+        train,
+        lambda done: f"train MLM loss {done['train_mlm_loss']:.3f}, NSP loss {done['train_nsp_loss']:.3f}",
     )
 
 

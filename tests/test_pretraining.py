@@ -206,6 +206,16 @@ def test_a_folder_of_texts_is_one_text_without_what_is_hidden(tmp_path: Path):
     assert split.evaluation[0]["sentences"][0] == "b.txt is here"
 
 
+def test_texts_that_are_named_as_splits_are_splits(tmp_path: Path):
+    for name in ("test.txt", "train.txt", "dev.txt"):
+        (tmp_path / name).write_text(f"{name} is here. And there is more.\n" * 30, encoding="utf-8")
+    split = paragraphs(tmp_path)
+    assert (split.train_split, split.eval_split) == ("train", "validation")
+    assert (len(split.train), len(split.evaluation)) == (30, 30)
+    assert split.train[0]["sentences"][0] == "train.txt is here"
+    assert split.evaluation[0]["sentences"][0] == "dev.txt is here"
+
+
 def test_special_tokens_in_a_text_are_unknown_words(vocabulary: list[str]):
     tokenizer = build_tokenizer(vocabulary, model_max_length=9)
     encoded = SentenceEncoder(tokenizer)({"sentences": [["<cls> <sep> <mask>", "<pad> <unk> nowhere"]]})
@@ -463,7 +473,7 @@ def test_the_chapters_first_form_is_one_chain(wiki: Path, corpus: Path, tmp_path
     assert json.loads((tmp_path / "run" / "config.json").read_text())["classifier_head"] == "mlp"
 
 
-def test_a_vocabulary_is_extended(start: Path, corpus: Path, vocabulary: list[str], tmp_path: Path):
+def test_a_vocabulary_is_extended(start: Path, corpus: Path, vocabulary: list[str], tmp_path: Path, capsys):
     """By SNLI's frequent words: the known rows and ids stay what they are, in the embedding and in the head."""
     run = tmp_path / "run"
     more = ("--extend_vocab_from", corpus, "--min_freq", 3, "--max_steps", 1, "--learning_rate", 1e-30)
@@ -472,6 +482,7 @@ def test_a_vocabulary_is_extended(start: Path, corpus: Path, vocabulary: list[st
     words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     assert words[: len(vocabulary)] == vocabulary
     assert results["vocab_size"] == len(words) > len(vocabulary)
+    assert f"{len(words)} words, of which {len(words) - len(vocabulary)} new" in capsys.readouterr().out
     before, after = (load_file(folder / "model.safetensors") for folder in (start, run))
     for name in before:
         torch.testing.assert_close(after[name][: len(before[name])], before[name], rtol=0, atol=1e-20)

@@ -25,6 +25,8 @@ from bert_snli.tokenization import SPECIAL_TOKENS
 WIKITEXT, WIKITEXT_2 = "Salesforce/wikitext", "wikitext-2-v1"
 TOKENIZED = re.compile(r"wikitext-\d+-v1")  # its configurations that are; the others are raw
 WIKI_FILES = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "wiki.test.tokens"}
+# Files of text whose names say that they are splits, and of what.
+TEXT_SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "dev": "validation", "test": "test"}
 TEXT_FILES = (".txt", ".text", ".md")
 SNLI_HEADER = "gold_label\t"
 HELD_OUT = 0.05  # of the paragraphs, where there is no other split to evaluate on
@@ -71,6 +73,9 @@ def _open_local(name_or_path: str, text_source: str) -> Text | None:
     if wiki:
         return Text({split: _read_lines([file], split) for split, file in wiki.items()}, name_or_path, tokenized=True)
     files = _text_files(path)
+    named = {TEXT_SPLITS.get(file.stem.lower(), ""): file for file in files}
+    if "train" in named and "" not in named:
+        return Text({split: _read_lines([file], split) for split, file in named.items()}, name_or_path, tokenized=False)
     if files:
         return Text({"train": _read_lines(files, "train")}, name_or_path, tokenized=False)
     is_file = path.exists() or path.suffix in {".zip", *READERS, *TEXT_FILES}
