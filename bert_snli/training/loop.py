@@ -8,8 +8,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +23,15 @@ from tqdm.auto import tqdm
 
 from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs, Piece
 from bert_snli.errors import BertSnliError, Stopped
-from bert_snli.folders import flush_to_disk, write_whole
+from bert_snli.folders import flush_to_disk
 from bert_snli.training.checkpointing import Progress, save_checkpoint
+from bert_snli.training.finite import FiniteWatch
 from bert_snli.training.objectives import Objective
 from bert_snli.training.recipe import TrainingRecipe
 from bert_snli.training.record import write_trainer_state
 from bert_snli.training.stopping import StopRequest
 
-METRICS, NON_FINITE = "metrics.jsonl", "non_finite.json"
+METRICS = "metrics.jsonl"
 
 
 def num_updates(recipe: TrainingRecipe, batches_per_epoch: int) -> int:
@@ -62,16 +63,6 @@ class Evaluation(NamedTuple):
     details: dict[str, Any]
 
 
-class Watched(NamedTuple):
-    """A loss or a norm that should be a number, and the update that it is of."""
-
-    what: str
-    value: torch.Tensor
-    rows: np.ndarray
-    batch: int
-    step: int
-
-
 @dataclass
 class TrainingLoop:
     """Everything that one run needs, prepared; `run` runs it."""
@@ -89,7 +80,11 @@ class TrainingLoop:
     save_model: Callable[[], None]
     plot: Callable[[list[dict], str, Path], None]  # metrics.jsonl's lines, eval_split, output folder
     progress: Progress
-    watched: list[Watched] = field(default_factory=list)  # and not yet looked at
+
+    def __post_init__(self):
+        recipe, sharded = self.recipe, self.accelerator.distributed_type == DistributedType.FSDP
+        # Of weights that are sharded, no process has enough to compute a loss alone.
+        self.watch = FiniteWatch(None if sharded else self._loss_of, Path(recipe.output_dir), recipe.detect_anomalies)
 
     def run(self) -> None:
         """Train to the last epoch or `max_steps`, evaluating, saving and logging on the way.
@@ -158,7 +153,7 @@ class TrainingLoop:
 
     def _end_interval(self) -> dict[str, float]:
         """Write a line of metrics on the updates since the last; returns the figures of their batches."""
-        self._look()
+        self.watch.look()
         progress = self.progress
         sums: list[float] = self.accelerator.reduce(self.interval, "sum").tolist()
         progress.totals = [a + b for a, b in zip(progress.totals or [0.0] * len(sums), sums, strict=True)]
@@ -177,7 +172,7 @@ class TrainingLoop:
         return figures
 
     def _save_checkpoint(self) -> Path:
-        self._look()
+        self.watch.look()
         standing = replace(
             self.progress,
             scheduler=self.scheduler.state_dict(),
@@ -204,76 +199,20 @@ class TrainingLoop:
         seen = torch.zeros(self.objective.num_sums, device=accelerator.device)
         for number in range(recipe.gradient_accumulation_steps):
             last = number == recipe.gradient_accumulation_steps - 1
-            with nullcontext() if last else accelerator.no_sync(self.model), self._anomalies():
+            with nullcontext() if last else accelerator.no_sync(self.model), self.watch.anomalies():
                 loss, sums = self.objective(self.model, next(passes), rows)
-                self._watch("loss", loss, rows)
+                self.watch.add("loss", loss, rows, self.progress)
                 # DistributedDataParallel takes the mean over the processes; the batch's own mean or sum is wanted.
                 accelerator.backward(loss * accelerator.num_processes)
             seen += sums
         self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm or math.inf)
         if accelerator.scaler is None:  # for fp16, an overflow is what its scaler is there for
-            self._watch("gradient", self.grad_norm, rows)
+            self.watch.add("gradient", self.grad_norm, rows, self.progress)
         self.optimizer.step()
         if not accelerator.optimizer_step_was_skipped:  # the gradient overflowed in fp16
             self.scheduler.step()
         self.optimizer.zero_grad()
         return seen
-
-    @contextmanager
-    def _anomalies(self) -> Iterator[None]:
-        """With `detect_anomalies`, the first operation whose gradient is no number is named.
-
-        Raises:
-            BertSnliError: there is one; PyTorch's warning shows where it was computed.
-        """
-        if not self.recipe.detect_anomalies:
-            yield
-            return
-        try:
-            with torch.autograd.set_detect_anomaly(True):
-                yield
-        except RuntimeError as error:
-            if "returned nan" not in str(error):
-                raise
-            raise BertSnliError(
-                f"--detect_anomalies: {error} (step {self.progress.step + 1}); the warning above shows its line"
-            ) from error
-
-    def _watch(self, what: str, value: torch.Tensor, rows: np.ndarray) -> None:
-        """Remember a loss or a norm, to see whether it is a number: now on a CPU, or when the next line is written."""
-        self.watched.append(Watched(what, value.detach(), rows, self.progress.batch + 1, self.progress.step + 1))
-        if self.recipe.detect_anomalies or value.device.type == "cpu":
-            self._look()
-
-    def _look(self) -> None:
-        """See whether all that is watched are numbers.
-
-        Raises:
-            BertSnliError: one is not; its batch is named, and `non_finite.json` lists its rows.
-        """
-        watched, self.watched = self.watched, []
-        if watched and not torch.stack([entry.value for entry in watched]).isfinite().all():
-            bad = next(entry for entry in watched if not entry.value.isfinite())
-            raise BertSnliError(self._tell_of(bad))
-
-    def _tell_of(self, bad: Watched) -> str:
-        """What went wrong, in words; the rows whose own loss is no number are sought one by one."""
-        # Of weights that are sharded, no process has enough to compute a loss alone.
-        alone = self.accelerator.distributed_type != DistributedType.FSDP
-        sick = [row for row in bad.rows.tolist() if alone and not self._loss_of(row).isfinite()]
-        path = Path(self.recipe.output_dir) / NON_FINITE
-        found = {"step": bad.step, "epoch": self.progress.epoch + 1, "batch": bad.batch, "what": bad.what}
-        write_whole(path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": sick}) + "\n")
-        if len(sick) == len(bad.rows):
-            which = "all of its rows: the weights have grown too large"
-        elif sick:
-            which = f"row{'s' * (len(sick) > 1)} {', '.join(map(str, sick[:5]))}{' ...' * (len(sick) > 5)}"
-        else:
-            which = f"its {len(bad.rows)} rows together"
-        return (
-            f"the {bad.what} is not finite at step {bad.step} (batch {bad.batch} of epoch {found['epoch']}, {which}; "
-            f"see {path}); lower --learning_rate, set --max_grad_norm, or search with --detect_anomalies"
-        )
 
     @torch.no_grad()
     def _loss_of(self, row: int) -> torch.Tensor:

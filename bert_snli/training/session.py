@@ -36,7 +36,8 @@ from bert_snli.training.checkpointing import (
     sound_checkpoint,
     take_back,
 )
-from bert_snli.training.loop import METRICS, NON_FINITE, TrainingLoop, num_updates, read_metrics
+from bert_snli.training.finite import NON_FINITE
+from bert_snli.training.loop import METRICS, TrainingLoop, num_updates, read_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import TrainingRecipe, recipe_arguments
 from bert_snli.training.record import TRAINER_STATE, describe_origin, write_origin
