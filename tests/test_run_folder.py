@@ -120,6 +120,7 @@ def test_a_resumed_run_says_so_and_the_tracker_shows_each_step_once(run: Path, t
     recipe = ["--config", str(run / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
     finetune(parse_recipe([*recipe, "--resume_from_checkpoint", "auto"]))
     assert [entry["step"] for entry in read(tmp_path / "run" / "run.json")["resumed"]] == [4]
+    assert read(tmp_path / "run" / "run.json")["id"] == read(run / "run.json")["id"]
     assert "from step 4" in (tmp_path / "run" / "report.md").read_text()
     events = EventAccumulator(str(tmp_path / "run" / "bert-snli"))
     events.Reload()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +35,7 @@ def describe_origin(recipe: TrainingRecipe, data: str, machine: dict[str, Any]) 
     """
     start = Path(recipe.model_name_or_path or ".") / MODEL
     return {
+        "id": re.sub(r"[^\w.-]", "-", Path(recipe.output_dir).name) + f"-{uuid.uuid4().hex[:8]}",
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model_name_or_path": recipe.model_name_or_path or None,
@@ -75,10 +78,15 @@ def write_origin(output_dir: Path, origin: dict[str, Any], resumed_at: int) -> N
     """`run.json` of a run that begins, or an entry more in it where one is resumed."""
     path = output_dir / RUN
     if resumed_at and path.is_file():
-        first = json.loads(path.read_text(encoding="utf-8"))
+        first = read_origin(output_dir)
         again = {name: origin[name] for name in ("started", "git_commit", "versions", "machine")}
         origin = {**first, "resumed": [*first["resumed"], {"step": resumed_at, **again}]}
     write_whole(path, json.dumps(origin, indent=2) + "\n")
+
+
+def read_origin(output_dir: Path) -> dict[str, Any]:
+    """What `run.json` holds."""
+    return json.loads((output_dir / RUN).read_text(encoding="utf-8"))
 
 
 def write_trainer_state(

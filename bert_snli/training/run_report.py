@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_course
-from bert_snli.training.record import RUN
+from bert_snli.training.record import read_origin
 
 REPORT, COURSE, CONFUSION = "report.md", "course.png", "confusion_matrix.png"
 
@@ -23,7 +22,7 @@ def write_run_report(
         entries: the lines of `metrics.jsonl`.
         kept: what is known of the model that was kept besides its figures.
     """
-    origin = json.loads((output_dir / RUN).read_text(encoding="utf-8"))
+    origin = read_origin(output_dir)
     plot_course([entry for entry in entries if "eval_loss" not in entry], output_dir / COURSE)
     pictures = ["![Curve](curve.png)", f"![Learning rate, gradient, throughput]({COURSE})"]
     if "confusion_matrix" in kept:

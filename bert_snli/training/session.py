@@ -40,7 +40,7 @@ from bert_snli.training.finite import NON_FINITE
 from bert_snli.training.loop import METRICS, TrainingLoop, num_updates, read_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import TrainingRecipe, recipe_arguments
-from bert_snli.training.record import TRAINER_STATE, describe_origin, write_origin
+from bert_snli.training.record import TRAINER_STATE, describe_origin, read_origin, write_origin
 from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_report
 
 RECIPE_FILE, RESULTS = "recipe.yaml", "train_results.json"
@@ -246,11 +246,16 @@ def _begin_in(
 
 
 def _start_trackers(loop: TrainingLoop) -> None:
-    options = {name: value for name, value in asdict(loop.recipe).items() if value is not None}
-    step = loop.progress.step
-    # What a killed run told TensorBoard after its last checkpoint is not shown.
-    purge = {"tensorboard": {"purge_step": step + 1}} if step else {}
-    loop.accelerator.init_trackers("bert-snli", options, init_kwargs=purge)
+    recipe, step = loop.recipe, loop.progress.step
+    name = read_origin(Path(recipe.output_dir))["id"]
+    joined: dict[str, dict[str, Any]] = {
+        # What a killed run told it after its last checkpoint is not shown.
+        "tensorboard": {"purge_step": step + 1} if step else {},
+        "wandb": {"id": name, "name": Path(recipe.output_dir).name, "resume": "allow"},
+        "trackio": {"name": name, "resume": "allow"},
+    }
+    options = {option: value for option, value in asdict(recipe).items() if value is not None}
+    loop.accelerator.init_trackers("bert-snli", options, init_kwargs=joined)
 
 
 def as_run(loop: TrainingLoop, precision: Precision) -> dict[str, Any]:
