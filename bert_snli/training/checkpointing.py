@@ -50,14 +50,12 @@ class Progress:
 
 
 def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> Path:
-    """Write `checkpoint-{step}`, unless it is there, and drop the oldest beyond `limit`; returns its folder.
+    """Write `checkpoint-{step}`, and drop the oldest beyond `limit`; returns its folder.
 
     Raises:
         BertSnliError: it cannot be written; the ones before are still there.
     """
     target = output_dir / f"checkpoint-{progress.step}"
-    if target.is_dir():
-        return target
     temporary = output_dir / f".{target.name}.partial"
     with _whole_or_not_at_all(temporary, target):
         if accelerator.is_main_process:
@@ -75,6 +73,7 @@ def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Pa
             (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
             for path in (*temporary.rglob("*"), temporary):
                 flush_to_disk(path)
+            shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)
             flush_to_disk(output_dir)
             for old in list_checkpoints(output_dir)[:-limit]:

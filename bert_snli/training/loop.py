@@ -83,6 +83,8 @@ class TrainingLoop:
 
     def __post_init__(self):
         recipe, sharded = self.recipe, self.accelerator.distributed_type == DistributedType.FSDP
+        resumed = recipe.resume_from_checkpoint
+        self.saved = Path(resumed) if resumed else None  # the newest checkpoint
         # Of weights that are sharded, no process has enough to compute a loss alone.
         self.watch = FiniteWatch(None if sharded else self._loss_of, Path(recipe.output_dir), recipe.detect_anomalies)
 
@@ -172,6 +174,9 @@ class TrainingLoop:
         return figures
 
     def _save_checkpoint(self) -> Path:
+        """The checkpoint of this step; one that was written before the evaluation will do, which is then done anew."""
+        if self.saved is not None and self.saved.name == f"checkpoint-{self.progress.step}":
+            return self.saved
         self.watch.look()
         standing = replace(
             self.progress,
@@ -183,7 +188,9 @@ class TrainingLoop:
             for tracker in self.accelerator.trackers:
                 if tracker.name == "tensorboard":
                     tracker.writer.flush()
-        return save_checkpoint(self.accelerator, standing, Path(self.recipe.output_dir), self.recipe.save_total_limit)
+        output_dir = Path(self.recipe.output_dir)
+        self.saved = save_checkpoint(self.accelerator, standing, output_dir, self.recipe.save_total_limit)
+        return self.saved
 
     def _stop(self, signum: int) -> None:
         checkpoint = self._save_checkpoint()
