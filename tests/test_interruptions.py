@@ -189,6 +189,13 @@ def test_auto_begins_a_run_that_has_not_begun_and_refuses_a_finished_one(start: 
     assert (tmp_path / "run" / "train_results.json").exists()
 
 
+def test_another_length_is_taken_and_told(start: Path, corpus: Path, tmp_path: Path, capsys):
+    run_recipe(start, corpus, tmp_path / "run", **CHANGES)
+    run_recipe(start, corpus, tmp_path / "run", **{**CHANGES, "max_steps": 8}, resume_from_checkpoint="auto")
+    assert "checkpoint-6 was made with max_steps 7, not max_steps 8: the same batches" in capsys.readouterr().err
+    assert len(step_losses(tmp_path / "run")) == 4 and metrics(tmp_path / "run")[-1]["step"] == 8
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(start: Path, corpus: Path, tmp_path: Path):
     """A limit on the size of files stands in for the disk: the system answers a write in the same way."""
     changes = {"max_train_samples": 640, "num_train_epochs": 1, "save_steps": 5, "logging_steps": 1}

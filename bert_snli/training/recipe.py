@@ -171,8 +171,10 @@ class TrainingRecipe:
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def means(self) -> dict[str, Any]:
-        """The options that change what is computed by rounding and by the draws of dropout, at most."""
-        return {name: value for name, value in asdict(self).items() if name in MEANS}
+        """The options that change what is computed by rounding, the draws of dropout and the length of the schedule."""
+        return {
+            name: value for name, value in asdict(self).items() if name in (*MEANS, "num_train_epochs", "max_steps")
+        }
 
 
 @dataclass
