@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ os.environ["ACCELERATE_USE_CPU"] = "1"  # the same numbers on a machine with a G
 CACHE = tempfile.mkdtemp(prefix="bert-snli-tests-")  # what earlier runs cached would hide faults
 os.environ["HF_DATASETS_CACHE"] = CACHE
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what a script starts with &
 
 
 def shared(path: str) -> Path:
