@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_snli.console import say
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
-from bert_snli.data.snli import load_snli
+from bert_snli.data.snli import load_snli, load_train_file
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
@@ -161,12 +161,12 @@ def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
 
 def load_encoded(recipe: FinetuneRecipe, labels: Sequence[str], encoder: PairEncoder) -> tuple[Dataset, Dataset, int]:
     """The training and the evaluation pairs, encoded, and how many training rows had no gold label."""
-    snli = load_snli(
-        recipe.dataset_name_or_path,
-        splits=["train", recipe.eval_split],
-        text_source=recipe.text_source,
-        labels=labels,
-    )
+    splits = [recipe.eval_split] if recipe.train_file else ["train", recipe.eval_split]
+    snli = load_snli(recipe.dataset_name_or_path, splits=splits, text_source=recipe.text_source, labels=labels)
+    if recipe.train_file:
+        snli.splits["train"], snli.num_dropped["train"] = load_train_file(
+            Path(recipe.train_file), text_source=recipe.text_source, labels=labels
+        )
     limits = {"train": recipe.max_train_samples, recipe.eval_split: recipe.max_eval_samples}
     encoded = []
     for split, limit in limits.items():
@@ -215,7 +215,7 @@ def prepare(
         recipe = replace(recipe, fast_forward=False)
     whole = copy.deepcopy(model) if sharded else model  # to be evaluated and saved
     module = trained_module(recipe, model, pairs.tokens["input_ids"])
-    data = fingerprint(pairs.tokens["input_ids"].cpu().numpy(), tokenizer)
+    data = fingerprint(tokenizer, pairs.tokens["input_ids"].cpu().numpy(), np.asarray(train["labels"]))
     trained, optimizer, scheduler, progress = prepare_training(
         recipe, accelerator, module, sampler.batches_per_epoch, data
     )

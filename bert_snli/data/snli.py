@@ -21,11 +21,13 @@ from bert_snli.data.layouts import (
     name_labels,
     number_labels,
 )
-from bert_snli.data.sources import HUB_ID, SPLITS, is_data_file, read_files, read_split
+from bert_snli.data.sources import HUB_ID, READERS, SPLITS, is_data_file, read_files, read_split
 from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
 
 RENAME = f"rename it, or write {NO_GOLD_LABEL!r} for a pair without a gold label"
+NAME_COLUMNS = "name them premise, hypothesis and label"
+SCORES = "scores"  # as `bert-snli predict` writes them
 DECLARE_COLUMNS = "say where they stand: --columns premise=NAME hypothesis=NAME label=NAME"
 DECLARE = "say what it means: --labels {name}=LABEL, or {name}=- for no gold label"
 
@@ -65,6 +67,31 @@ def load_snli(
         loaded[split] = _keep_labelled(rows, (premise, hypothesis, label), numbers, labels, text_source, where)
         num_dropped[split] = len(rows) - len(loaded[split])
     return SNLI(loaded, num_dropped)
+
+
+def load_train_file(
+    path: Path, *, text_source: str = "raw", labels: Sequence[str] = BOOK_LABELS
+) -> tuple[Dataset, int]:
+    """Pairs of one file to train on, as `load_snli` gives them, and how many rows had no gold label and were dropped.
+
+    Where the file has `scores`, each label's probability by its name as `bert-snli predict` writes them, `label` is a
+    list of them in the order of `labels`: what a teacher says of the pair.
+
+    Raises:
+        BertSnliError: as `load_snli`; scores that are no probabilities of `labels`.
+    """
+    where = f"--train_file {path}"
+    if not is_data_file(str(path)):
+        what = "not a file of a kind that is read" if path.exists() else "no such file"
+        raise BertSnliError(f"{where}: {what}; give {', '.join(READERS)} with premise, hypothesis and label or scores")
+    rows = read_files([path], "train")
+    if SCORES not in rows.column_names:
+        premise, hypothesis, label = find_columns(rows, text_source, {}, where, NAME_COLUMNS)
+        numbers = number_labels(rows, label, name_labels(rows, label, {}), labels, RENAME, where)
+        pairs = _keep_labelled(rows, (premise, hypothesis, label), numbers, labels, text_source, where)
+        return pairs, len(rows) - len(pairs)
+    columns = find_columns(rows, text_source, {"label": SCORES}, where, NAME_COLUMNS)
+    return _scored(rows, columns, labels, text_source, where), 0
 
 
 @dataclass(frozen=True)
@@ -163,6 +190,40 @@ def _keep_labelled(
     if len(normal) == 0:
         raise BertSnliError(f"{where}: no pair with a gold label; give a set that has some")
     return normal
+
+
+def _scored(
+    rows: Dataset, columns: tuple[str, str, str], labels: Sequence[str], text_source: str, where: str
+) -> Dataset:
+    """Rows in the columns that `load_train_file` promises, `label` being probabilities."""
+    premise, hypothesis, scores = columns
+    read = read_parse if text_source == "parse" else str
+    features = {"premise": Value("string"), "hypothesis": Value("string"), "label": List(Value("float32"))}
+
+    def normal(batch: Mapping[str, list], places: list[int]) -> dict[str, list]:
+        for place, row in zip(places, zip(*(batch[column] for column in columns), strict=True), strict=True):
+            if None in row or not are_probabilities(row[2], labels):
+                what = f"give premise, hypothesis, and scores of {', '.join(labels)} that add up to 1"
+                raise BertSnliError(f"{where}: row {place + 1}: {what}")
+        return {
+            "premise": list(map(read, batch[premise])),
+            "hypothesis": list(map(read, batch[hypothesis])),
+            "label": [[row[label] for label in labels] for row in batch[scores]],
+        }
+
+    return rows.select_columns(list(columns)).map(
+        normal, batched=True, with_indices=True, remove_columns=list(columns), features=Features(features),
+        desc="Reading scores",
+    )  # fmt: skip
+
+
+def are_probabilities(scores: object, labels: Sequence[str]) -> bool:
+    """Whether these are the probabilities of `labels`, by name."""
+    if not isinstance(scores, dict) or set(scores) != set(labels):
+        return False
+    values = list(scores.values())
+    numbers = all(isinstance(value, float | int) and value >= 0 for value in values)
+    return numbers and abs(sum(values) - 1) < 1e-3
 
 
 def read_parse(binary_parse: str) -> str:

@@ -177,7 +177,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, options: dict, data:
         )
     if progress.data != data:
         raise BertSnliError(
-            f"--resume_from_checkpoint {folder}: was made of other pairs or with another vocabulary; resume with what "
+            f"--resume_from_checkpoint {folder}: was made of other pairs, labels or words; resume with what "
             "it was made of"
         )
     with _said_plainly(folder):

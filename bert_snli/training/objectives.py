@@ -41,7 +41,11 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross-entropy of the labels (d2l 15.7.4), its `mean` over the pairs of a batch or their `sum`."""
+    """Cross-entropy of the labels (d2l 15.7.4), its `mean` over the pairs of a batch or their `sum`.
+
+    Labels that are probabilities count as right where the model finds the same one the most probable: a teacher's,
+    whose distribution is learnt whole (Hinton et al., 2015, at temperature 1).
+    """
 
     reduction: str
     num_sums = 3
@@ -53,8 +57,11 @@ class Classification:
         labels = batch.pop("labels")
         logits = model(**batch).logits
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
-        right = (logits.detach().argmax(dim=-1) == labels).sum()
-        sums = torch.stack([loss.detach(), right, (labels != IGNORED_LABEL).sum()])
+        hard, counted = labels, labels != IGNORED_LABEL
+        if labels.is_floating_point():
+            hard, counted = labels.argmax(dim=-1), labels.any(dim=-1)
+        right = ((logits.detach().argmax(dim=-1) == hard) & counted).sum()
+        sums = torch.stack([loss.detach(), right, counted.sum()])
         return loss / (len(rows) if self.reduction == "mean" else 1), sums
 
     def figures(self, sums: Sequence[float]) -> dict[str, float]:

@@ -191,6 +191,11 @@ class FinetuneRecipe(TrainingRecipe):
     dataset_name_or_path: str = option(
         HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
     )
+    train_file: str | None = option(
+        None,
+        "File of pairs to train on in place of the dataset's training split: .jsonl, .parquet, .csv or .tsv with "
+        "premise, hypothesis and label, or scores: a teacher's probability of each label, as bert-snli predict writes.",
+    )
     output_dir: str = option("", "Folder for the fine-tuned model, its metrics and its curve.")
     max_length: int = option(128, "Longest pair in tokens, the three special ones included; longer ones are truncated.")
     truncation: str = option(

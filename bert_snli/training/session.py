@@ -158,9 +158,11 @@ def make_sampler(recipe: TrainingRecipe, accelerator: Accelerator, lengths: Sequ
     )
 
 
-def fingerprint(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the tokens to train on and of the vocabulary: a run is resumed with the same."""
-    digest = hashlib.sha256(token_ids.tobytes())
+def fingerprint(tokenizer: PreTrainedTokenizerBase, *trained_on: np.ndarray) -> str:
+    """Of the vocabulary, and of the tokens and labels to train on: a run is resumed with the same."""
+    digest = hashlib.sha256()
+    for array in trained_on:
+        digest.update(array.tobytes())
     digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])).encode())
     return digest.hexdigest()
 
