@@ -7,11 +7,10 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from bert_snli.commands import evaluate, export, predict, push, quickstart, serve
-from bert_snli.console import OneLineErrorParser, run, run_and_leave, say_what_is_missing
+from bert_snli.console import OneLineErrorParser, run, run_and_leave
 from conversion import command as conversion
 
 PROG = "bert-snli"
@@ -83,13 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_training(name: str, argv: list[str]) -> int:
     """`bert-snli finetune`, `bert-snli pretrain`."""
-    try:
+    codes: list[int] = []
+
+    def train() -> None:
         from bert_snli import launch
 
-        module = importlib.import_module(f"bert_snli.{name}")
-    except ModuleNotFoundError as error:
-        return run(f"{PROG} {name}", partial(say_what_is_missing, error))
-    return launch.main(module, argv)
+        codes.append(launch.main(importlib.import_module(f"bert_snli.{name}"), argv))
+
+    return run(f"{PROG} {name}", train) or codes[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -76,7 +76,7 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
     except Exception as error:
         if not _in_company():
             raise
-        if LOST.search(str(error)):
+        if is_loss(error):
             sys.stderr.write(
                 f"{prog}: lost another process of this run; what became of it is said above or in its log\n"
             )
@@ -89,6 +89,11 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
             os._exit(code)
         sys.modules["torch.distributed"].destroy_process_group()
     return code
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether it says that another process of the group is gone."""
+    return isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
 
 
 def _in_company() -> bool:

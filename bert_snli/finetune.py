@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_snli.console import say
 from bert_snli.data.batching import PaddedPairs
-from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
+from bert_snli.data.pair_encoding import PairEncoder, encode_pairs, flat_columns
 from bert_snli.data.snli import load_snli, load_train_file
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
@@ -215,7 +215,7 @@ def prepare(
         recipe = replace(recipe, fast_forward=False)
     whole = copy.deepcopy(model) if sharded else model  # to be evaluated and saved
     module = trained_module(recipe, model, pairs.tokens["input_ids"])
-    data = fingerprint(tokenizer, pairs.tokens["input_ids"].cpu().numpy(), np.asarray(train["labels"]))
+    data = fingerprint(tokenizer, [*flat_columns(train), *flat_columns(evaluation)])
     trained, optimizer, scheduler, progress = prepare_training(
         recipe, accelerator, module, sampler.batches_per_epoch, data
     )

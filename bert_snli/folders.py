@@ -66,18 +66,21 @@ def finished_folder(folder: Path, *, overwrite: bool = False, option: str = OUTP
     exists = folder.is_dir()
     # On the file system of the folder itself, which may be a mounted one, so that the files can be moved.
     beside = folder if exists else folder.parent
-    with _said_plainly(folder, option):
+    with writing_in(folder, option):
         beside.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=beside))
     try:
-        with _said_plainly(folder, option):
+        with writing_in(folder, option):
             yield temporary
             _open_to_readers(temporary)
+            for path in temporary.rglob("*"):
+                flush_to_disk(path)
             if exists:
                 for path in temporary.iterdir():
                     os.replace(path, folder / path.name)
             else:
                 os.rename(temporary, folder)
+            flush_to_disk(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -88,10 +91,14 @@ def replace_file(path: Path) -> Iterator[Path]:
 
     Whoever is killed on the way leaves the old file as it was.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    yield temporary
-    flush_to_disk(temporary)
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+        flush_to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -123,7 +130,7 @@ def make_output_dir(folder: Path) -> None:
     Raises:
         BertSnliError: they cannot.
     """
-    with _said_plainly(folder):
+    with writing_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
@@ -143,10 +150,17 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _said_plainly(folder: Path, option: str = OUTPUT_DIR) -> Iterator[None]:
+def writing_in(folder: Path, option: str = OUTPUT_DIR) -> Iterator[None]:
+    """Say plainly that a file cannot be written in `folder`, which `option` named.
+
+    Raises:
+        BertSnliError: in place of the system's error; not of one that a network or a closed terminal has.
+    """
     try:
         yield
+    except ConnectionError:
+        raise
     except OSError as error:
         raise BertSnliError(
-            f"{option} {folder}: cannot be written ({error.strerror or error}); make room or name another folder"
+            f"{option} {folder}: cannot be written ({error.strerror or error}); name another folder, or make room"
         ) from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import NoReturn
 
 import psutil
@@ -19,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from bert_snli.console import BY_SIGNAL, run, say
 from bert_snli.errors import BertSnliError
 from bert_snli.training.recipe import TrainingRecipe
+from bert_snli.training.stopping import STOPPING
 
 # They tell of defaults that were taken and of signals that were passed on.
 CHATTY = (
@@ -76,16 +79,19 @@ def _launch(launch: list[str], command: ModuleType, recipe: list[str]) -> None:
     # where there is none, they talk over gloo.
     if args.config_file is None and (args.num_processes or 1) > 1:
         args.multi_gpu, args.cpu = True, False
+    if args.num_processes is not None and args.num_processes < 1:
+        _refuse(f"--num_processes {args.num_processes}: give 1 or more")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it advises against what `open_accelerator` needs
+    asked: list[int] = []
     try:
-        launch_command(args)
+        with _passing_signals_on(asked):
+            launch_command(args)
     except ChildFailedError as error:
-        raise SystemExit(_exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})) from error
-    except SignalException as stopped:
-        # They have had it too and written their checkpoint; whoever is still there has missed a second one.
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        raise SystemExit(_exit_code(codes, *asked[:1])) from error
+    except SignalException as stopped:  # of those that are not passed on, such as a terminal that is closed
         raise SystemExit(BY_SIGNAL + stopped.sigval) from stopped
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from error
@@ -93,8 +99,43 @@ def _launch(launch: list[str], command: ModuleType, recipe: list[str]) -> None:
         _refuse(str(error))
 
 
-def _exit_code(codes: dict[int, int]) -> int:
-    """Ours, from those of the processes that failed; one that was killed, for want of memory say, is named."""
+@contextmanager
+def _passing_signals_on(asked: list[int]) -> Iterator[None]:
+    """Hand SIGTERM and SIGINT to the processes, which take the time they need, and note them in `asked`.
+
+    The launcher's own way gives them 30 seconds, then SIGKILL: too few for a step, a long evaluation and a checkpoint.
+    """
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        processes = psutil.Process().children()
+        if not processes:
+            raise SystemExit(BY_SIGNAL + signum)
+        asked.append(signum)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if signum != signal.SIGINT or os.getpgid(process.pid) != os.getpgrp():  # else it has had the Ctrl-C
+                    process.send_signal(signum)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
+    try:
+        yield
+    finally:
+        del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit_code(codes: dict[int, int], asked: int | None = None) -> int:
+    """Ours, from those of the processes that failed; one that was killed, for want of memory say, is named.
+
+    Args:
+        asked: the signal that they were to stop by.
+    """
+    if asked:
+        codes = {rank: code for rank, code in codes.items() if code not in (-asked, BY_SIGNAL + asked)}
+        if set(codes.values()) <= {-signal.SIGTERM}:  # the launcher's, for those that were last to leave
+            return BY_SIGNAL + asked
     for rank, code in codes.items():
         if code < 0 and -code != signal.SIGTERM:
             say(f"process {rank} was ended by {signal.Signals(-code).name}, and so the others were")

@@ -225,7 +225,7 @@ def prepare(
     """Optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
     sampler = make_sampler(recipe, accelerator, train.lengths)
     trained, optimizer, scheduler, progress = prepare_training(
-        recipe, accelerator, FastPreTraining(model), sampler.batches_per_epoch, fingerprint(tokenizer, train.ids_N)
+        recipe, accelerator, FastPreTraining(model), sampler.batches_per_epoch, fingerprint(tokenizer, [train.ids_N])
     )
     output_dir = Path(recipe.output_dir)
 

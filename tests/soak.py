@@ -49,7 +49,6 @@ class Kill(NamedTuple):
     """One kill: whether a checkpoint was being written, and the steps of the newest one before and after."""
 
     processes: int
-    wanted_in_write: bool
     in_write: bool
     begun_at: int
     left_at: int
@@ -127,7 +126,7 @@ def kill_once(
         finish(run)
         return None
     kill_all(run)
-    return Kill(processes, in_write, bool(list(output_dir.glob(".checkpoint-*.partial"))), begun_at, newest(output_dir))
+    return Kill(processes, bool(list(output_dir.glob(".checkpoint-*.partial"))), begun_at, newest(output_dir))
 
 
 def differences(whole: Path, other: Path) -> list[str]:
@@ -198,6 +197,8 @@ def main() -> None:
                 "writing a checkpoint; every weight and every line of metrics is what the unharmed run has\n",
                 flush=True,
             )
+            if not any(kill.in_write for kill in kills):
+                raise SystemExit("soak: no kill fell into the writing of a checkpoint; try another --seed")
 
 
 if __name__ == "__main__":

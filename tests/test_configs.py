@@ -81,6 +81,7 @@ def test_fsdp_trains_as_one_process_does_and_resumes_to_the_bit(inputs: Path, tm
     ("command", "kind", "message"),
     [
         ("finetune", "FSDP", "accelerate's FSDP is supported in version 2 only; set fsdp_version: 2"),
+        ("finetune", "FSDP 2", "accelerate's FSDP needs GPUs, and there are none; use accelerate_config.yaml"),
         ("finetune", "DEEPSPEED", "accelerate's DEEPSPEED is not supported; use MULTI_GPU, or FSDP"),
         ("pretrain", "DEEPSPEED", "accelerate's DEEPSPEED is not supported; use MULTI_GPU, or FSDP"),
         ("pretrain", "FSDP", "accelerate's FSDP is for finetune; pretrain on MULTI_GPU"),
@@ -89,7 +90,8 @@ def test_fsdp_trains_as_one_process_does_and_resumes_to_the_bit(inputs: Path, tm
 def test_what_shards_otherwise_is_refused(
     command: str, kind: str, message: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind.split()[0]}", "true")
+    monkeypatch.setenv("FSDP_VERSION", kind.split()[-1])
     where = ["--dataset_name_or_path", inputs / "corpus", "--output_dir", tmp_path / "run"]
     start = ["--model_name_or_path", inputs / "start"] if command == "finetune" else []
     assert main([command, *map(str, [*where, *start])]) == 2

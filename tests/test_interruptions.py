@@ -22,7 +22,8 @@ from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.finetune import finetune
 from bert_snli.folders import alone_in, write_whole
-from bert_snli.training.checkpointing import find_damage
+from bert_snli.training.checkpointing import Progress, find_damage
+from bert_snli.training.finite import FiniteWatch
 from bert_snli.training.objectives import Classification
 from bert_snli.training.recipe import FinetuneRecipe
 from tests import soak
@@ -169,12 +170,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert all(find_damage(folder) is None for folder in (tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_a_renamed_checkpoint_is_told(start: Path, corpus: Path, tmp_path: Path, capsys):
+    run_recipe(start, corpus, tmp_path / "run", **CHANGES)
+    (tmp_path / "run" / "train_results.json").unlink()
+    (tmp_path / "run" / "checkpoint-6").rename(tmp_path / "run" / "checkpoint-9")
+    run_recipe(start, corpus, tmp_path / "run", **CHANGES, resume_from_checkpoint="auto")
+    assert "checkpoint-9: damaged (it is checkpoint-6, renamed)" in capsys.readouterr().err
+
+
 def test_where_all_are_damaged_nothing_is_started(start: Path, corpus: Path, tmp_path: Path):
     run_recipe(start, corpus, tmp_path / "run", **CHANGES)
     for folder in (tmp_path / "run").glob("checkpoint-*"):
         truncate(folder / "model.safetensors")
     before = metrics(tmp_path / "run")
-    with pytest.raises(BertSnliError, match=r"checkpoint-6: damaged .*checkpoint-4: damaged .*start anew with"):
+    with pytest.raises(BertSnliError, match=r"checkpoint-6: damaged .*checkpoint-4: damaged .*start anew: "):
         run_recipe(start, corpus, tmp_path / "run", **CHANGES, resume_from_checkpoint="auto")
     assert metrics(tmp_path / "run") == before
 
@@ -192,8 +201,38 @@ def test_auto_begins_a_run_that_has_not_begun_and_refuses_a_finished_one(start: 
 def test_another_length_is_taken_and_told(start: Path, corpus: Path, tmp_path: Path, capsys):
     run_recipe(start, corpus, tmp_path / "run", **CHANGES)
     run_recipe(start, corpus, tmp_path / "run", **{**CHANGES, "max_steps": 8}, resume_from_checkpoint="auto")
-    assert "checkpoint-6 was made with max_steps 7, not max_steps 8: the same batches" in capsys.readouterr().err
+    assert "it was made with max_steps 7, not max_steps 8: the same batches" in capsys.readouterr().err
     assert len(step_losses(tmp_path / "run")) == 4 and metrics(tmp_path / "run")[-1]["step"] == 8
+
+
+@pytest.mark.parametrize("max_steps", [5, 6])
+def test_a_length_that_is_behind_is_refused(max_steps: int, start: Path, corpus: Path, tmp_path: Path):
+    run_recipe(start, corpus, tmp_path / "run", **CHANGES)
+    changes = {**CHANGES, "max_steps": max_steps, "resume_from_checkpoint": "auto"}
+    with pytest.raises(BertSnliError, match=f"checkpoint-6: is as far as max_steps {max_steps} goes; give more"):
+        run_recipe(start, corpus, tmp_path / "run", **changes)
+
+
+def test_an_older_checkpoint_that_is_named_takes_the_run_back(start: Path, corpus: Path, tmp_path: Path, capsys):
+    run_recipe(start, corpus, tmp_path / "whole", **CHANGES)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    wanted = str(tmp_path / "run" / "checkpoint-4")
+    run_recipe(start, corpus, tmp_path / "run", **CHANGES, resume_from_checkpoint=wanted)
+    said = capsys.readouterr().err
+    assert "going on from checkpoint-4" in said and "checkpoint-6: removed" in said
+    assert same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["labels", "evaluation"])
+def test_a_run_is_not_resumed_with_other_data(what: str, start: Path, corpus: Path, tmp_path: Path):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    run_recipe(start, tmp_path / "corpus", tmp_path / "run", **CHANGES)
+    file = tmp_path / "corpus" / f"snli_1.0_{'train' if what == 'labels' else 'dev'}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    turned = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment", "-": "-"}
+    file.write_text("".join(json.dumps({**row, "gold_label": turned[row["gold_label"]]}) + "\n" for row in rows))
+    with pytest.raises(BertSnliError, match="checkpoint-6: was made of other pairs"):
+        run_recipe(start, tmp_path / "corpus", tmp_path / "run", **CHANGES, resume_from_checkpoint="auto")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(start: Path, corpus: Path, tmp_path: Path):
@@ -236,7 +275,6 @@ def test_the_best_model_so_far_comes_back_with_a_checkpoint(start: Path, corpus:
     kept = (tmp_path / "run" / "checkpoint-4" / "kept.safetensors").read_bytes()
     (tmp_path / "run" / "model.safetensors").write_bytes(b"of later steps")
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
-    changes.update(max_steps=4, load_best_model_at_end=False)
     epochs = json.loads((tmp_path / "run" / "checkpoint-4" / "progress.json").read_text())["epochs"]
     assert len(epochs) == 1  # written before the second evaluation
     finetune_until_loaded(start, corpus, tmp_path / "run", changes)
@@ -269,8 +307,20 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(start: Path, 
     run = soak.begin(corpus, start, tmp_path / "run", 1, **changes)
     said, _ = run.communicate()
     assert run.returncode == 0, said
-    assert "checkpoint-4 was made with num_processes 2, not num_processes 1: the same batches, but bits may" in said
+    assert "going on from checkpoint-4" in said
+    assert "it was made with num_processes 2, not num_processes 1: the same batches, but from here on" in said
     np.testing.assert_allclose(step_losses(tmp_path / "run"), step_losses(tmp_path / "whole"), rtol=1e-5)
+
+
+def test_four_processes_resume_to_the_bit(start: Path, corpus: Path, tmp_path: Path):
+    """More than two add up their gradients in an order, which must not change."""
+    changes = {"max_train_samples": 640, "num_train_epochs": 1, "save_steps": 4, "logging_steps": 1}
+    soak.finish(soak.begin(corpus, start, tmp_path / "whole", 4, **changes))
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    (tmp_path / "run" / "train_results.json").unlink()
+    soak.finish(soak.begin(corpus, start, tmp_path / "run", 4, **changes))
+    assert same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_evaluation_is_the_same_to_the_last_digit_on_however_many_processes(start: Path, corpus: Path, tmp_path: Path):
@@ -299,7 +349,8 @@ def test_a_process_that_fails_ends_the_others_and_is_heard(start: Path, corpus: 
     )
     assert done.returncode == 1 and time.monotonic() - begun < 100
     assert done.stderr.count("Traceback") == 1, done.stderr
-    assert "RuntimeError: a planted fault" in done.stderr
+    planted, missed = done.stderr.index("RuntimeError: a planted fault"), done.stderr.find("lost another process")
+    assert missed == -1 or planted < missed, done.stderr
 
 
 def test_a_batch_without_a_finite_loss_is_named(start: Path, corpus: Path, tmp_path: Path):
@@ -318,6 +369,18 @@ def test_a_batch_without_a_finite_loss_is_named(start: Path, corpus: Path, tmp_p
     found = json.loads((tmp_path / "run" / "non_finite.json").read_text())
     assert found["rows_without_a_finite_loss"] and sorted(found["rows_without_a_finite_loss"]) == sick
     assert sorted(found["rows"]) == list(range(97))
+
+
+def test_where_a_gpu_is_not_waited_for_no_row_is_accused(tmp_path: Path):
+    """By then the weights have been stepped along the gradient, and every row's loss is no number."""
+    watch = FiniteWatch(lambda row: torch.tensor(torch.nan), tmp_path, at_once=False)
+    for step, value in enumerate([1.0, torch.nan, torch.nan]):
+        watch.add("loss", torch.tensor(value), np.arange(4), Progress(step=step, batch=step))
+    with pytest.raises(
+        BertSnliError, match=r"not finite at step 2 \(batch 2 of epoch 1, its 4 rows together; .*search"
+    ):
+        watch.look()
+    assert json.loads((tmp_path / "non_finite.json").read_text())["rows_without_a_finite_loss"] == []
 
 
 class NoGradient(Classification):

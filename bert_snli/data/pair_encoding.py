@@ -5,7 +5,7 @@ The Rust tokenizer's own pair truncation is not used: on an odd budget it gives 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
@@ -177,6 +177,13 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """`starts[i], …, starts[i] + lengths[i] − 1` for every i, on end."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
+
+
+def flat_columns(encoded: Dataset) -> Iterator[np.ndarray]:
+    """All numbers of encoded pairs, a column at a time; rows on end."""
+    for column in encoded.with_format("arrow")[:].columns:
+        whole = column.combine_chunks()
+        yield (whole.flatten() if pa.types.is_list(whole.type) else whole).to_numpy()
 
 
 def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None = None) -> Dataset:

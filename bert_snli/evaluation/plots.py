@@ -72,7 +72,8 @@ def plot_course(entries: Sequence[dict[str, Any]], path: Path) -> None:
     all_axes = figure.subplots(len(series), sharex=True)
     steps = [entry["step"] for entry in entries]
     for axes, (key, name) in zip(all_axes, series.items(), strict=True):
-        axes.plot(steps, [entry[key] for entry in entries], marker="o", markersize=2)
+        values = np.array([entry[key] for entry in entries], float)  # none becomes a gap
+        axes.plot(steps, values, marker="o", markersize=2)
         axes.set_ylabel(name)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.4)

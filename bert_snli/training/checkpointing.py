@@ -20,6 +20,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from bert_snli.console import is_loss
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import flush_to_disk, replace_file
 from conversion.checkpoint import sha256_of_file
@@ -87,6 +88,8 @@ def _whole_or_not_at_all(temporary: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        if is_loss(error):  # of the process that found that it cannot, and says so
+            raise
         shutil.rmtree(temporary, ignore_errors=True)
         reason = " ".join(str(error).split())[:200]
         before = list_checkpoints(target.parent)
@@ -105,6 +108,11 @@ def find_damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if sha256_of_file(folder / name) != sha256:
                 return f"{name} is not what was written"
+        step = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"]
+        if folder.name != f"checkpoint-{step}":
+            return f"it is checkpoint-{step}, renamed"
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing"
     except (OSError, ValueError) as error:
         return f"{CHECKSUMS} or a file of its list cannot be read: {' '.join(str(error).split())[:100]}"
     return None
@@ -156,7 +164,11 @@ def sound_checkpoint(wanted: str, output_dir: Path, warn: Callable[[str], None])
             return folder
         damaged.append(f"{folder}: damaged ({damage})")
     if damaged:
-        remedy = "give 'auto' or an older one" if wanted != "auto" else "start anew with --overwrite_output_dir"
+        remedy = (
+            "give 'auto' or an older one"
+            if wanted != "auto"
+            else "start anew: --overwrite_output_dir without this option"
+        )
         raise BertSnliError(f"--resume_from_checkpoint {'; '.join(damaged)}; {remedy}")
     return None
 
@@ -180,7 +192,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, options: dict, data:
             f"--resume_from_checkpoint {folder}: was made of other pairs, labels or words; resume with what "
             "it was made of"
         )
-    with _said_plainly(folder):
+    with _resuming_from(folder):
         accelerator.load_state(str(folder))
     return progress
 
@@ -191,12 +203,12 @@ def read_progress(folder: Path) -> Progress:
     Raises:
         BertSnliError: it is not a checkpoint.
     """
-    with _said_plainly(folder):
+    with _resuming_from(folder):
         return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
 
 @contextmanager
-def _said_plainly(folder: Path) -> Iterator[None]:
+def _resuming_from(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
@@ -207,18 +219,23 @@ def _said_plainly(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def take_back(output_dir: Path, step: int) -> None:
+def take_back(output_dir: Path, step: int) -> list[str]:
     """Make `output_dir` what it was when its checkpoint of `step` was written; 0: when there was none yet.
+
+    Returns the names of the checkpoints that went.
 
     Later checkpoints, of an earlier run or damaged ones, would be taken for newer ones of this; what a killed run left
     half-written goes, and the model that was kept by then comes back.
     """
-    for folder in list_checkpoints(output_dir):
-        if int(folder.name.split("-")[1]) > step:
-            shutil.rmtree(folder)
+    later = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
+    for folder in later:
+        shutil.rmtree(folder)
     for rest in (*output_dir.glob(".checkpoint-*.partial"), *output_dir.glob(".partial-*")):
         shutil.rmtree(rest, ignore_errors=True)
+    for half in output_dir.glob(".*.partial"):
+        half.unlink()
     kept = output_dir / f"checkpoint-{step}" / KEPT
     if kept.is_file():
         with replace_file(output_dir / MODEL) as temporary:
             shutil.copyfile(kept, temporary)
+    return [folder.name for folder in later]

@@ -31,23 +31,32 @@ class Watched(NamedTuple):
 
 
 class FiniteWatch:
-    """Looks at each loss and gradient: at once on a CPU, and on a GPU, which it would have to wait for, when told to.
+    """Looks at each loss and gradient: at once, or, so as not to wait for a GPU, when told to.
 
     Args:
         loss_of: of a row alone, or nothing where it cannot be computed.
         output_dir: for `non_finite.json`.
-        detect_anomalies: look at once on a GPU too, and name the first operation whose gradient is no number.
+        at_once: before the weights are stepped along a gradient; later, no row's own loss is a number any more.
+        detect_anomalies: name the first operation whose gradient is no number.
     """
 
-    def __init__(self, loss_of: Callable[[int], torch.Tensor] | None, output_dir: Path, detect_anomalies: bool):
-        self.loss_of, self.output_dir, self.detect_anomalies = loss_of, output_dir, detect_anomalies
+    def __init__(
+        self,
+        loss_of: Callable[[int], torch.Tensor] | None,
+        output_dir: Path,
+        *,
+        at_once: bool = True,
+        detect_anomalies: bool = False,
+    ):
+        self.loss_of, self.output_dir, self.at_once = loss_of, output_dir, at_once
+        self.detect_anomalies = detect_anomalies
         self.watched: list[Watched] = []
 
     def add(self, what: str, value: torch.Tensor, rows: np.ndarray, progress: Progress) -> None:
         """Watch a loss or a norm of the update that comes after `progress`, on the global batch `rows`."""
         value = value.full_tensor() if isinstance(value, DTensor) else value.detach()
         self.watched.append(Watched(what, value, rows, progress.epoch + 1, progress.batch + 1, progress.step + 1))
-        if self.detect_anomalies or value.device.type == "cpu":
+        if self.at_once:
             self.look()
 
     def look(self) -> None:
@@ -62,7 +71,8 @@ class FiniteWatch:
 
     def _tell_of(self, bad: Watched) -> str:
         """What went wrong, in words; the rows whose own loss is no number are sought one by one."""
-        sick = [row for row in bad.rows.tolist() if self.loss_of and not self.loss_of(row).isfinite()]
+        loss_of = self.loss_of if self.at_once else None
+        sick = [row for row in bad.rows.tolist() if loss_of and not loss_of(row).isfinite()]
         path = self.output_dir / NON_FINITE
         found = {"what": bad.what, "step": bad.step, "epoch": bad.epoch, "batch": bad.batch}
         write_whole(path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": sick}) + "\n")
@@ -74,7 +84,7 @@ class FiniteWatch:
             which = f"its {len(bad.rows)} rows together"
         return (
             f"the {bad.what} is not finite at step {bad.step} (batch {bad.batch} of epoch {bad.epoch}, {which}; "
-            f"see {path}); lower --learning_rate, set --max_grad_norm, or search with --detect_anomalies"
+            f"see {path}); lower --learning_rate, set --max_grad_norm, or search with --detect_anomalies true"
         )
 
     @contextmanager

@@ -83,10 +83,16 @@ class TrainingLoop:
 
     def __post_init__(self):
         recipe, sharded = self.recipe, self.accelerator.distributed_type == DistributedType.FSDP
+        on_cpu = self.accelerator.device.type == "cpu"
         resumed = recipe.resume_from_checkpoint
         self.saved = Path(resumed) if resumed else None  # the newest checkpoint
         # Of weights that are sharded, no process has enough to compute a loss alone.
-        self.watch = FiniteWatch(None if sharded else self._loss_of, Path(recipe.output_dir), recipe.detect_anomalies)
+        self.watch = FiniteWatch(
+            None if sharded else self._loss_of,
+            Path(recipe.output_dir),
+            at_once=on_cpu or recipe.detect_anomalies,
+            detect_anomalies=recipe.detect_anomalies,
+        )
 
     def run(self) -> None:
         """Train to the last epoch or `max_steps`, evaluating, saving and logging on the way.
@@ -165,7 +171,8 @@ class TrainingLoop:
                 "step": progress.step,
                 "epoch": progress.epoch + progress.batch / self.sampler.batches_per_epoch,
                 **{f"train_{name}": value for name, value in figures.items()},
-                "grad_norm": float(self.grad_norm),
+                # In fp16 it may overflow, and JSON knows no infinity.
+                "grad_norm": float(self.grad_norm) if self.grad_norm.isfinite() else None,
                 "learning_rate": self.scheduler.get_last_lr()[0],
                 "train_samples_per_second": self.interval_rows / (progress.seconds - self.interval_begun),
             }

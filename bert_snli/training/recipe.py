@@ -32,7 +32,7 @@ STARTING = (
 )
 # What may differ when a run is resumed: how long it is, what is written on the way, and, to rounding, the means.
 LENGTH = ("num_train_epochs", "max_steps", "early_stopping_patience")
-WRITTEN = ("output_dir", "load_best_model_at_end", "logging_steps", "save_steps", "save_total_limit", "report_to")
+WRITTEN = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
 MEANS = (
     "gradient_accumulation_steps",
     "per_device_eval_batch_size",
@@ -149,6 +149,9 @@ class TrainingRecipe:
             "early_stopping_patience",
         ):
             self._require(name, lambda value: value >= 1, "give 1 or more")
+        passes = self.gradient_accumulation_steps
+        if passes > self.train_batch_size and self.train_batch_tokens is None:
+            raise BertSnliError(f"--gradient_accumulation_steps {passes}: more passes than train_batch_size has pairs")
         self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "save_steps"):
             self._require(name, lambda value: value >= 0, "give 0 or more")

@@ -37,10 +37,15 @@ def write_run_report(
             *pictures,
             "## Where it comes from",
             _origin(origin),
-            "`recipe.yaml` holds every option: `--config recipe.yaml --output_dir ANOTHER` repeats the run.",
+            _repeat(results["num_processes"]),
         ]
     )
     (output_dir / REPORT).write_text(text + "\n", encoding="utf-8")
+
+
+def _repeat(num_processes: int) -> str:
+    launch = f" --num_processes {num_processes}" * (num_processes > 1)
+    return f"`recipe.yaml` holds every option: `--config recipe.yaml --output_dir ANOTHER{launch}` repeats the run."
 
 
 def _summary(results: dict[str, Any], origin: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, parse_flag_from_env
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import Precision, choose_precision, keep_freed_memory
-from bert_snli.folders import alone_in, check_output_dir, make_output_dir, write_whole
+from bert_snli.folders import alone_in, check_output_dir, make_output_dir, write_whole, writing_in
 from bert_snli.training.checkpointing import (
     Progress,
     check_place,
@@ -37,10 +37,10 @@ from bert_snli.training.checkpointing import (
     take_back,
 )
 from bert_snli.training.finite import NON_FINITE
-from bert_snli.training.loop import METRICS, TrainingLoop, num_updates, read_metrics
+from bert_snli.training.loop import METRICS, TrainingLoop, as_trackers_show, num_updates, read_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import TrainingRecipe, recipe_arguments
-from bert_snli.training.record import TRAINER_STATE, describe_origin, read_origin, write_origin
+from bert_snli.training.record import RUN, TRAINER_STATE, describe_origin, read_origin, write_origin
 from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_report
 
 RECIPE_FILE, RESULTS = "recipe.yaml", "train_results.json"
@@ -95,7 +95,7 @@ def check_start(recipe: TrainingRecipe) -> None:
 
 def is_unfinished(output_dir: Path) -> bool:
     """Whether a run has begun in `output_dir` and not come to its end."""
-    return (output_dir / RECIPE_FILE).is_file() and not (output_dir / RESULTS).is_file()
+    return (output_dir / RUN).is_file() and not (output_dir / RESULTS).is_file()
 
 
 def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
@@ -111,12 +111,18 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
         raise BertSnliError("accelerate's FSDP is supported in version 2 only; set fsdp_version: 2")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu))
+    # After its first step PyTorch puts gradients into another order, and gloo then adds those of more than two processes
+    # up in another one: a resumed run would begin anew with the first. It does not where it looks for unused ones.
+    keeps_order = on_cpu and PartialState().num_processes > 2
     accelerator = Accelerator(
         mixed_precision=precision.name,
         cpu=on_cpu,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=keeps_order)],
     )
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
+        raise BertSnliError("accelerate's FSDP needs GPUs, and there are none; use accelerate_config.yaml")
     return accelerator, recipe, precision
 
 
@@ -158,10 +164,10 @@ def make_sampler(recipe: TrainingRecipe, accelerator: Accelerator, lengths: Sequ
     )
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase, *trained_on: np.ndarray) -> str:
-    """Of the vocabulary, and of the tokens and labels to train on: a run is resumed with the same."""
+def fingerprint(tokenizer: PreTrainedTokenizerBase, arrays: Iterable[np.ndarray]) -> str:
+    """Of the vocabulary, and of all numbers to train and evaluate on: a run is resumed with the same."""
     digest = hashlib.sha256()
-    for array in trained_on:
+    for array in arrays:
         digest.update(array.tobytes())
     digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])).encode())
     return digest.hexdigest()
@@ -191,11 +197,16 @@ def prepare_training(
         progress = load_checkpoint(accelerator, checkpoint, recipe.to_resume_with(), data)
         scheduler.load_state_dict(progress.scheduler)
         other = [name for name, value in means.items() if progress.means.get(name) != value]
-        if other and accelerator.is_main_process:
-            then, now = (", ".join(f"{name} {of[name]}" for name in other) for of in (progress.means, means))
-            say(
-                f"{checkpoint.name} was made with {then}, not {now}: the same batches, but bits may differ from here on"
-            )
+        then, now = (", ".join(f"{name} {of[name]}" for name in other) for of in (progress.means, means))
+        if other and num_updates(recipe, batches_per_epoch) <= progress.step:
+            raise BertSnliError(f"--resume_from_checkpoint {checkpoint}: is as far as {now} goes; give more")
+        if accelerator.is_main_process:
+            say(f"going on from {checkpoint.name}")
+            if other:
+                say(
+                    f"it was made with {then}, not {now}: the same batches, but from here on the bits differ (by "
+                    "rounding, the draws of dropout, or the schedule)"
+                )
     progress.options, progress.means, progress.data = recipe.to_resume_with(), means, data
     return model, optimizer, scheduler, progress
 
@@ -215,22 +226,32 @@ def run_loop(
     accelerator, output_dir = loop.accelerator, Path(loop.recipe.output_dir)
     if accelerator.is_main_process:
         make_output_dir(output_dir)
-    with alone_in(output_dir) if accelerator.is_main_process else nullcontext():
+    with alone_in(output_dir) if accelerator.is_main_process else nullcontext(), writing_in(output_dir):
         if accelerator.is_main_process:
             _begin_in(output_dir, loop, prepare_folder, precision)
         accelerator.wait_for_everyone()
         _start_trackers(loop)
         try:
-            loop.run()
+            with closing_trackers(accelerator):
+                loop.run()
         except Stopped:
-            accelerator.end_training()
+            accelerator.wait_for_everyone()  # the launcher ends whoever has not left when the first does
             raise
         results = {**summarise(loop, precision, flops), **more}
         if accelerator.is_main_process:
-            write_whole(output_dir / RESULTS, json.dumps(results, indent=2) + "\n")
             write_run_report(output_dir, results, read_metrics(output_dir), loop.progress.kept)
-        accelerator.end_training()
+            write_whole(output_dir / RESULTS, json.dumps(results, indent=2) + "\n")  # the mark of a finished run
     return results
+
+
+@contextmanager
+def closing_trackers(accelerator: Accelerator) -> Iterator[None]:
+    """See that trackers have all that they were told, however the block ends."""
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 def _begin_in(
@@ -238,26 +259,33 @@ def _begin_in(
 ) -> None:
     """The files that a run begins with; what is later than where it begins goes."""
     progress = loop.progress
-    take_back(output_dir, progress.step)
+    gone = take_back(output_dir, progress.step)
+    if gone and progress.step:
+        say(f"{', '.join(gone)}: removed, as the run is taken up before")
+    write_origin(output_dir, describe_origin(loop.recipe, progress.data, as_run(loop, precision)), progress.step)
     loop.recipe.save(output_dir / RECIPE_FILE)
     prepare_folder(output_dir)
     for name in (REPORT, COURSE, CONFUSION, TRAINER_STATE, NON_FINITE):  # an earlier run's
         (output_dir / name).unlink(missing_ok=True)
-    write_origin(output_dir, describe_origin(loop.recipe, progress.data, as_run(loop, precision)), progress.step)
     _start_metrics(progress, output_dir / METRICS)
 
 
 def _start_trackers(loop: TrainingLoop) -> None:
-    recipe, step = loop.recipe, loop.progress.step
-    name = read_origin(Path(recipe.output_dir))["id"]
+    recipe, step, output_dir = loop.recipe, loop.progress.step, Path(loop.recipe.output_dir)
+    if recipe.report_to == "none" or not loop.accelerator.is_main_process:
+        return
+    name = read_origin(output_dir)["id"]
     joined: dict[str, dict[str, Any]] = {
-        # What a killed run told it after its last checkpoint is not shown.
-        "tensorboard": {"purge_step": step + 1} if step else {},
-        "wandb": {"id": name, "name": Path(recipe.output_dir).name, "resume": "allow"},
+        "tensorboard": {"purge_step": step},  # what a killed run told it from here on is not shown
+        "wandb": {"id": name, "name": output_dir.name, "resume": "allow"},
         "trackio": {"name": name, "resume": "allow"},
     }
     options = {option: value for option, value in asdict(recipe).items() if value is not None}
     loop.accelerator.init_trackers("bert-snli", options, init_kwargs=joined)
+    if recipe.report_to == "tensorboard":
+        for entry in read_metrics(output_dir):
+            if entry["step"] == step:  # known by the checkpoint, but purged
+                loop.accelerator.log(as_trackers_show(entry), step=step)
 
 
 def as_run(loop: TrainingLoop, precision: Precision) -> dict[str, Any]:
@@ -292,12 +320,7 @@ def summarise(loop: TrainingLoop, precision: Precision, flops: float) -> dict[st
     `flops` an epoch, would take; a forward pass that leaves out some of them may be above 1.
     """
     progress, epochs = loop.progress, loop.progress.epochs
-    evaluations = [
-        {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
-        for entry in epochs
-    ]
-    scores = [loop.objective.score(evaluation) for evaluation in evaluations]
-    kept = epochs[int(np.argmax(scores))] if loop.recipe.load_best_model_at_end else epochs[-1]
+    kept = next(entry for entry in epochs if entry["step"] == progress.kept["step"])
     figures = {
         name: value for name, value in kept.items() if name.startswith(("train_", "eval_")) and name != "train_seconds"
     }

@@ -9,6 +9,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 
 class StopRequest:
     """A context in which SIGTERM and SIGINT are wishes to stop after the running update; a second SIGINT stops at once.
@@ -24,10 +26,13 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         self.before = {}
         if threading.current_thread() is threading.main_thread():  # only it gets signals
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
+            self.before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_) -> None:
+        if self.signum and self.group is not None:
+            return  # the launcher ends whoever has not left when the first does: who is on the way out, leaves in peace
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
