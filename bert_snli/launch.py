@@ -84,6 +84,7 @@ def _launch(launch: list[str], command: ModuleType, recipe: list[str]) -> None:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it advises against what `open_accelerator` needs
+    args.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun's option: those that it ends the processes by
     asked: list[int] = []
     try:
         with _passing_signals_on(asked):
@@ -117,11 +118,9 @@ def _passing_signals_on(asked: list[int]) -> Iterator[None]:
                     process.send_signal(signum)
 
     before = {number: signal.signal(number, pass_on) for number in STOPPING}
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     try:
         yield
     finally:
-        del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -332,25 +332,41 @@ def test_evaluation_is_the_same_to_the_last_digit_on_however_many_processes(star
         assert {name: one[name] for name in one if "eval" in name} == {n: other[n] for n in other if "eval" in n}
 
 
-def test_a_process_that_fails_ends_the_others_and_is_heard(start: Path, corpus: Path, tmp_path: Path):
+def launch_two(module: str, start: Path, corpus: Path, output_dir: Path, *more: object) -> subprocess.Popen:
+    """Two processes of a module of the tests that stands in for `bert_snli.finetune`."""
     program = (
-        "import sys; from bert_snli import launch; from tests import failing_process; "
-        "sys.exit(launch.main(failing_process, sys.argv[1:]))"
+        f"import sys; from bert_snli import launch; from tests import {module}; "
+        f"sys.exit(launch.main({module}, sys.argv[1:]))"
     )
-    where = ["--model_name_or_path", start, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "run"]
-    begun = time.monotonic()
-    done = subprocess.run(
+    where = ["--model_name_or_path", start, "--dataset_name_or_path", corpus, "--output_dir", output_dir, *more]
+    return subprocess.Popen(
         [sys.executable, "-c", program, "--num_processes", "2", *map(str, where)],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
     )
-    assert done.returncode == 1 and time.monotonic() - begun < 100
-    assert done.stderr.count("Traceback") == 1, done.stderr
-    planted, missed = done.stderr.index("RuntimeError: a planted fault"), done.stderr.find("lost another process")
-    assert missed == -1 or planted < missed, done.stderr
+
+
+def test_a_process_that_fails_ends_the_others_and_is_heard(start: Path, corpus: Path, tmp_path: Path):
+    run = launch_two("failing_process", start, corpus, tmp_path / "run")
+    _, said = run.communicate(timeout=100)
+    assert run.returncode == 1
+    assert said.count("Traceback") == 1, said
+    planted, missed = said.index("RuntimeError: a planted fault"), said.find("lost another process")
+    assert missed == -1 or planted < missed, said
+
+
+def test_a_second_ctrl_c_reaches_every_process(start: Path, corpus: Path, tmp_path: Path):
+    """The first one they would wait for the end of the evaluation with, however long, and not be killed meanwhile."""
+    run = launch_two("slow_process", start, corpus, tmp_path / "run", "--max_train_samples", 64)
+    begun(run, tmp_path / "run")
+    run.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=25)  # the launcher's own way would take 30 seconds
+    assert run.returncode == 130 and "Traceback" not in said, said
 
 
 def test_a_batch_without_a_finite_loss_is_named(start: Path, corpus: Path, tmp_path: Path):

@@ -111,8 +111,8 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
         raise BertSnliError("accelerate's FSDP is supported in version 2 only; set fsdp_version: 2")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu))
-    # After its first step PyTorch puts gradients into another order, and gloo then adds those of more than two processes
-    # up in another one: a resumed run would begin anew with the first. It does not where it looks for unused ones.
+    # After its first step PyTorch puts gradients into another order, and gloo adds those of more than two processes up
+    # in another one: a resumed run would begin anew with the first. It does not where it looks for unused ones.
     keeps_order = on_cpu and PartialState().num_processes > 2
     accelerator = Accelerator(
         mixed_precision=precision.name,
