@@ -24,7 +24,7 @@ from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 MODEL_TYPE = D2LBertConfig.model_type
-REMEDY = "a folder that bert-snli convert or bert-snli finetune wrote, or the hub id of such a model"
+REMEDY = "a folder that bert-snli convert, pretrain or finetune wrote, or the hub id of such a model"
 ONNX_FILE = "model.onnx"
 PARAMS = "pretrained.params"  # what the book's own folders hold
 
