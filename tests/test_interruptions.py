@@ -268,6 +268,12 @@ def test_a_full_disk_leaves_the_checkpoint_before(start: Path, corpus: Path, tmp
     assert same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_whatever_cannot_be_written_is_said_in_one_line(start: Path, corpus: Path, tmp_path: Path):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(BertSnliError, match=r"--output_dir .*run: cannot be written \(Is a directory\); name another"):
+        run_recipe(start, corpus, tmp_path / "run", **CHANGES, overwrite_output_dir=True)
+
+
 def test_the_best_model_so_far_comes_back_with_a_checkpoint(start: Path, corpus: Path, tmp_path: Path):
     """Whatever lies in the output folder by then: it may be of steps that are done anew."""
     changes = {**CHANGES, "max_train_samples": 64, "max_steps": 6, "save_total_limit": 9, "learning_rate": 1e-3}

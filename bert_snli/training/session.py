@@ -198,7 +198,8 @@ def prepare_training(
         scheduler.load_state_dict(progress.scheduler)
         other = [name for name, value in means.items() if progress.means.get(name) != value]
         then, now = (", ".join(f"{name} {of[name]}" for name in other) for of in (progress.means, means))
-        if other and num_updates(recipe, batches_per_epoch) <= progress.step:
+        shorter = {"num_train_epochs", "max_steps"} & set(other)
+        if shorter and num_updates(recipe, batches_per_epoch) <= progress.step:
             raise BertSnliError(f"--resume_from_checkpoint {checkpoint}: is as far as {now} goes; give more")
         if accelerator.is_main_process:
             say(f"going on from {checkpoint.name}")
