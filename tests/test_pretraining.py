@@ -583,7 +583,7 @@ def test_a_run_is_resumed_with_the_words_it_began_with(wiki: Path, tmp_path: Pat
     assert "was made with --do_lower_case None, not False" in refused([*again, "--do_lower_case", "false"], capsys)
     text = (wiki / "wiki.valid.tokens").read_text()
     (tmp_path / "wiki.valid.tokens").write_text(text.replace(" dog", " zebra"), encoding="utf-8")
-    assert "with another vocabulary" in refused(again, capsys)
+    assert "was made of other pairs, labels or words" in refused(again, capsys)
 
 
 def test_a_vocabulary_with_rules_of_its_own_is_not_extended(book_weights, vocabulary, wiki, tmp_path: Path, capsys):
