@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,8 +10,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
+from transformers import BertConfig, BertModel, BertTokenizerFast, pipeline
 
+from bert_snli.data.snli import load_snli
 from tests.elsewhere import bare_environment
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -49,3 +53,44 @@ def test_a_model_is_used_with_transformers_alone(model_folder: Path, tmp_path: P
     assert len(lines) == 9
     first = lines[1].split()[0]
     assert lines[-1] == first, "the pipeline and the model by hand differ"
+
+
+def tiny_encoder(folder: Path, corpus: Path) -> Path:
+    """A BERT of transformers that knows the words of the corpus and nothing of them."""
+    pairs = load_snli(str(corpus), splits=["train"]).splits["train"]
+    words = sorted(
+        {word for text in (*pairs["premise"], *pairs["hypothesis"]) for word in re.findall(r"\w+", text.lower())}
+    )
+    folder.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_a_teacher_is_trained_asked_and_learnt_from(corpus: Path, tmp_path: Path, run_python):
+    encoder, taught = tiny_encoder(tmp_path / "encoder", corpus), tmp_path / "taught.jsonl"
+    steps = [
+        ("train_teacher", encoder, corpus, tmp_path / "teacher", "--max_train_samples", 64, "--num_train_epochs", 1),
+        ("recombine", corpus, tmp_path / "pairs.jsonl"),
+        ("ask_teacher", tmp_path / "teacher", corpus, tmp_path / "pairs.jsonl", taught, "--gold", 0.75),
+    ]
+    for name, *arguments in steps:
+        done = run_python(f"examples/teacher/{name}.py", *arguments)
+        assert done.returncode == 0, done.stderr
+    train = load_snli(str(corpus), splits=["train"]).splits["train"]
+    known = set(zip(train["premise"], train["hypothesis"], strict=True))
+    rows = [json.loads(line) for line in taught.read_text().splitlines()]
+    new = rows[len(train) :]
+    assert len(new) > 100 and not known & {(row["premise"], row["hypothesis"]) for row in new}
+    assert {row["premise"] for row in new} <= set(train["premise"])
+    for row, label in zip(rows, train["label"], strict=False):
+        assert row["label"] == train.features["label"].names[label] and row["scores"][row["label"]] >= 0.75
+    teacher = pipeline("text-classification", str(tmp_path / "teacher"), device="cpu")
+    said = {
+        entry["label"]: entry["score"]
+        for entry in teacher({"text": new[0]["premise"], "text_pair": new[0]["hypothesis"]}, top_k=None)
+    }
+    assert new[0]["scores"] == pytest.approx(said, abs=1e-5)

@@ -1,0 +1,73 @@
+"""Have a teacher answer pairs, and write them with its probabilities for `bert-snli finetune --train_file`.
+
+    python examples/teacher/ask_teacher.py teacher snli_1.0.zip pairs.jsonl taught.jsonl
+
+The pairs that have a gold label come first; of theirs, a share of the probability is the label's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bert_snli.data.pair_files import answers_file, format_answers, iterate_pairs
+from bert_snli.data.snli import load_snli
+from bert_snli.labels import BOOK_LABELS
+
+ROWS_AT_ONCE, BATCH = 10_000, 100
+
+
+def ask(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """The probability of each of `BOOK_LABELS` (rows, 3), computed by length."""
+    encoded = tokenizer(*zip(*pairs, strict=True), truncation=True, max_length=128)
+    order = np.argsort([len(ids) for ids in encoded["input_ids"]])
+    probabilities_R3 = np.empty((len(pairs), len(BOOK_LABELS)))
+    columns = [model.config.label2id[label] for label in BOOK_LABELS]
+    for rows in np.split(order, range(BATCH, len(order), BATCH)):
+        batch = tokenizer.pad({name: [encoded[name][i] for i in rows] for name in encoded}, return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**batch.to(model.device)).logits[:, columns]
+        probabilities_R3[rows] = logits.double().softmax(dim=-1).cpu().numpy()
+    return probabilities_R3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", help="a classifier of transformers with SNLI's labels")
+    parser.add_argument("dataset_name_or_path", help="a source of SNLI")
+    parser.add_argument("pairs_file", type=Path, help=".jsonl of premise and hypothesis")
+    parser.add_argument("output_file", type=Path)
+    parser.add_argument("--gold", type=float, default=0.5, help="share of a gold label in its pair's probabilities")
+    options = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    model = AutoModelForSequenceClassification.from_pretrained(options.teacher).eval()
+    if torch.cuda.is_available():
+        model.cuda()
+
+    train = load_snli(options.dataset_name_or_path, splits=["train"]).splits["train"]
+    pairs = [*zip(train["premise"], train["hypothesis"], strict=True), *iterate_pairs(options.pairs_file)]
+    gold_R3 = np.eye(len(BOOK_LABELS))[train["label"][:]]
+    with answers_file(options.output_file) as file, tqdm(total=len(pairs), unit="pair") as bar:
+        for begin in range(0, len(pairs), ROWS_AT_ONCE):
+            asked = pairs[begin : begin + ROWS_AT_ONCE]
+            probabilities_R3 = ask(model, tokenizer, asked)
+            known_R3 = gold_R3[begin : begin + len(asked)]  # none for the others
+            mixed = options.gold * known_R3 + (1 - options.gold) * probabilities_R3[: len(known_R3)]
+            probabilities_R3[: len(known_R3)] = mixed
+            file.write(format_answers(asked, [_named(row) for row in probabilities_R3.tolist()]))
+            bar.update(len(asked))
+
+
+def _named(probabilities: list[float]) -> dict[str, float]:
+    scores = zip(BOOK_LABELS, probabilities, strict=True)
+    return dict(sorted(scores, key=lambda item: -item[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""New pairs of the sentences that a training split has, for a teacher to label: no label is read.
+
+Captions of one photograph go with the hypotheses of the others and with each other; and each premise goes with some
+hypotheses written for photographs like its own. Needs a source with `captionID`, such as Stanford's zip.
+
+    python examples/teacher/recombine.py snli_1.0.zip pairs.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from itertools import permutations, product
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from tqdm.auto import tqdm
+
+from bert_snli.data.sources import read_split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset_name_or_path", help="a source of SNLI whose rows have captionID")
+    parser.add_argument("output_file", help=".jsonl of premise and hypothesis")
+    parser.add_argument("--of_others", type=int, default=3, help="hypotheses of like photographs for each premise")
+    parser.add_argument("--neighbours", type=int, default=30, help="premises that count as alike")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rows, _ = read_split(options.dataset_name_or_path, "train")
+    random = np.random.default_rng(options.seed)
+
+    premises: dict[str, dict] = defaultdict(dict)  # dicts keep an order; sets do not
+    hypotheses: dict[str, dict] = defaultdict(dict)
+    for row in rows:
+        image = row["captionID"].partition("#")[0]
+        premises[image][row["sentence1"]] = None
+        hypotheses[image][row["sentence2"]] = None
+    known = dict.fromkeys(zip(rows["sentence1"], rows["sentence2"], strict=True))
+
+    made: dict[tuple[str, str], None] = {}
+    for image in premises:
+        made.update(dict.fromkeys(product(premises[image], hypotheses[image])))
+        made.update(dict.fromkeys(permutations(premises[image], 2)))
+    images = list(premises)
+    neighbours = min(options.neighbours, len(images) - 1)
+    texts = [" ".join(premises[image]) for image in images]
+    vectors = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit_transform(texts)
+    for place, image in enumerate(tqdm(images, unit="photograph")):
+        alike = (vectors @ vectors[place].T).toarray()[:, 0]
+        alike[place] = -1
+        near = np.argpartition(-alike, neighbours)[:neighbours]
+        theirs = [hypothesis for other in near for hypothesis in hypotheses[images[other]]]
+        for premise in premises[image]:
+            for chosen in random.choice(len(theirs), min(options.of_others, len(theirs)), replace=False):
+                made[premise, theirs[chosen]] = None
+    new = [pair for pair in made if pair not in known]
+    with open(options.output_file, "w", encoding="utf-8") as file:
+        for place in random.permutation(len(new)):
+            premise, hypothesis = new[place]
+            file.write(json.dumps({"premise": premise, "hypothesis": hypothesis}) + "\n")
+    print(f"{len(new):,} pairs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Fine-tune an encoder of `transformers` as a teacher, on premise and hypothesis together; its word embeddings stay.
+
+python examples/teacher/train_teacher.py MODEL snli_1.0.zip teacher
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    Trainer,
+    TrainingArguments,
+)
+
+from bert_snli.data.snli import load_snli
+from bert_snli.labels import ID2LABEL, LABEL2ID
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """The share of labels that are the most probable ones."""
+    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model_name_or_path", help="an encoder of transformers")
+    parser.add_argument("dataset_name_or_path", help="a source of SNLI")
+    parser.add_argument("output_dir")
+    parser.add_argument("--num_train_epochs", type=float, default=1.5)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--train_batch_size", type=int, default=32)
+    parser.add_argument("--max_train_samples", type=int)
+    parser.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args()
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        options.model_name_or_path, num_labels=3, id2label=ID2LABEL, label2id=LABEL2ID
+    )
+    model.get_input_embeddings().requires_grad_(False)
+    snli = load_snli(options.dataset_name_or_path, splits=["train", "validation"]).splits
+    if options.max_train_samples:
+        snli["train"] = snli["train"].select(range(options.max_train_samples))
+    encoded = snli.map(
+        lambda rows: tokenizer(rows["premise"], rows["hypothesis"], truncation=True, max_length=128), batched=True
+    )
+    arguments = TrainingArguments(
+        options.output_dir,
+        num_train_epochs=options.num_train_epochs,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.train_batch_size,
+        per_device_eval_batch_size=128,
+        train_sampling_strategy="group_by_length",
+        warmup_steps=0.06,
+        weight_decay=0.01,
+        eval_strategy="steps",
+        eval_steps=0.5,
+        save_strategy="steps",
+        save_steps=0.5,
+        save_total_limit=1,
+        save_only_model=True,
+        logging_steps=50,
+        report_to="none",
+        seed=options.seed,
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=accuracy,
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()
