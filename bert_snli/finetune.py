@@ -38,7 +38,9 @@ from bert_snli.inference import (
     refuse_onnx_alone,
 )
 from bert_snli.labels import ID2LABEL, LABEL2ID
+from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.provenance import read_steps, write_steps
 from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Classification
 from bert_snli.training.recipe import FinetuneRecipe
@@ -98,6 +100,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     check_recipe(recipe)
     config = classifier_config(recipe)
     labels = label_names(config, recipe.model_name_or_path)
+    steps = steps_before(recipe)
     tokenizer = load_tokenizer(recipe.model_name_or_path)
     encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
     accelerator, recipe, precision = open_accelerator(recipe)
@@ -109,15 +112,28 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     accelerator.print(describe_machine(accelerator, precision))
     loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
 
+    source = recipe.train_file or recipe.dataset_name_or_path
+
     def prepare_folder(output_dir: Path) -> None:
         keep_start_certificate(Path(recipe.model_name_or_path), output_dir)
         forget_measurements(output_dir)
+        write_steps(output_dir, [*steps, f"Fine-tuned on {len(train):,} pairs of {describe_data(source).name}."])
 
     flops = training_flops(config, loop.pairs.lengths)
     results = run_loop(loop, prepare_folder, precision=precision, flops=flops, without_gold_label=num_dropped)
     if recipe.push_to_hub and accelerator.is_main_process:
         accelerator.print(f"Pushed: {push_finished(recipe)}")
     return results
+
+
+def steps_before(recipe: FinetuneRecipe) -> list[str]:
+    """How the start model and the file of pairs came to be, as far as is known.
+
+    Raises:
+        BertSnliError: what lies beside one of them cannot be read.
+    """
+    sources = [recipe.model_name_or_path, *([recipe.train_file] if recipe.train_file else [])]
+    return [step for source in sources for step in read_steps(Path(source))]
 
 
 def push_finished(recipe: FinetuneRecipe) -> str:

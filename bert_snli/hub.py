@@ -29,6 +29,7 @@ from bert_snli.model_card import (
     measured_elsewhere,
     where_it_is,
 )
+from bert_snli.provenance import PROVENANCE
 from conversion.card import GENERATED, card_text
 from conversion.certificate import CARD, CERTIFICATE, read_certificate, verify
 from conversion.model_folder import CONFIG, TOKENIZER, WEIGHTS
@@ -56,6 +57,7 @@ TRAVELS = {
     CARD: False,  # made anew, unless the user has written it
     CERTIFICATE: False,  # of a converted model only: fine-tuning changes what it certifies
     START_CERTIFICATE: False,
+    PROVENANCE: False,
     RECIPE: False,
     METRICS: False,
     CURVE: False,

@@ -21,6 +21,7 @@ from bert_snli.inference import load_config
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.nli_pipeline import TASK
 from bert_snli.modeling.pair_truncation import longest_pair
+from bert_snli.provenance import read_steps
 from conversion.card import GENERATED
 from conversion.certificate import read_certificate
 from conversion.checkpoint import sha256_of_file
@@ -113,6 +114,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         evaluations=evaluations,
         matrices=[path.name for path in sorted(folder.glob(MATRICES)) if path.name not in elsewhere],
         report=REPORT if (folder / REPORT).is_file() and REPORT not in elsewhere else None,
+        steps=read_steps(folder),
         training=_training(recipe, results, data),
         epochs=_read(folder / METRICS, _epochs),
         curve=CURVE if (folder / CURVE).is_file() else None,

@@ -22,7 +22,9 @@ from bert_snli.fast.machine import pretraining_flops
 from bert_snli.folders import finished_folder
 from bert_snli.hub import forget_measurements
 from bert_snli.inference import batches_by_length, load_config, load_tokenizer, load_weights
+from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
+from bert_snli.provenance import read_steps, write_steps
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Pretraining
@@ -93,7 +95,14 @@ def pretrain(recipe: PretrainRecipe) -> dict:
     set_seed(recipe.seed, device_specific=True)  # the same fresh weights, but other dropout, in each process
     loop = prepare(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
     flops = pretraining_flops(model.config, train.lengths, train.predictions_R)
-    return run_loop(loop, forget_measurements, precision=precision, flops=flops, vocab_size=len(tokenizer))
+    steps = read_steps(Path(recipe.model_name_or_path)) if start else []
+    data = describe_data(recipe.dataset_name_or_path).name
+
+    def prepare_folder(output_dir: Path) -> None:
+        forget_measurements(output_dir)
+        write_steps(output_dir, [*steps, f"Pretrained on {len(train):,} pairs of sentences of {data}, without labels."])
+
+    return run_loop(loop, prepare_folder, precision=precision, flops=flops, vocab_size=len(tokenizer))
 
 
 def load_start(recipe: PretrainRecipe) -> tuple[D2LBertForPreTraining, PreTrainedTokenizerFast]:

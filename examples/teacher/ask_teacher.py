@@ -18,7 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_snli.data.pair_files import answers_file, format_answers, iterate_pairs
 from bert_snli.data.snli import load_snli
+from bert_snli.fast.machine import choose_precision
 from bert_snli.labels import BOOK_LABELS
+from bert_snli.provenance import read_steps, write_steps
 
 ROWS_AT_ONCE, BATCH = 10_000, 100
 
@@ -46,9 +48,10 @@ def main() -> None:
     parser.add_argument("--gold", type=float, default=0.5, help="share of a gold label in its pair's probabilities")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.teacher)
-    model = AutoModelForSequenceClassification.from_pretrained(options.teacher).eval()
-    if torch.cuda.is_available():
-        model.cuda()
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model = AutoModelForSequenceClassification.from_pretrained(options.teacher).eval().to(device)
+    if choose_precision("auto", device).name == "bf16":
+        model.bfloat16()
 
     train = load_snli(options.dataset_name_or_path, splits=["train"]).splits["train"]
     pairs = [*zip(train["premise"], train["hypothesis"], strict=True), *iterate_pairs(options.pairs_file)]
@@ -62,6 +65,11 @@ def main() -> None:
             probabilities_R3[: len(known_R3)] = mixed
             file.write(format_answers(asked, [_named(row) for row in probabilities_R3.tolist()]))
             bar.update(len(asked))
+    step = (
+        f"The teacher gave its probabilities for {len(pairs):,} pairs; of the {len(gold_R3):,} that have a label they "
+        f"were mixed with it ({options.gold:.0%} label)."
+    )
+    write_steps(options.output_file, [*read_steps(Path(options.teacher)), step])
 
 
 def _named(probabilities: list[float]) -> dict[str, float]:

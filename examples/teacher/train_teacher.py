@@ -6,8 +6,10 @@ python examples/teacher/train_teacher.py MODEL snli_1.0.zip teacher
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,7 +20,9 @@ from transformers import (
 )
 
 from bert_snli.data.snli import load_snli
+from bert_snli.fast.machine import choose_precision
 from bert_snli.labels import ID2LABEL, LABEL2ID
+from bert_snli.provenance import write_steps
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -31,6 +35,7 @@ def main() -> None:
     parser.add_argument("model_name_or_path", help="an encoder of transformers")
     parser.add_argument("dataset_name_or_path", help="a source of SNLI")
     parser.add_argument("output_dir")
+    parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what learns from it")
     parser.add_argument("--num_train_epochs", type=float, default=1.5)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--train_batch_size", type=int, default=32)
@@ -43,6 +48,7 @@ def main() -> None:
         options.model_name_or_path, num_labels=3, id2label=ID2LABEL, label2id=LABEL2ID
     )
     model.get_input_embeddings().requires_grad_(False)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     snli = load_snli(options.dataset_name_or_path, splits=["train", "validation"]).splits
     if options.max_train_samples:
         snli["train"] = snli["train"].select(range(options.max_train_samples))
@@ -65,6 +71,8 @@ def main() -> None:
         save_total_limit=1,
         save_only_model=True,
         logging_steps=50,
+        use_cpu=device.type == "cpu",
+        bf16=choose_precision("auto", device).name == "bf16",
         report_to="none",
         seed=options.seed,
     )
@@ -79,6 +87,11 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model()
+    called = options.credit or Path(options.model_name_or_path).name
+    write_steps(
+        Path(options.output_dir),
+        [f"A teacher, {called}, was fine-tuned on {len(snli['train']):,} labelled pairs of SNLI."],
+    )
 
 
 if __name__ == "__main__":

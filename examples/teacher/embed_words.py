@@ -1,0 +1,106 @@
+"""Give the words of a model a larger encoder's vectors, to start from what it knows of them.
+
+A word's vector is the mean of the encoder's hidden states over all layers and all places where the training split has
+the word (Bommasani et al., 2020), projected onto as many principal components as the model is wide.
+
+    bert-snli pretrain --dataset_name_or_path snli_1.0.zip --min_freq 1 --max_steps 1 --output_dir models/random
+    python examples/teacher/embed_words.py MODEL models/random snli_1.0.zip models/words
+    bert-snli pretrain --dataset_name_or_path snli_1.0.zip --model_name_or_path models/words --output_dir models/start
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_snli.data.snli import load_snli
+from bert_snli.fast.machine import choose_precision
+from bert_snli.inference import load_config, load_tokenizer, load_weights
+from bert_snli.modeling import D2LBertForPreTraining
+from bert_snli.provenance import write_steps
+
+BATCH = 128  # sentences
+
+
+@torch.inference_mode()
+def mean_states(
+    encoder: PreTrainedModel, pieces: PreTrainedTokenizerBase, sentences: list[list[str]], numbers: dict[str, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean state (V, E) of each word over its places in `sentences`, and how many places it has (V,).
+
+    `numbers` are the rows of the words; a sentence is a list of them. Shape suffixes: V words, E width of the encoder,
+    B sentences, L positions, P pieces of words.
+    """
+    sums_VE = torch.zeros(len(numbers), encoder.config.hidden_size, dtype=torch.float64)
+    counts_V = torch.zeros(len(numbers), dtype=torch.float64)
+    sentences = sorted(sentences, key=len)
+    for begin in tqdm(range(0, len(sentences), BATCH), desc="Reading", unit="batch"):
+        words = sentences[begin : begin + BATCH]
+        batch = pieces(words, is_split_into_words=True, truncation=True, padding=True, return_tensors="pt")
+        states = encoder(**batch.to(encoder.device), output_hidden_states=True).hidden_states
+        mean_BLE = torch.stack(states).float().mean(dim=0).cpu()
+        of_pieces_BL = [
+            [-1 if place is None else numbers[words[row][place]] for place in batch.word_ids(row)]
+            for row in range(len(words))
+        ]
+        rows_P = torch.tensor(of_pieces_BL).flatten()
+        known_P = rows_P >= 0
+        sums_VE.index_add_(0, rows_P[known_P], mean_BLE.flatten(0, 1)[known_P].double())
+        counts_V += torch.bincount(rows_P[known_P], minlength=len(counts_V))
+    return sums_VE / counts_V.clamp(min=1)[:, None], counts_V
+
+
+def principal_components(vectors_VE: torch.Tensor, width: int) -> tuple[torch.Tensor, float]:
+    """The vectors' coordinates (V, width) along the directions in which they differ most, and the share of variance."""
+    centred_VE = vectors_VE - vectors_VE.mean(dim=0)
+    _, spread, directions = torch.linalg.svd(centred_VE, full_matrices=False)
+    share = spread[:width].square().sum() / spread.square().sum()
+    return centred_VE @ directions[:width].T, float(share)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoder", help="an encoder of transformers")
+    parser.add_argument("model_name_or_path", help="a pretrained folder, no wider than the encoder")
+    parser.add_argument("dataset_name_or_path", help="a source of SNLI")
+    parser.add_argument("output_dir")
+    parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what starts from it")
+    parser.add_argument("--std", type=float, default=0.1, help="of the numbers of the vectors")
+    options = parser.parse_args()
+    tokenizer = load_tokenizer(options.model_name_or_path)
+    config = load_config(options.model_name_or_path)
+    model, _ = load_weights(options.model_name_or_path, config, D2LBertForPreTraining)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    encoder = AutoModel.from_pretrained(options.encoder).eval().to(device)
+    if choose_precision("auto", device).name == "bf16":
+        encoder.bfloat16()
+
+    train = load_snli(options.dataset_name_or_path, splits=["train"]).splits["train"]
+    texts = dict.fromkeys([*train["premise"], *train["hypothesis"]])
+    unknown = tokenizer.unk_token
+    sentences = [[word for word in tokenizer.tokenize(text) if word != unknown] for text in texts]
+    vectors_VE, counts_V = mean_states(
+        encoder, AutoTokenizer.from_pretrained(options.encoder), [s for s in sentences if s], tokenizer.get_vocab()
+    )
+    seen_V = counts_V > 0
+    vectors_VD, share = principal_components(vectors_VE[seen_V], config.hidden_size)
+    with torch.no_grad():
+        weight_VD = model.get_input_embeddings().weight
+        weight_VD.normal_(std=options.std)  # for words that do not occur
+        weight_VD[seen_V] = (vectors_VD * (options.std / vectors_VD.std())).float()
+    model.save_pretrained(options.output_dir)
+    tokenizer.save_pretrained(options.output_dir)
+    called = options.credit or Path(options.encoder).name
+    step = (
+        f"Its {int(seen_V.sum()):,} words started from vectors of {called}, {config.hidden_size} principal components."
+    )
+    write_steps(Path(options.output_dir), [step])
+    print(f"{int(seen_V.sum()):,} of {len(seen_V):,} words have a vector; {share:.0%} of their variance is kept")
+
+
+if __name__ == "__main__":
+    main()
