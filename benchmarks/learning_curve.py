@@ -2,9 +2,9 @@
 
     python benchmarks/learning_curve.py models/start snli_1.0.zip [--sizes 1000 3000 ...] [--seeds 1 2 3] [...]
 
-Each size is the first so many pairs, trained on labels alone by `bert-snli finetune`, with its options that follow; fewer
-pairs are seen more often: 4 epochs of 90,000, and as many more of N as the root of 90,000 / N says. Accuracy is on the
-validation split. Runs that are finished in `--output_dir` are not made again.
+Each size is the first so many pairs, trained on labels alone by `bert-snli finetune`, with what options of it follow;
+fewer pairs are seen more often: 4 epochs of 90,000, and as many more of N as the root of 90,000 / N says. Accuracy is
+that on the validation split. Runs that are finished in `--output_dir` are not made again.
 
 The errors are fitted by a·N^−b + c (Hestness et al., 2017), the runs of each size drawn anew a thousand times for the
 interval; how far the fit can be trusted is told by what it says of the largest size from the others alone.

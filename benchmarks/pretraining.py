@@ -9,7 +9,8 @@ two batches to warm up.
 
 - `d2l`: its own `_WikiTextDataset`, `BERTModel`, `_get_batch_loss_bert` and Adam at 0.01, put together as `train_bert`
   in the book's text is (d2l 15.10.1; the package has not got it).
-- `bert-snli`: the step of `bert-snli pretrain` on batches spread evenly over all lengths.
+- `bert-snli`: the step of `bert-snli pretrain` on batches spread evenly over all lengths, in fp32; and in bf16 where
+  `--mixed_precision auto` takes that, as the machine multiplies it faster. The book's products are fp32's.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,10 +34,11 @@ from benchmarks.common import SIZES, import_d2l, in_turns, machine, markdown, me
 FIRST = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPES = {"first": FIRST, "small": SIZES["small"]}  # of the chapter's first form, and of bert.small
 MAX_LENGTH, MIN_FREQ = 128, 5
-THEIRS, OURS = "d2l 1.0.3", "bert-snli, fp32"
+THEIRS, FP32, BF16 = "d2l 1.0.3", "bert-snli, fp32", "bert-snli, bf16"
+PRECISIONS = {FP32: "no", BF16: "bf16"}
 
 
-def recipe_for(data: str, size: str, batch_size: int):
+def recipe_for(data: str, size: str, batch_size: int, precision: str = "no"):
     """What both train: sizes, words, lengths."""
     from bert_snli.training.pretrain_recipe import PretrainRecipe
 
@@ -44,7 +48,7 @@ def recipe_for(data: str, size: str, batch_size: int):
         max_length=MAX_LENGTH,
         min_freq=MIN_FREQ,
         train_batch_size=batch_size,
-        mixed_precision="no",
+        mixed_precision=precision,
         **SHAPES[size],
     )
 
@@ -60,7 +64,6 @@ def sentences(recipe):
 
 def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, float]:
     """The book's step, its batches, and the seconds that its preparation took."""
-    import torch
     from torch import nn
 
     d2l = import_d2l()
@@ -96,7 +99,7 @@ def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, flo
     return step, (batch for _ in cycle([None]) for batch in loader), took
 
 
-def ours(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, float]:
+def ours(data: str, size: str, batch_size: int, precision: str) -> tuple[Callable, Iterator, float]:
     """The step of `bert-snli pretrain`, batches of all lengths, and the seconds that the preparation took."""
     from accelerate import Accelerator
 
@@ -104,9 +107,9 @@ def ours(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, flo
     from bert_snli.fast.machine import keep_freed_memory
 
     keep_freed_memory()
-    recipe = recipe_for(data, size, batch_size)
+    recipe = recipe_for(data, size, batch_size, precision)
     paragraphs = sentences(recipe)
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = Accelerator(mixed_precision=precision)
     begun = time.perf_counter()
     tokenizer = pretrain.make_tokenizer(recipe, pretrain.fresh_rules(recipe), paragraphs.train)
     train, evaluation = pretrain.load_pairs(recipe, paragraphs, tokenizer, accelerator.device)
@@ -135,7 +138,8 @@ def work(name: str, data: str, size: str, batch_size: int, seconds: float) -> di
 
     quiet_libraries()
     datasets.disable_caching()  # the book's preparation has no cache either
-    step, batches, prepared_in = {THEIRS: book, OURS: ours}[name](data, size, batch_size)
+    prepare = book if name == THEIRS else partial(ours, precision=PRECISIONS[name])
+    step, batches, prepared_in = prepare(data, size, batch_size)
     for _ in range(2):
         step(next(batches))
     pairs, begun = 0, time.perf_counter()
@@ -160,7 +164,11 @@ def main() -> None:
         print(json.dumps(work(args.worker, args.data, args.size, args.batch_size, args.seconds)))
         return
     options = [args.data, "--size", args.size, "--batch_size", str(args.batch_size), "--seconds", str(args.seconds)]
-    results = in_turns([THEIRS, OURS], args.rounds, lambda name: [__file__, *options, "--worker", name])
+    from bert_snli.fast.machine import choose_precision
+
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    contenders = [THEIRS, FP32, *([BF16] if choose_precision("auto", device).name == "bf16" else [])]
+    results = in_turns(contenders, args.rounds, lambda name: [__file__, *options, "--worker", name])
     rows = [
         [name, f"{median(rounds, 'pairs_per_second'):,.0f}"]
         + [f"{median(rounds, 'pairs_per_second') / median(results[THEIRS], 'pairs_per_second'):.1f}"]

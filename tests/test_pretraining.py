@@ -244,9 +244,10 @@ def test_the_hubs_datasets_are_read_as_what_they_are(monkeypatch: pytest.MonkeyP
     ]
 
 
+@pytest.mark.parametrize(("limit", "most"), [("LOGITS_AT_ONCE", 50 * 7), ("ROWS_AT_ONCE", 7)])
 @pytest.mark.parametrize("rows", [1, 7, 300])
-def test_the_chunked_cross_entropy_is_pytorchs(rows: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 50 * 7)
+def test_the_chunked_cross_entropy_is_pytorchs(rows: int, limit: str, most: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cross_entropy, limit, most)
     torch.manual_seed(0)
     linear = torch.nn.Linear(6, 50).double()
     hidden = torch.randn(rows, 6, dtype=torch.float64, requires_grad=True)
@@ -277,6 +278,18 @@ def test_the_chunked_cross_entropy_in_half_precision_is_near(kind: torch.dtype, 
     for ours, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(plain, inputs), strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_the_loss_of_a_word_without_any_probability_is_finite():
+    """A probability of e^-200 is 0 in fp32, its logarithm is not."""
+    linear, hidden = torch.nn.Linear(1, 3), torch.tensor([[200.0]], requires_grad=True)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0], [0.0], [-1.0]]))
+        linear.bias.zero_()
+    loss, right = linear_cross_entropy(hidden, linear, torch.tensor([1]))
+    assert loss.item() == pytest.approx(200) and right == 0
+    (gradient,) = torch.autograd.grad(loss, [hidden])
+    assert gradient.item() == pytest.approx(1)
 
 
 def test_evaluation_is_the_models_own_loss(wiki: Path, vocabulary: list[str]):

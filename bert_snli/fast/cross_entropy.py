@@ -16,12 +16,13 @@ from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB
+ROWS_AT_ONCE = 512  # on a CPU at most: its caches hold the logits of a vocabulary that is not too large
 
 
 def linear_cross_entropy(
     hidden_PD: torch.Tensor, linear: nn.Linear, labels_P: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the cross-entropies of `linear(hidden_PD)` and how many rows have their label as the largest logit.
+    """The sum of the cross-entropies of `linear(hidden_PD)`, and in how many rows no logit is above that of the label.
 
     Rows labelled −100 do not count. Products are of autocast's type where that is on.
     """
@@ -41,20 +42,22 @@ class LinearCrossEntropy(torch.autograd.Function):
         if with_gradient:
             gradients = Gradients(torch.empty_like(hidden_PD), torch.zeros_like(weight_VD), torch.zeros_like(bias_V))
         size = max(1, LOGITS_AT_ONCE // len(weight_VD))
+        if device == "cpu":
+            size = min(size, ROWS_AT_ONCE)
         with torch.autocast(device, enabled=False):
             for begin in range(0, len(labels_P), size):
                 rows = slice(begin, begin + size)
                 counted_P1, targets_P1 = labels_P[rows, None] != IGNORED, labels_P[rows, None].clamp(min=0)
                 logits_PV = torch.addmm(bias_V.to(kind), inputs_PD[rows], words_VD.t()).to(bias_V.dtype)
-                largest_P1, guesses_P1 = logits_PV.max(dim=-1, keepdim=True)
-                right += ((guesses_P1 == targets_P1) & counted_P1).sum()
-                wanted_P1 = logits_PV.gather(1, targets_P1)
-                weights_PV = logits_PV.sub_(largest_P1).exp_()  # of the softmax, before they are made to sum to 1
-                total_P1 = weights_PV.sum(dim=-1, keepdim=True)
-                loss += ((total_P1.log() + largest_P1 - wanted_P1) * counted_P1).sum()
+                probabilities_PV = logits_PV.softmax(dim=-1)
+                wanted_P1, largest_P1 = logits_PV.gather(1, targets_P1), logits_PV.amax(dim=-1, keepdim=True)
+                right += ((wanted_P1 == largest_P1) & counted_P1).sum()
+                # The largest probability says what they were divided by; that of the label may have become 0.
+                log_total_P1 = largest_P1 - probabilities_PV.amax(dim=-1, keepdim=True).log()
+                loss += ((log_total_P1 - wanted_P1) * counted_P1).sum()
                 if gradients is not None:
-                    surplus_PV = weights_PV.mul_(counted_P1 / total_P1)
-                    surplus_PV.scatter_add_(1, targets_P1, -counted_P1.to(surplus_PV.dtype))
+                    ones_P1 = counted_P1.to(probabilities_PV.dtype)  # a product with booleans takes four times as long
+                    surplus_PV = probabilities_PV.mul_(ones_P1).scatter_add_(1, targets_P1, -ones_P1)
                     gradients.add(rows, surplus_PV, inputs_PD, words_VD)
         if gradients is not None:
             ctx.save_for_backward(*gradients)
