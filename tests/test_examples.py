@@ -11,10 +11,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 from transformers import BertConfig, BertModel, BertTokenizerFast, pipeline
 
 from bert_snli.data.snli import load_snli
+from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
+from bert_snli.provenance import read_steps
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from tests.elsewhere import bare_environment
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -73,7 +77,8 @@ def tiny_encoder(folder: Path, corpus: Path) -> Path:
 def test_a_teacher_is_trained_asked_and_learnt_from(corpus: Path, tmp_path: Path, run_python):
     encoder, taught = tiny_encoder(tmp_path / "encoder", corpus), tmp_path / "taught.jsonl"
     steps = [
-        ("train_teacher", encoder, corpus, tmp_path / "teacher", "--max_train_samples", 64, "--num_train_epochs", 1),
+        ("train_teacher", encoder, corpus, tmp_path / "teacher", "--max_train_samples", 64, "--num_train_epochs", 1)
+        + ("--credit", "a tiny encoder (MIT)"),
         ("recombine", corpus, tmp_path / "pairs.jsonl"),
         ("ask_teacher", tmp_path / "teacher", corpus, tmp_path / "pairs.jsonl", taught, "--gold", 0.75),
     ]
@@ -93,4 +98,40 @@ def test_a_teacher_is_trained_asked_and_learnt_from(corpus: Path, tmp_path: Path
         entry["label"]: entry["score"]
         for entry in teacher({"text": new[0]["premise"], "text_pair": new[0]["hypothesis"]}, top_k=None)
     }
-    assert new[0]["scores"] == pytest.approx(said, abs=1e-5)
+    assert new[0]["scores"] == pytest.approx(said, abs=1e-2)  # the one in bf16, where the machine is faster at it
+    assert read_steps(taught) == [
+        "A teacher, a tiny encoder (MIT), was fine-tuned on 64 labelled pairs of SNLI.",
+        f"The teacher gave its probabilities for {len(rows):,} pairs; those of the {len(train):,} with a label were "
+        "mixed with it (75% label).",
+    ]
+
+
+def test_words_start_from_an_encoders_vectors(corpus: Path, tmp_path: Path, run_python):
+    """With as many components as the encoder is wide, nothing is lost: distances are those of its mean states."""
+    encoder = tiny_encoder(tmp_path / "encoder", corpus)
+    pieces, states_of = BertTokenizerFast.from_pretrained(encoder), BertModel.from_pretrained(encoder).eval()
+    tokenizer = build_tokenizer(
+        [*SPECIAL_TOKENS.values(), *sorted(set(pieces.get_vocab()) - {"[UNK]"})], model_max_length=64
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    done = run_python("examples/teacher/embed_words.py", encoder, tmp_path / "start", corpus, tmp_path / "words")
+    assert done.returncode == 0, done.stderr
+
+    pairs = load_snli(str(corpus), splits=["train"]).splits["train"]
+    found: dict[str, list] = {}
+    for text in dict.fromkeys([*pairs["premise"], *pairs["hypothesis"]]):
+        words = [word for word in tokenizer.tokenize(text) if word != "<unk>"]
+        ids = pieces.convert_tokens_to_ids(["[CLS]", *words, "[SEP]"])
+        with torch.no_grad():
+            states = states_of(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        for word, state in zip(words, torch.stack(states).mean(0)[0, 1:-1], strict=True):
+            found.setdefault(word, []).append(state)
+    expected = torch.pdist(torch.stack([torch.stack(states).mean(0) for states in found.values()]))
+    table = D2LBertForPreTraining.from_pretrained(tmp_path / "words").get_input_embeddings().weight.detach()
+    distances = torch.pdist(table[tokenizer.convert_tokens_to_ids(list(found))])
+    assert torch.corrcoef(torch.stack([distances, expected]))[0, 1] > 0.999
+    assert read_steps(tmp_path / "words") == [
+        f"Its {len(found):,} words started from vectors of encoder, 16 principal components."
+    ]

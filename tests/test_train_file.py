@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS
+from bert_snli.model_card import make_card
+from bert_snli.provenance import read_steps, write_steps
 from tests.book import BookBERT, BookClassifier
 from tests.test_training import (  # noqa: F401 (fixtures)
     BATCH,
@@ -111,6 +114,23 @@ def test_a_run_is_not_resumed_with_another_teachers_scores(
     write_pairs(file, corpus, scored(drawn[:, ::-1]))
     with pytest.raises(BertSnliError, match="checkpoint-2: was made of other pairs"):
         run_recipe(start, corpus, tmp_path / "run", max_steps=4, resume_from_checkpoint="auto", **changes)
+
+
+def test_what_is_known_of_start_and_file_is_passed_on(start: Path, corpus: Path, drawn: np.ndarray, tmp_path: Path):  # noqa: F811
+    model, file = tmp_path / "start", write_pairs(tmp_path / "taught.jsonl", corpus, scored(drawn))
+    shutil.copytree(start, model)
+    write_steps(model, ["Pretrained on dreams."])
+    write_steps(file, ["A teacher\nanswered."])
+    assert (tmp_path / "taught.provenance.md").read_text() == "- A teacher answered.\n"
+    run_recipe(model, corpus, tmp_path / "run", text_source="raw", train_file=str(file), max_steps=1)
+    steps = ["Pretrained on dreams.", "A teacher answered.", f"Fine-tuned on {ROWS} pairs of `taught.jsonl`."]
+    assert read_steps(tmp_path / "run") == steps
+    card = make_card(tmp_path / "run", "user/name", license="mit")
+    assert "".join(f"1. {step}\n" for step in steps) in card
+    (tmp_path / "taught.provenance.md").write_text("# A heading\n")
+    with pytest.raises(BertSnliError, match="taught.provenance.md: '# A heading' is no step"):
+        run_recipe(model, corpus, tmp_path / "other", text_source="raw", train_file=str(file))
+    assert not (tmp_path / "other").exists()
 
 
 PAIR = {"premise": "A dog.", "hypothesis": "A cat."}

@@ -66,7 +66,7 @@ def main() -> None:
             file.write(format_answers(asked, [_named(row) for row in probabilities_R3.tolist()]))
             bar.update(len(asked))
     step = (
-        f"The teacher gave its probabilities for {len(pairs):,} pairs; of the {len(gold_R3):,} that have a label they "
+        f"The teacher gave its probabilities for {len(pairs):,} pairs; those of the {len(gold_R3):,} with a label "
         f"were mixed with it ({options.gold:.0%} label)."
     )
     write_steps(options.output_file, [*read_steps(Path(options.teacher)), step])
