@@ -55,6 +55,7 @@ PUSHED = {
     "nli_pipeline.py",
     "pair_truncation.py",
     "start_conversion_certificate.json",
+    "provenance.md",
     "recipe.yaml",
     "train_results.json",
     "metrics.jsonl",
@@ -555,7 +556,7 @@ def card_of(folder: Path) -> str:
 
 def test_of_little_known_little_is_said(model: Path, tmp_path: Path):
     def forget(folder: Path) -> None:
-        for pattern in ("*.jsonl", "*.yaml", "*_results*", "*.png", "start_*"):
+        for pattern in ("*.jsonl", "*.yaml", "provenance.md", "*_results*", "*.png", "start_*"):
             for path in folder.glob(pattern):
                 path.unlink()
 
@@ -612,6 +613,7 @@ def test_a_converted_model_goes_with_its_certificate_and_the_card_of_its_convers
         ("train_results.json", "[]", "train_results.json: cannot be read"),
         ("eval_results_test.json", "[", "eval_results_test.json: cannot be read"),
         ("metrics.jsonl", '{"eval_loss": 1}', "metrics.jsonl: cannot be read"),
+        ("provenance.md", "Made by hand.", "provenance.md: 'Made by hand.' is no step"),
         ("start_conversion_certificate.json", "{", "start_conversion_certificate.json: not a certificate"),
     ],
 )
