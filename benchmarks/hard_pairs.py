@@ -3,8 +3,8 @@
     python benchmarks/hard_pairs.py snli_1.0.zip hard.jsonl [--split test]
     bert-snli evaluate runs/snli --dataset_name_or_path hard.jsonl
 
-The published SNLI-hard is what fastText missed, trained on all of SNLI. This is a logistic regression on the same
-features, words and pairs of neighbours, trained on the training split of the source: another subset of the same kind.
+The published SNLI-hard is what fastText missed, trained on all of SNLI. This is a logistic regression on words and
+pairs of neighbouring words, trained on the training split of the source: another subset of the same kind.
 """
 
 from __future__ import annotations

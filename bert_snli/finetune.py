@@ -117,7 +117,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     def prepare_folder(output_dir: Path) -> None:
         keep_start_certificate(Path(recipe.model_name_or_path), output_dir)
         forget_measurements(output_dir)
-        write_steps(output_dir, [*steps, f"Fine-tuned on {len(train):,} pairs of {describe_data(source).name}."])
+        write_steps(output_dir, [*steps, f"Fine-tuned on pairs of {describe_data(source).name}."])
 
     flops = training_flops(config, loop.pairs.lengths)
     results = run_loop(loop, prepare_folder, precision=precision, flops=flops, without_gold_label=num_dropped)

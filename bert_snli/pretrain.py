@@ -75,6 +75,7 @@ def pretrain(recipe: PretrainRecipe) -> dict:
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise BertSnliError("accelerate's FSDP is for finetune; pretrain on MULTI_GPU, which holds the whole model")
     start = load_start(recipe) if recipe.model_name_or_path else None
+    steps = read_steps(Path(recipe.model_name_or_path)) if start else []
     accelerator, recipe, precision = open_accelerator(recipe)
     text = open_text(recipe.dataset_name_or_path, recipe.dataset_config_name, recipe.text_source)
     with accelerator.main_process_first():
@@ -95,12 +96,11 @@ def pretrain(recipe: PretrainRecipe) -> dict:
     set_seed(recipe.seed, device_specific=True)  # the same fresh weights, but other dropout, in each process
     loop = prepare(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
     flops = pretraining_flops(model.config, train.lengths, train.predictions_R)
-    steps = read_steps(Path(recipe.model_name_or_path)) if start else []
     data = describe_data(recipe.dataset_name_or_path).name
 
     def prepare_folder(output_dir: Path) -> None:
         forget_measurements(output_dir)
-        write_steps(output_dir, [*steps, f"Pretrained on {len(train):,} pairs of sentences of {data}, without labels."])
+        write_steps(output_dir, [*steps, f"Pretrained on pairs of sentences of {data}, without labels."])
 
     return run_loop(loop, prepare_folder, precision=precision, flops=flops, vocab_size=len(tokenizer))
 

@@ -1,7 +1,7 @@
 """How a model came to be: a list of steps that lies beside it, which each run passes on with one of its own.
 
-A folder has it as `provenance.md`, a file `pairs.jsonl` as `pairs.provenance.md`; the model card shows it. Whoever
-makes a model or pairs in another way than ours writes one too.
+A folder has it as `provenance.md`, a file `pairs.jsonl` as `pairs.jsonl.provenance.md`; the model card shows it.
+Whoever makes a model or pairs in another way than ours writes one too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PROVENANCE = "provenance.md"
 
 def note_of(source: Path) -> Path:
     """Where the steps to a model folder or a file of pairs are written."""
-    return source / PROVENANCE if source.is_dir() else source.with_suffix(f".{PROVENANCE}")
+    return source / PROVENANCE if source.is_dir() else source.with_name(f"{source.name}.{PROVENANCE}")
 
 
 def read_steps(source: Path) -> list[str]:
@@ -30,7 +30,7 @@ def read_steps(source: Path) -> list[str]:
     if not note.is_file():
         return []
     try:
-        lines = note.read_text(encoding="utf-8").splitlines()
+        lines = note.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BertSnliError(f"{note}: cannot be read ({error}); write it again or move it away") from error
     if odd := next((line for line in lines if line and not line.startswith("- ")), None):

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
-from transformers import BertConfig, BertModel, BertTokenizerFast, pipeline
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast, pipeline
 
 from bert_snli.data.snli import load_snli
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
@@ -83,6 +83,11 @@ def test_a_teacher_is_trained_asked_and_learnt_from(corpus: Path, tmp_path: Path
         ("ask_teacher", tmp_path / "teacher", corpus, tmp_path / "pairs.jsonl", taught, "--gold", 0.75),
     ]
     for name, *arguments in steps:
+        if name == "ask_teacher":  # so little trained it finds all labels as probable
+            teacher = BertForSequenceClassification.from_pretrained(tmp_path / "teacher")
+            with torch.no_grad():
+                teacher.classifier.bias.copy_(torch.arange(3.0))
+            teacher.save_pretrained(tmp_path / "teacher")
         done = run_python(f"examples/teacher/{name}.py", *arguments)
         assert done.returncode == 0, done.stderr
     train = load_snli(str(corpus), splits=["train"]).splits["train"]
@@ -98,7 +103,8 @@ def test_a_teacher_is_trained_asked_and_learnt_from(corpus: Path, tmp_path: Path
         entry["label"]: entry["score"]
         for entry in teacher({"text": new[0]["premise"], "text_pair": new[0]["hypothesis"]}, top_k=None)
     }
-    assert new[0]["scores"] == pytest.approx(said, abs=1e-2)  # the one in bf16, where the machine is faster at it
+    assert max(said.values()) - min(said.values()) > 0.1
+    assert new[0]["scores"] == pytest.approx(said, abs=3e-2)  # the one in bf16, where the machine is faster at it
     assert read_steps(taught) == [
         "A teacher, a tiny encoder (MIT), was fine-tuned on 64 labelled pairs of SNLI.",
         f"The teacher gave its probabilities for {len(rows):,} pairs; those of the {len(train):,} with a label were "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -119,16 +120,16 @@ def test_a_run_is_not_resumed_with_another_teachers_scores(
 def test_what_is_known_of_start_and_file_is_passed_on(start: Path, corpus: Path, drawn: np.ndarray, tmp_path: Path):  # noqa: F811
     model, file = tmp_path / "start", write_pairs(tmp_path / "taught.jsonl", corpus, scored(drawn))
     shutil.copytree(start, model)
-    write_steps(model, ["Pretrained on dreams."])
+    write_steps(model, ["Pretrained on <dreams>."])
     write_steps(file, ["A teacher\nanswered."])
-    assert (tmp_path / "taught.provenance.md").read_text() == "- A teacher answered.\n"
+    assert (tmp_path / "taught.jsonl.provenance.md").read_text() == "- A teacher answered.\n"
     run_recipe(model, corpus, tmp_path / "run", text_source="raw", train_file=str(file), max_steps=1)
-    steps = ["Pretrained on dreams.", "A teacher answered.", f"Fine-tuned on {ROWS} pairs of `taught.jsonl`."]
+    steps = ["Pretrained on <dreams>.", "A teacher answered.", "Fine-tuned on pairs of `taught.jsonl`."]
     assert read_steps(tmp_path / "run") == steps
     card = make_card(tmp_path / "run", "user/name", license="mit")
-    assert "".join(f"1. {step}\n" for step in steps) in card
-    (tmp_path / "taught.provenance.md").write_text("# A heading\n")
-    with pytest.raises(BertSnliError, match="taught.provenance.md: '# A heading' is no step"):
+    assert "".join(f"1. {step}\n" for step in map(html.escape, steps)) in card
+    (tmp_path / "taught.jsonl.provenance.md").write_text("# A heading\n")
+    with pytest.raises(BertSnliError, match="taught.jsonl.provenance.md: '# A heading' is no step"):
         run_recipe(model, corpus, tmp_path / "other", text_source="raw", train_file=str(file))
     assert not (tmp_path / "other").exists()
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100
-LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB, and as much for their probabilities
 ROWS_AT_ONCE = 512  # on a CPU at most: its caches hold the logits of a vocabulary that is not too large
 
 
@@ -53,8 +53,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 wanted_P1, largest_P1 = logits_PV.gather(1, targets_P1), logits_PV.amax(dim=-1, keepdim=True)
                 right += ((wanted_P1 == largest_P1) & counted_P1).sum()
                 # The largest probability says what they were divided by; that of the label may have become 0.
-                log_total_P1 = largest_P1 - probabilities_PV.amax(dim=-1, keepdim=True).log()
-                loss += ((log_total_P1 - wanted_P1) * counted_P1).sum()
+                losses_P1 = (largest_P1 - wanted_P1) - probabilities_PV.amax(dim=-1, keepdim=True).log()
+                loss += (losses_P1 * counted_P1).sum()
                 if gradients is not None:
                     ones_P1 = counted_P1.to(probabilities_PV.dtype)  # a product with booleans takes four times as long
                     surplus_PV = probabilities_PV.mul_(ones_P1).scatter_add_(1, targets_P1, -ones_P1)

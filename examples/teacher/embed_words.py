@@ -1,7 +1,8 @@
 """Give the words of a model a larger encoder's vectors, to start from what it knows of them.
 
-A word's vector is the mean of the encoder's hidden states over all layers and all places where the training split has
-the word (Bommasani et al., 2020), projected onto as many principal components as the model is wide.
+A word's vector is the mean of the encoder's hidden states over all layers and all pieces of the word, wherever the
+training split has it (Bommasani et al., 2020; each sentence once), projected onto as many principal components as the
+model is wide.
 
     bert-snli pretrain --dataset_name_or_path snli_1.0.zip --min_freq 1 --max_steps 1 --output_dir models/random
     python examples/teacher/embed_words.py MODEL models/random snli_1.0.zip models/words
@@ -21,7 +22,7 @@ from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
 from bert_snli.inference import load_config, load_tokenizer, load_weights
 from bert_snli.modeling import D2LBertForPreTraining
-from bert_snli.provenance import write_steps
+from bert_snli.provenance import read_steps, write_steps
 
 BATCH = 128  # sentences
 
@@ -30,7 +31,7 @@ BATCH = 128  # sentences
 def mean_states(
     encoder: PreTrainedModel, pieces: PreTrainedTokenizerBase, sentences: list[list[str]], numbers: dict[str, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean state (V, E) of each word over its places in `sentences`, and how many places it has (V,).
+    """The mean state (V, E) of the pieces of each word in `sentences`, and how many pieces there are (V,).
 
     `numbers` are the rows of the words; a sentence is a list of them. Shape suffixes: V words, E width of the encoder,
     B sentences, L positions, P pieces of words.
@@ -76,6 +77,10 @@ def main() -> None:
     model, _ = load_weights(options.model_name_or_path, config, D2LBertForPreTraining)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     encoder = AutoModel.from_pretrained(options.encoder).eval().to(device)
+    if encoder.config.hidden_size < config.hidden_size:
+        raise SystemExit(
+            f"{options.encoder}: {encoder.config.hidden_size} wide, the model {config.hidden_size}; take a wider encoder"
+        )
     if choose_precision("auto", device).name == "bf16":
         encoder.bfloat16()
 
@@ -90,6 +95,7 @@ def main() -> None:
     vectors_VD, share = principal_components(vectors_VE[seen_V], config.hidden_size)
     with torch.no_grad():
         weight_VD = model.get_input_embeddings().weight
+        torch.manual_seed(0)
         weight_VD.normal_(std=options.std)  # for words that do not occur
         weight_VD[seen_V] = (vectors_VD * (options.std / vectors_VD.std())).float()
     model.save_pretrained(options.output_dir)
@@ -98,7 +104,7 @@ def main() -> None:
     step = (
         f"Its {int(seen_V.sum()):,} words started from vectors of {called}, {config.hidden_size} principal components."
     )
-    write_steps(Path(options.output_dir), [step])
+    write_steps(Path(options.output_dir), [*read_steps(Path(options.model_name_or_path)), step])
     print(f"{int(seen_V.sum()):,} of {len(seen_V):,} words have a vector; {share:.0%} of their variance is kept")
 
 
