@@ -77,10 +77,9 @@ def main() -> None:
     model, _ = load_weights(options.model_name_or_path, config, D2LBertForPreTraining)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     encoder = AutoModel.from_pretrained(options.encoder).eval().to(device)
-    if encoder.config.hidden_size < config.hidden_size:
-        raise SystemExit(
-            f"{options.encoder}: {encoder.config.hidden_size} wide, the model {config.hidden_size}; take a wider encoder"
-        )
+    width = encoder.config.hidden_size
+    if width < config.hidden_size:
+        raise SystemExit(f"{options.encoder}: {width} wide, the model {config.hidden_size}; take a wider encoder")
     if choose_precision("auto", device).name == "bf16":
         encoder.bfloat16()
 
