@@ -111,7 +111,7 @@ def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str |
                 raise BertSnliError(f"{folder / name}: a link; put the file itself there, or move it away")
             files[name] = path
     elsewhere = measured_elsewhere(folder) & files.keys()
-    files.pop(PROVENANCE if converted else CERTIFICATE, None)
+    files.pop(PROVENANCE if converted else CERTIFICATE, None)  # what another run left that wrote here before
     for name in elsewhere:
         del files[name]
     own_card = CARD in files and GENERATED.encode() not in (folder / CARD).read_bytes()
