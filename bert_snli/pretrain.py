@@ -96,6 +96,8 @@ def pretrain(recipe: PretrainRecipe) -> dict:
     set_seed(recipe.seed, device_specific=True)  # the same fresh weights, but other dropout, in each process
     loop = prepare(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
     flops = pretraining_flops(model.config, train.lengths, train.predictions_R)
+    if recipe.extend_vocab_from:
+        steps.append(f"{more:,} words of {describe_data(recipe.extend_vocab_from).name} were added to its vocabulary.")
     data = describe_data(recipe.dataset_name_or_path).name
 
     def prepare_folder(output_dir: Path) -> None:

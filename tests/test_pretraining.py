@@ -45,6 +45,7 @@ from bert_snli.fast.forward import FastPreTraining
 from bert_snli.finetune import finetune
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.pretrain import evaluate, parse_recipe, pretrain
+from bert_snli.provenance import read_steps
 from bert_snli.tokenization import build_tokenizer
 from bert_snli.training.recipe import FinetuneRecipe
 from conversion.convert import convert
@@ -503,6 +504,10 @@ def test_a_vocabulary_is_extended(start: Path, corpus: Path, vocabulary: list[st
         assert len(after[name]) == len(words)
         assert after[name][len(vocabulary) :].isfinite().all() and after[name][len(vocabulary) :].any()
     assert json.loads((run / "config.json").read_text())["vocab_size"] == len(words)
+    assert read_steps(run) == [
+        f"{len(words) - len(vocabulary):,} words of `{corpus.name}` were added to its vocabulary.",
+        f"Pretrained on pairs of sentences of `{corpus.name}`, without labels.",
+    ]
     assert main(["export", str(run), "--format", "d2l-torch", "--output_dir", str(tmp_path / "book")]) == 0
 
 
