@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -196,8 +197,12 @@ def test_every_weight_ends_where_it_would_have(start: Path, corpus: Path, tmp_pa
     run_recipe(start, corpus, tmp_path / "cut", **changes)
     shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
     run_recipe(start, corpus, tmp_path / "cut", **changes, resume_from_checkpoint="auto")
-    run_recipe(start, corpus, tmp_path / "plain", **changes, fast_forward=False)
-    whole, cut, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut", "plain"))
+    AcceleratorState._reset_state(reset_partial_state=True)  # as a process of its own has it
+    exact = {**changes, "mixed_precision": "no"}  # "auto" may be bf16, whose rounding differs
+    run_recipe(start, corpus, tmp_path / "fast", **exact)
+    run_recipe(start, corpus, tmp_path / "plain", **exact, fast_forward=False)
+    names = ("whole", "cut", "fast", "plain")
+    whole, cut, fast, plain = (load_file(tmp_path / name / "model.safetensors") for name in names)
     before = load_file(start / "model.safetensors")
     words = "bert.embeddings.word_embeddings.weight"
     factor = whole[words] / before[words]
@@ -206,7 +211,9 @@ def test_every_weight_ends_where_it_would_have(start: Path, corpus: Path, tmp_pa
     for name, value in whole.items():
         assert torch.equal(value, cut[name]), name
         if not name.endswith("key.bias"):  # its gradient is rounding alone, of which Adam makes steps
-            torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4, msg=lambda why, n=name: f"{n}: {why}")
+            torch.testing.assert_close(
+                fast[name], plain[name], rtol=1e-3, atol=1e-4, msg=lambda why, n=name: f"{n}: {why}"
+            )
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
