@@ -83,7 +83,7 @@ def test_the_fast_forward_is_the_models_function(layers, rows, padded, attention
     ours = logits_and_gradients(FastClassifier(model), inputs)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
-        # SourceSums adds up gradients in fp32 at least; and keys' biases have none but what rounding makes.
+        # Keys' biases have no gradient but what rounding makes.
         torch.testing.assert_close(ours[name], value, rtol=1e-12, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
 
 
@@ -99,6 +99,16 @@ def test_dropout_stands_where_the_model_has_it(layers, monkeypatch):
         torch.testing.assert_close(
             value, expected[name], rtol=1e-12, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+def test_a_word_that_comes_often_gets_all_of_its_gradient_in_bf16():
+    """A running sum in bf16 would stand still at 256 times one."""
+    embedded_SD, projected_S3D = torch.zeros(2, 2).requires_grad_(), torch.zeros(2, 6).bfloat16().requires_grad_()
+    sources_BL2 = torch.tensor([0, 1]).expand(40, 100, 2)
+    hidden, *heads = forward.SourceSums.apply(embedded_SD, projected_S3D, sources_BL2, 1)
+    torch.stack([part.sum() for part in (hidden, *heads)]).sum().backward()
+    torch.testing.assert_close(embedded_SD.grad, torch.full((2, 2), 4000.0))
+    torch.testing.assert_close(projected_S3D.grad.float(), torch.full((2, 6), 4000.0), rtol=2**-8, atol=0)
 
 
 def test_more_positions_than_the_model_has_are_refused():

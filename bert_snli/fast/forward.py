@@ -176,7 +176,7 @@ def _project(attention: D2LBertAttention, hidden_BLD: torch.Tensor) -> Heads:
 
 
 class SourceSums(torch.autograd.Function):
-    """The embedded input (B, L, D) and the first block's heads (3, B, N, L, H): sums over two sources of each token.
+    """The embedded input (B, L, D) and the first block's `Heads`, each the sum of a token's two sources.
 
     On the way back, each source's sum over its tokens: both ways are bags of rows of a table, which PyTorch adds up in
     one pass.
@@ -192,30 +192,29 @@ class SourceSums(torch.autograd.Function):
         vectors = torch.arange(num_vectors).view(3, 1, -1, 1, 1)
         vectors_3BNL2 = sources_BL2[:, None] * num_vectors + vectors
         sums = nn.functional.embedding_bag(vectors_3BNL2.flatten(0, 3), projected_S3D.view(-1, head_size), mode="sum")
-        return hidden.view(rows, length, -1), sums.view(3, rows, -1, length, head_size)
+        return hidden.view(rows, length, -1), *sums.view(3, rows, -1, length, head_size).unbind()
 
     @staticmethod
-    def backward(ctx, of_hidden_BLD, of_heads_3BNLH):
+    def backward(ctx, of_hidden_BLD, *of_heads):
         rows, length, _ = ctx.sources_BL2.shape
-        _, _, heads, _, head_size = of_heads_3BNLH.shape
+        _, heads, _, head_size = of_heads[0].shape
         sources = ctx.sources_BL2.flatten().numpy()
         tokens = torch.from_numpy(np.argsort(sources.astype(np.int32), kind="stable") // 2)
         counts_S = torch.from_numpy(np.bincount(sources, minlength=ctx.num_sources))
         starts_S = counts_S.cumsum(0) - counts_S
         of_embedded_SD = _bag_sums(of_hidden_BLD.flatten(0, 1), tokens, starts_S)
-        vectors_3N = torch.arange(3)[:, None] * (rows * heads * length) + torch.arange(heads) * length
         places = (tokens // length) * (heads * length) + tokens % length
-        starts_3NS = torch.arange(3 * heads)[:, None] * len(tokens) + starts_S
-        of_vectors = _bag_sums(
-            of_heads_3BNLH.reshape(-1, head_size), (vectors_3N.view(-1, 1) + places).flatten(), starts_3NS.flatten()
+        vectors = (torch.arange(heads)[:, None] * length + places).flatten()
+        starts_NS = torch.arange(heads)[:, None] * len(tokens) + starts_S
+        of_vectors_3NS = torch.cat(
+            [_bag_sums(part_BNLH.reshape(-1, head_size), vectors, starts_NS.flatten()) for part_BNLH in of_heads]
         )
-        of_projected_S3D = of_vectors.view(3 * heads, -1, head_size).transpose(0, 1).flatten(1)
+        of_projected_S3D = of_vectors_3NS.view(3 * heads, -1, head_size).transpose(0, 1).flatten(1)
         return of_embedded_SD, of_projected_S3D, None, None
 
 
 def _bag_sums(table: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """The sums of `table[rows[starts[i] : starts[i + 1]]]`, in fp32 at least: bf16 would lose what it adds up."""
-    table = table.to(torch.promote_types(table.dtype, torch.float32))
+    """The sums of `table[rows[starts[i] : starts[i + 1]]]`; those of bf16 are added up in fp32, then rounded."""
     return nn.functional.embedding_bag(rows, table, starts, mode="sum")
 
 
@@ -235,8 +234,9 @@ def _embed(
     """The embedded input (B, L, D) and the first block's `Heads`; `places_BL` says which of the words each token is."""
     others_BL = sources.num_words + token_type_ids_BL * sources.num_positions + torch.arange(places_BL.shape[1])
     sources_BL2 = torch.stack([places_BL, others_BL], dim=-1)
-    hidden_BLD, heads_3BNLH = SourceSums.apply(sources.embedded_SD, sources.projected_S3D, sources_BL2, head_size)
-    return hidden_BLD, Heads(*heads_3BNLH.unbind())
+    hidden_BLD, *heads = SourceSums.apply(sources.embedded_SD, sources.projected_S3D, sources_BL2, head_size)
+    # Under autocast of the type of the products, and so are the sums in the blocks to come: casts cost what they do.
+    return hidden_BLD.to(heads[0].dtype), Heads(*heads)
 
 
 def _attend(attention: D2LBertAttention, heads: Heads, mask_B11L: torch.Tensor | None) -> torch.Tensor:
@@ -251,8 +251,8 @@ def _attend(attention: D2LBertAttention, heads: Heads, mask_B11L: torch.Tensor |
 
 
 def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if mask is not None:  # added, since what masked_fill does is done again on the way back
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)
 
 
