@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast, pipeline
 
 from bert_snli.data.snli import load_snli
+from bert_snli.data.sources import read_split
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.provenance import read_steps
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
@@ -78,6 +79,26 @@ def tiny_encoder(folder: Path, corpus: Path) -> Path:
     }
     BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder)
     return folder
+
+
+def test_hypotheses_of_one_photograph_are_paired_too(corpus: Path, tmp_path: Path, run_python):
+    def recombined(*options) -> set[tuple[str, str]]:
+        done = run_python("examples/teacher/recombine.py", corpus, tmp_path / "pairs.jsonl", *options)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+        return {(row["premise"], row["hypothesis"]) for row in rows}
+
+    rows, _ = read_split(str(corpus), "train")
+    photographs = [image.partition("#")[0] for image in rows["captionID"]]
+    hypotheses = {*zip(photographs, rows["sentence2"], strict=True)}
+    fewer, more = recombined(), recombined("--of_hypotheses", 2)
+    assert fewer < more
+    for first, second in more - fewer:
+        assert first != second
+        assert {image for image, text in hypotheses if text == first} & {
+            image for image, text in hypotheses if text == second
+        }
+    assert len(more - fewer) <= 2 * len(set(photographs))
 
 
 def test_a_teacher_is_trained_asked_and_learnt_from(corpus: Path, tmp_path: Path, run_python):

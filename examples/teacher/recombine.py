@@ -1,7 +1,8 @@
 """New pairs of the sentences that a training split has, for a teacher to label: no label is read.
 
-Captions of one photograph go with the hypotheses of the others and with each other; and each premise goes with some
-hypotheses written for photographs like its own. Needs a source with `captionID`, such as Stanford's zip.
+Captions of one photograph go with the hypotheses of the others and with each other; each premise goes with some
+hypotheses written for photographs like its own; and some hypotheses of a photograph go with others of it. Needs a
+source with `captionID`, such as Stanford's zip.
 
     python examples/teacher/recombine.py snli_1.0.zip pairs.jsonl
 """
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("dataset_name_or_path", help="a source of SNLI whose rows have captionID")
     parser.add_argument("output_file", help=".jsonl of premise and hypothesis")
     parser.add_argument("--of_others", type=int, default=3, help="hypotheses of like photographs for each premise")
+    parser.add_argument("--of_hypotheses", type=int, default=0, help="pairs of hypotheses of each photograph")
     parser.add_argument("--neighbours", type=int, default=30, help="premises that count as alike")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -55,6 +57,10 @@ def main() -> None:
         for premise in premises[image]:
             for chosen in random.choice(len(theirs), min(options.of_others, len(theirs)), replace=False):
                 made[premise, theirs[chosen]] = None
+    for own in map(list, hypotheses.values()):
+        for place in random.permutation(len(own) * (len(own) - 1))[: options.of_hypotheses]:
+            first, second = divmod(place, len(own) - 1)
+            made[own[first], own[second + (second >= first)]] = None  # never itself
     new = [pair for pair in made if pair not in known]
     with open(options.output_file, "w", encoding="utf-8") as file:
         for place in random.permutation(len(new)):
