@@ -31,7 +31,7 @@ def runs(tmp_path):
 
 
 def test_the_law_that_runs_follow_is_found(tmp_path, runs, run_python):
-    done = run_python("benchmarks/learning_curve.py", *runs, "--output_file", tmp_path / "curve")
+    done = run_python("benchmarks/learning_curve.py", *runs, "--output_file", tmp_path / "curve", "--draws", 100)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "curve.json").read_text())
     middle, low, high = report["estimates"]["a·N^−b + c"]
@@ -50,8 +50,12 @@ def test_runs_of_two_recipes_are_refused(tmp_path, runs, run_python):
     assert f"{other}: learning_rate is not that of" in done.stderr
 
 
-def test_three_sizes_are_too_few(runs, run_python):
-    assert "3 training sizes; give runs of 4 at least" in run_python("benchmarks/learning_curve.py", *runs[:9]).stderr
+def test_too_few_sizes_and_folders_of_no_run_are_refused(tmp_path, runs, run_python):
+    few = run_python("benchmarks/learning_curve.py", *runs[:12])
+    assert "4 training sizes; give 5 at least" in few.stderr
+    (tmp_path / "notes.txt").write_text("no run")
+    done = run_python("benchmarks/learning_curve.py", *runs, tmp_path / "notes.txt")
+    assert f"{tmp_path / 'notes.txt'}: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_hard_pairs_are_those_that_the_hypothesis_does_not_give_away(tmp_path, run_python):

@@ -235,8 +235,7 @@ def _embed(
     others_BL = sources.num_words + token_type_ids_BL * sources.num_positions + torch.arange(places_BL.shape[1])
     sources_BL2 = torch.stack([places_BL, others_BL], dim=-1)
     hidden_BLD, *heads = SourceSums.apply(sources.embedded_SD, sources.projected_S3D, sources_BL2, head_size)
-    # Under autocast of the type of the products, and so are the sums in the blocks to come: casts cost what they do.
-    return hidden_BLD.to(heads[0].dtype), Heads(*heads)
+    return hidden_BLD, Heads(*heads)
 
 
 def _attend(attention: D2LBertAttention, heads: Heads, mask_B11L: torch.Tensor | None) -> torch.Tensor:
@@ -244,14 +243,15 @@ def _attend(attention: D2LBertAttention, heads: Heads, mask_B11L: torch.Tensor |
     rate = attention.dropout if attention.training else 0.0
     if attention.config._attn_implementation == "eager":
         scores_BNLL = heads.queries @ heads.keys.transpose(2, 3)
-        values_BNLH = dropped(_softmax(scores_BNLL, mask_B11L), rate, attention.training) @ heads.values
+        values_BNLH = dropped(_softmax_(scores_BNLL, mask_B11L), rate, attention.training) @ heads.values
     else:
         values_BNLH = nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask_B11L, dropout_p=rate, scale=1.0)
     return values_BNLH.transpose(1, 2).flatten(2)
 
 
-def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is not None:  # added, since what masked_fill does is done again on the way back
+def _softmax_(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Of `scores`, which it changes, where `mask` is true; that is somewhere in each row."""
+    if mask is not None:  # added in place: masked_fill copies the scores, and its way back their gradient
         scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)
 
@@ -269,7 +269,7 @@ def _attend_some(
     biases_BQN1 = (queries_BQNH * key_bias_NH).sum(-1, keepdim=True)
     scores_BRL = looked_for_BQND.flatten(1, 2) @ hidden_BLD.transpose(1, 2) + biases_BQN1.flatten(1, 2)  # R = Q·N
     mask_B1L = None if mask_B11L is None else mask_B11L[:, 0]
-    weights_BRL = dropped(_softmax(scores_BRL, mask_B1L), attention.dropout, attention.training)
+    weights_BRL = dropped(_softmax_(scores_BRL, mask_B1L), attention.dropout, attention.training)
     mixed_BQND = (weights_BRL @ hidden_BLD).view_as(looked_for_BQND)
     values_BQNH = torch.einsum("bqnd,nhd->bqnh", mixed_BQND, values_NHD)
     values_BQNH = values_BQNH + value_bias_NH * weights_BRL.sum(-1).view(*values_BQNH.shape[:3], 1)

@@ -1,8 +1,8 @@
 """New pairs of the sentences that a training split has, for a teacher to label: no label is read.
 
 Captions of one photograph go with the hypotheses of the others and with each other; each premise goes with some
-hypotheses written for photographs like its own; and some hypotheses of a photograph go with others of it. Needs a
-source with `captionID`, such as Stanford's zip.
+hypotheses written for photographs like its own; and, with `--of_hypotheses`, some hypotheses of a photograph go with
+others of it. Needs a source with `captionID`, such as Stanford's zip.
 
     python examples/teacher/recombine.py snli_1.0.zip pairs.jsonl
 """
