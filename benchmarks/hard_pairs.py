@@ -21,6 +21,8 @@ from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bert_snli.console import run
+from bert_snli.data.pair_files import check_writable
 from bert_snli.data.snli import load_snli
 from bert_snli.labels import BOOK_LABELS
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("output_file", type=Path, help=".jsonl of premise, hypothesis and label")
     parser.add_argument("--split", default="test", choices=["validation", "test"])
     options = parser.parse_args()
+    check_writable(options.output_file)
     snli = load_snli(options.dataset_name_or_path, splits=["train", options.split]).splits
     train, pairs = snli["train"], snli[options.split]
 
@@ -48,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(Path(__file__).name, main))

@@ -33,6 +33,7 @@ from benchmarks.common import machine, markdown, publish
 
 FREE = ("max_train_samples", "num_train_epochs", "seed", "output_dir")
 FORMS = {"a·N^−b": False, "a·N^−b + c": True}  # whether it has a floor
+LINES = ("-", "--")  # both are seen where one lies on the other
 FEWEST_SIZES = 5  # one more than the parameters, and the largest is left out to check
 
 
@@ -54,13 +55,18 @@ def read_runs(folders: Sequence[Path]) -> dict[int, list[float]]:
             recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
             accuracies[results["train_samples"]].append(results["eval_accuracy"])
         except (OSError, ValueError, KeyError) as error:
-            raise SystemExit(f"{folder}: {error}; give output folders of finished `bert-snli finetune`") from error
+            raise SystemExit(
+                f"{folder}: no finished run ({error}); give output folders of finished `bert-snli finetune`"
+            ) from error
         first = first or recipe
         differing = [name for name in {*first, *recipe} - {*FREE} if first.get(name) != recipe.get(name)]
         if differing:
             raise SystemExit(f"{folder}: {min(differing)} is not that of {folders[0]}; give runs of one recipe")
-    if len(accuracies) < FEWEST_SIZES or min(map(len, accuracies.values())) < 2:
-        raise SystemExit(f"{len(accuracies)} training sizes; give {FEWEST_SIZES} at least, with two runs of each")
+    for size, runs in accuracies.items():
+        if len(runs) < 2:
+            raise SystemExit(f"one run of {size:,} pairs; give two of each size at least")
+    if len(accuracies) < FEWEST_SIZES:
+        raise SystemExit(f"{len(accuracies)} training sizes; give {FEWEST_SIZES} at least")
     return dict(sorted(accuracies.items()))
 
 
@@ -95,12 +101,12 @@ def draw(accuracies: dict[int, list[float]], pairs: int, estimates: dict[str, Es
     axes = figure.subplots()
     points = [(size, accuracy) for size, runs in accuracies.items() for accuracy in runs]
     means = [float(np.mean(runs)) for runs in accuracies.values()]
-    for number, (form, floored) in enumerate(FORMS.items(), start=1):
+    for number, (form, floored) in enumerate(FORMS.items()):
         x = np.geomspace(min(accuracies), pairs)
-        axes.plot(x, fit(list(accuracies), means, floored)(x), "-", color=f"C{number}", label=f"1 − ({form})")
+        axes.plot(x, fit(list(accuracies), means, floored)(x), LINES[number], color=f"C{number}", label=f"1 − ({form})")
         middle, low, high = estimates[form]
         axes.errorbar([pairs], [middle], [[middle - low], [high - middle]], fmt="s", color=f"C{number}", capsize=4)
-    axes.plot(*zip(*points, strict=True), "o", color="C0", markersize=4, label="runs")
+    axes.plot(*zip(*points, strict=True), "o", color="C2", markersize=4, label="runs")
     axes.set(xscale="log", xlabel="training pairs", ylabel="accuracy")
     axes.grid(alpha=0.4)
     axes.legend()
@@ -115,6 +121,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1_000, help="of runs, for the ranges of what is extrapolated")
     args = parser.parse_args()
     accuracies = read_runs(args.runs)
+    args.output_file.parent.mkdir(parents=True, exist_ok=True)
     *smaller, largest = accuracies
     fewer = {size: accuracies[size] for size in smaller}
     checks = {form: extrapolate(fewer, largest, floored, args.draws) for form, floored in FORMS.items()}

@@ -53,9 +53,10 @@ def test_runs_of_two_recipes_are_refused(tmp_path, runs, run_python):
 def test_too_few_sizes_and_folders_of_no_run_are_refused(tmp_path, runs, run_python):
     few = run_python("benchmarks/learning_curve.py", *runs[:12])
     assert "4 training sizes; give 5 at least" in few.stderr
+    assert "one run of 90,000 pairs" in run_python("benchmarks/learning_curve.py", *runs[:13]).stderr
     (tmp_path / "notes.txt").write_text("no run")
     done = run_python("benchmarks/learning_curve.py", *runs, tmp_path / "notes.txt")
-    assert f"{tmp_path / 'notes.txt'}: " in done.stderr and "Traceback" not in done.stderr
+    assert f"{tmp_path / 'notes.txt'}: no finished run" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_hard_pairs_are_those_that_the_hypothesis_does_not_give_away(tmp_path, run_python):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,12 +105,15 @@ def test_the_command_line_overrides_the_recipe(tmp_path: Path):
     assert parse_recipe(["--config", str(recipe)]) == read
 
 
-@pytest.mark.parametrize("name", ["d2l_book.yaml", "default.yaml"])
+@pytest.mark.parametrize("name", ["d2l_book.yaml", "default.yaml", "taught.yaml"])
 def test_the_recipes_of_the_repository_are_valid(name: str):
     recipe = Path(__file__).parents[1] / "recipes" / name
     read = parse_recipe(["--config", str(recipe), "--model_name_or_path", "m", "--output_dir", "o"])
+    default = parse_recipe(["--model_name_or_path", "m", "--output_dir", "o"])
     if name == "default.yaml":
-        assert read == parse_recipe(["--model_name_or_path", "m", "--output_dir", "o"])
+        assert read == default
+    elif name == "taught.yaml":
+        assert read == replace(default, dropout=0.0, learning_rate=1e-3)
     else:
         assert (read.optim, read.learning_rate, read.train_batch_size, read.loss_reduction) == (
             "adam_torch",
@@ -239,6 +243,7 @@ def test_an_output_file_that_cannot_be_written_is_said_at_once(
     command = ["predict", model_folder, "--input_file", source, "--output_file"]
     for target in (tmp_path, tmp_path / "nowhere" / "out.jsonl"):
         assert f"--output_file {target}: cannot be written" in refused([*command, target], capsys)
+    assert "answers are lines of JSON; name it .jsonl" in refused([*command, tmp_path / "out.csv"], capsys)
     assert main([str(word) for word in [*command, tmp_path / "out.jsonl"]]) == 0
 
 

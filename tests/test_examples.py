@@ -81,6 +81,14 @@ def tiny_encoder(folder: Path, corpus: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("script", ["examples/teacher/recombine.py", "benchmarks/hard_pairs.py"])
+def test_scripts_say_in_one_line_what_is_missing(script: str, corpus: Path, tmp_path: Path, run_python):
+    for source, target in (("nowhere.zip", tmp_path / "pairs.jsonl"), (corpus, tmp_path / "nowhere" / "pairs.jsonl")):
+        done = run_python(script, source, target)
+        assert done.returncode == 2
+        assert "nowhere" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_hypotheses_of_one_photograph_are_paired_too(corpus: Path, tmp_path: Path, run_python):
     def recombined(*options) -> set[tuple[str, str]]:
         done = run_python("examples/teacher/recombine.py", corpus, tmp_path / "pairs.jsonl", *options)

@@ -126,6 +126,7 @@ def test_what_is_known_of_start_and_file_is_passed_on(start: Path, corpus: Path,
     run_recipe(model, corpus, tmp_path / "run", text_source="raw", train_file=str(file), max_steps=1)
     steps = ["Pretrained on <dreams>.", "A teacher answered.", "Fine-tuned on pairs of `taught.jsonl`."]
     assert read_steps(tmp_path / "run") == steps
+    assert f"pairs of `{file}`:" in (tmp_path / "run" / "report.md").read_text()
     card = make_card(tmp_path / "run", "user/name", license="mit")
     assert "".join(f"1. {step}\n" for step in map(html.escape, steps)) in card
     (tmp_path / "taught.jsonl.provenance.md").write_text("# A heading\n")

@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> None:
     if args.compare and not args.report:
         raise BertSnliError(f"--compare {args.compare}: add --report DIR, where the comparison goes")
     if args.output_dir is None and not Path(args.model).is_dir():
-        raise BertSnliError(f"{args.model}: not a local folder to write the report into; add --output_dir")
+        raise BertSnliError(
+            f"{args.model}: not a folder here; give a fine-tuned model's, or add --output_dir for one on the hub"
+        )
     output_dir = args.output_dir or Path(args.model)
     for folder in (output_dir, *([args.report] if args.report else [])):
         check_output_dir(folder, overwrite=True)

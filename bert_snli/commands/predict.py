@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
             raise BertSnliError(f"--{name} goes with --input_file; leave it out for a single pair")
     num_pairs = 1 if one_pair else count_pairs(args.input_file)
     if args.output_file:
+        if args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
+            raise BertSnliError(f"--output_file {args.output_file}: answers are lines of JSON; name it .jsonl")
         check_writable(args.output_file)
     keep_freed_memory()
     accelerator = Accelerator(cpu=not is_available())

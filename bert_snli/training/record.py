@@ -41,6 +41,7 @@ def describe_origin(recipe: TrainingRecipe, data: str, machine: dict[str, Any]) 
         "model_name_or_path": recipe.model_name_or_path or None,
         "model_sha256": sha256_of_file(start) if recipe.model_name_or_path and start.is_file() else None,
         "dataset_name_or_path": recipe.dataset_name_or_path,
+        "train_file": getattr(recipe, "train_file", None),
         "data_fingerprint": data,
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

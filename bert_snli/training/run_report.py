@@ -50,9 +50,10 @@ def _repeat(num_processes: int) -> str:
 
 def _summary(results: dict[str, Any], origin: dict[str, Any]) -> str:
     minutes, seconds = divmod(round(results["train_runtime"]), 60)
+    source = origin.get("train_file") or origin["dataset_name_or_path"]  # older runs do not say the first
     return (
         f"`{origin['model_name_or_path'] or 'fresh weights'}` trained on {results['train_samples']:,} pairs of "
-        f"`{origin['dataset_name_or_path']}`: {results['train_steps']:,} steps in {minutes} min {seconds} s, "
+        f"`{source}`: {results['train_steps']:,} steps in {minutes} min {seconds} s, "
         f"{results['train_samples_per_second']:,.0f} pairs/s on {results['num_processes']} process(es) of "
         f"{results['device']}, precision {results['mixed_precision']}. The model of epoch {results['kept_epoch']:g} "
         "was kept."

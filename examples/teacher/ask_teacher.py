@@ -9,6 +9,7 @@ where the machine is faster at it: to some two digits.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bert_snli.data.pair_files import answers_file, format_answers, iterate_pairs
+from bert_snli.console import run
+from bert_snli.data.pair_files import answers_file, check_writable, format_answers, iterate_pairs
 from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
 from bert_snli.labels import BOOK_LABELS
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("output_file", type=Path)
     parser.add_argument("--gold", type=float, default=0.5, help="share of a gold label in its pair's probabilities")
     options = parser.parse_args()
+    check_writable(options.output_file)
     tokenizer = AutoTokenizer.from_pretrained(options.teacher)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = AutoModelForSequenceClassification.from_pretrained(options.teacher).eval().to(device)
@@ -80,4 +83,4 @@ def _named(probabilities: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(Path(__file__).name, main))

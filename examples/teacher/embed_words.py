@@ -12,12 +12,14 @@ model is wide.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
 from bert_snli.inference import load_config, load_tokenizer, load_weights
@@ -108,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(Path(__file__).name, main))

@@ -11,25 +11,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm.auto import tqdm
 
+from bert_snli.console import run
+from bert_snli.data.pair_files import check_writable
 from bert_snli.data.sources import read_split
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_name_or_path", help="a source of SNLI whose rows have captionID")
-    parser.add_argument("output_file", help=".jsonl of premise and hypothesis")
+    parser.add_argument("output_file", type=Path, help=".jsonl of premise and hypothesis")
     parser.add_argument("--of_others", type=int, default=3, help="hypotheses of like photographs for each premise")
     parser.add_argument("--of_hypotheses", type=int, default=0, help="pairs of hypotheses of each photograph")
     parser.add_argument("--neighbours", type=int, default=30, help="premises that count as alike")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    check_writable(options.output_file)
     rows, _ = read_split(options.dataset_name_or_path, "train")
     random = np.random.default_rng(options.seed)
 
@@ -57,7 +62,7 @@ def main() -> None:
         for premise in premises[image]:
             for chosen in random.choice(len(theirs), min(options.of_others, len(theirs)), replace=False):
                 made[premise, theirs[chosen]] = None
-    for own in map(list, hypotheses.values()):
+    for own in map(list, hypotheses.values() if options.of_hypotheses else ()):
         for place in random.permutation(len(own) * (len(own) - 1))[: options.of_hypotheses]:
             first, second = divmod(place, len(own) - 1)
             made[own[first], own[second + (second >= first)]] = None  # never itself
@@ -70,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(Path(__file__).name, main))

@@ -6,6 +6,7 @@ python examples/teacher/train_teacher.py MODEL snli_1.0.zip teacher
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
 from bert_snli.labels import ID2LABEL, LABEL2ID
@@ -95,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(Path(__file__).name, main))
