@@ -111,6 +111,13 @@ def test_a_word_that_comes_often_gets_all_of_its_gradient_in_bf16():
     torch.testing.assert_close(projected_S3D.grad.float(), torch.full((2, 6), 4000.0), rtol=2**-8, atol=0)
 
 
+def test_between_blocks_it_is_bf16_under_autocast_alone():
+    fast, inputs = FastClassifier(classifier()), batch(17, 11, padded=False)
+    assert fast.before_last(**inputs)[0].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast.before_last(**inputs)[0].dtype == torch.bfloat16
+
+
 def test_more_positions_than_the_model_has_are_refused():
     with pytest.raises(ValueError, match="21 positions, but the model has 20"):
         FastClassifier(classifier())(**batch(8, 21, padded=False))
