@@ -89,6 +89,21 @@ def test_scripts_say_in_one_line_what_is_missing(script: str, corpus: Path, tmp_
         assert "nowhere" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("script", "others"),
+    [
+        ("train_teacher", ["snli.zip", "teacher"]),
+        ("ask_teacher", ["snli.zip", "pairs.jsonl", "taught.jsonl"]),
+        ("embed_words", ["start", "snli.zip", "words"]),
+    ],
+)
+def test_an_encoder_that_is_not_there_is_named(script: str, others: list[str], tmp_path: Path, run_python):
+    done = run_python(f"examples/teacher/{script}.py", tmp_path / "nowhere", *(tmp_path / name for name in others))
+    assert done.returncode == 2
+    assert "nowhere: no encoder can be opened there" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_hypotheses_of_one_photograph_are_paired_too(corpus: Path, tmp_path: Path, run_python):
     def recombined(*options) -> set[tuple[str, str]]:
         done = run_python("examples/teacher/recombine.py", corpus, tmp_path / "pairs.jsonl", *options)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from bert_snli.console import run
 from bert_snli.data.pair_files import answers_file, check_writable, format_answers, iterate_pairs
@@ -24,6 +24,7 @@ from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.provenance import read_steps, write_steps
+from encoders import open_encoder
 
 ROWS_AT_ONCE, BATCH = 10_000, 100
 
@@ -51,9 +52,9 @@ def main() -> None:
     parser.add_argument("--gold", type=float, default=0.5, help="share of a gold label in its pair's probabilities")
     options = parser.parse_args()
     check_writable(options.output_file)
-    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    model, tokenizer = open_encoder(options.teacher, AutoModelForSequenceClassification)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = AutoModelForSequenceClassification.from_pretrained(options.teacher).eval().to(device)
+    model.eval().to(device)
     if choose_precision("auto", device).name == "bf16":
         model.bfloat16()
 

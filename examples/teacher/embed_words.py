@@ -17,14 +17,16 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_snli.console import run
 from bert_snli.data.snli import load_snli
+from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
 from bert_snli.inference import load_config, load_tokenizer, load_weights
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.provenance import read_steps, write_steps
+from encoders import open_encoder
 
 BATCH = 128  # sentences
 
@@ -74,14 +76,15 @@ def main() -> None:
     parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what starts from it")
     parser.add_argument("--std", type=float, default=0.1, help="of the numbers of the vectors")
     options = parser.parse_args()
+    encoder, encoders_tokenizer = open_encoder(options.encoder, AutoModel)
     tokenizer = load_tokenizer(options.model_name_or_path)
     config = load_config(options.model_name_or_path)
     model, _ = load_weights(options.model_name_or_path, config, D2LBertForPreTraining)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    encoder = AutoModel.from_pretrained(options.encoder).eval().to(device)
+    encoder.eval().to(device)
     width = encoder.config.hidden_size
     if width < config.hidden_size:
-        raise SystemExit(f"{options.encoder}: {width} wide, the model {config.hidden_size}; take a wider encoder")
+        raise BertSnliError(f"{options.encoder}: {width} wide, the model {config.hidden_size}; take a wider encoder")
     if choose_precision("auto", device).name == "bf16":
         encoder.bfloat16()
 
@@ -89,9 +92,7 @@ def main() -> None:
     texts = dict.fromkeys([*train["premise"], *train["hypothesis"]])
     unknown = tokenizer.unk_token
     sentences = [[word for word in tokenizer.tokenize(text) if word != unknown] for text in texts]
-    vectors_VE, counts_V = mean_states(
-        encoder, AutoTokenizer.from_pretrained(options.encoder), [s for s in sentences if s], tokenizer.get_vocab()
-    )
+    vectors_VE, counts_V = mean_states(encoder, encoders_tokenizer, [s for s in sentences if s], tokenizer.get_vocab())
     seen_V = counts_V > 0
     vectors_VD, share = principal_components(vectors_VE[seen_V], config.hidden_size)
     with torch.no_grad():

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
     Trainer,
@@ -25,6 +24,7 @@ from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
 from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.provenance import write_steps
+from encoders import open_encoder
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -45,10 +45,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        options.model_name_or_path, num_labels=3, id2label=ID2LABEL, label2id=LABEL2ID
-    )
+    labels = {"num_labels": len(ID2LABEL), "id2label": ID2LABEL, "label2id": LABEL2ID}
+    model, tokenizer = open_encoder(options.model_name_or_path, AutoModelForSequenceClassification, **labels)
     model.get_input_embeddings().requires_grad_(False)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     snli = load_snli(options.dataset_name_or_path, splits=["train", "validation"]).splits
