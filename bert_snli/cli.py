@@ -97,8 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in TRAINING:
         return run_training(argv[0], argv[1:])
-    args = build_parser().parse_args(argv)
-    return run_and_leave(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args))
+    args, unknown = build_parser().parse_known_args(argv)
+    prog = f"{PROG} {args.command}"
+    if unknown:  # argparse would point to the help of all commands
+        OneLineErrorParser(prog=prog).error(f"unrecognized arguments: {' '.join(unknown)}")
+    return run_and_leave(prog, lambda: COMMANDS[args.command].run(args))
 
 
 if __name__ == "__main__":

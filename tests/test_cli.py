@@ -45,6 +45,11 @@ def test_every_command_has_help_with_its_options(command: str, capsys: pytest.Ca
     assert "--" in capsys.readouterr().out
 
 
+def test_an_unknown_option_is_answered_with_the_help_of_its_command(capsys: pytest.CaptureFixture):
+    line = refused(["evaluate", "runs/snli", "--max_samples", "3"], capsys)
+    assert line == "bert-snli evaluate: error: unrecognized arguments: --max_samples 3; see bert-snli evaluate --help"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
