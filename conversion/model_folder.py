@@ -77,7 +77,10 @@ def read_config(folder: Path) -> tuple[str, D2LBertConfig]:
     if architecture == D2LBertForPreTraining.__name__:
         return "pretraining", config
     if architecture == D2LBertForSequenceClassification.__name__:
-        return "classifier" if config.classifier_head == "pooler" else "first-form classifier", config
+        kinds = {"pooler": "classifier", "mlp": "first-form classifier"}
+        if config.classifier_head not in kinds:
+            raise BertSnliError(f"{folder / CONFIG}: the book has no {config.classifier_head} head; give another model")
+        return kinds[config.classifier_head], config
     raise BertSnliError(
         f"{folder / CONFIG}: holds a {architecture}, and the book has no such class; give a "
         f"{D2LBertForPreTraining.__name__} or a {D2LBertForSequenceClassification.__name__}"

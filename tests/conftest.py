@@ -154,7 +154,7 @@ def save_random_classifier(
     from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
     from bert_snli.tokenization import build_tokenizer
 
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     config = D2LBertConfig(
         vocab_size=len(SPECIALS) + len(CLASSIFIER_WORDS),
         hidden_size=16,
@@ -167,10 +167,8 @@ def save_random_classifier(
         label2id=dict(LABEL2ID),
     )
     model = D2LBertForSequenceClassification(config)
-    if classifier_head == "pooler":
-        torch.nn.init.normal_(model.classifier.weight, std=2.0)
-    else:
-        torch.nn.init.normal_(model.classifier[-1].weight, std=0.5)  # over inputs without a bound
+    *_, last = (part for part in model.classifier.modules() if isinstance(part, torch.nn.Linear))
+    torch.nn.init.normal_(last.weight, std=2.0 if classifier_head == "pooler" else 0.5)  # inputs without a bound
     model.save_pretrained(folder)
     build_tokenizer(SPECIALS + CLASSIFIER_WORDS, model_max_length=max_length).save_pretrained(folder)
     return folder

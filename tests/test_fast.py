@@ -20,6 +20,7 @@ from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import choose_precision, training_flops
 from bert_snli.fast.word_rows import WordRows
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.training.optimisation import make_optimizer
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def logits_and_gradients(model: nn.Module, inputs: dict) -> dict[str, torch.Tens
 @pytest.mark.parametrize("rows", [1, 3, 17])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("head", ["pooler", "mlp"])
+@pytest.mark.parametrize("head", CLASSIFIER_HEADS)
 def test_the_fast_forward_is_the_models_function(layers, rows, padded, attention, head):
     """In float64, where only a mistake can show: logits, and the gradient of every parameter."""
     model = classifier(num_hidden_layers=layers, classifier_head=head).double()

@@ -377,6 +377,12 @@ HEAD_PARAMETERS = {
         "classifier.2.weight": (3, 12),
         "classifier.2.bias": (3,),
     },
+    "matching": {
+        "classifier.dense.weight": (12, 5 * 16),
+        "classifier.dense.bias": (12,),
+        "classifier.output.weight": (3, 12),
+        "classifier.output.bias": (3,),
+    },
 }
 PRETRAINED_POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
 
@@ -391,7 +397,7 @@ def test_classifier_head_is_fresh_and_the_rest_is_pretrained(head: str, tmp_path
     weights, fresh = model.state_dict(), HEAD_PARAMETERS[head]
     assert {name: tuple(weights[name].shape) for name in info["missing_keys"]} == fresh
     encoder = {name for name in pretrained.state_dict() if name.startswith("bert.")}
-    assert weights.keys() - fresh.keys() == (encoder if head == "pooler" else encoder - PRETRAINED_POOLER)
+    assert weights.keys() - fresh.keys() == (encoder - PRETRAINED_POOLER if head == "mlp" else encoder)
     for name in weights.keys() - fresh.keys():
         assert torch.equal(weights[name], pretrained.state_dict()[name]), name
 
@@ -405,7 +411,8 @@ def test_fresh_layers_start_as_torch_starts_a_linear(head: str, origin: str, tmp
         make(D2LBertForPreTraining, **sizes).save_pretrained(tmp_path)
         model = D2LBertForSequenceClassification.from_pretrained(tmp_path, classifier_head=head)
     linears = [part for part in model.classifier.modules() if isinstance(part, nn.Linear)]
-    assert [linear.in_features for linear in linears] == ([64] if head == "pooler" else [64, 100])
+    in_features = {"pooler": [64], "mlp": [64, 100], "matching": [5 * 64, 100]}
+    assert [linear.in_features for linear in linears] == in_features[head]
     for linear in linears:
         bound = linear.in_features**-0.5
         for values, share in ((linear.weight, 0.99), (linear.bias, 0.85)):
@@ -438,6 +445,30 @@ def test_mlp_head_reads_the_first_position_through_relu():
     first, second = model.classifier[0], model.classifier[2]
     inner = torch.relu(model.bert(**inputs).last_hidden_state[:, 0] @ first.weight.T + first.bias)
     torch.testing.assert_close(model(**inputs).logits, inner @ second.weight.T + second.bias)
+
+
+def test_matching_head_reads_the_words_of_each_sentence_alone():
+    model, inputs = make(D2LBertForSequenceClassification, classifier_head="matching"), batch()
+    outputs = model.bert(**inputs, output_hidden_states=True)
+    pooled, hidden = outputs.pooler_output, outputs.hidden_states[-2]
+    features = []
+    for row, length in enumerate(inputs["attention_mask"].sum(dim=1)):
+        segments, states = inputs["token_type_ids"][row, :length], hidden[row, :length]
+        own = [states[segments == i] for i in range(2)]  # the last row has no first sentence
+        u, v = (part.mean(dim=0) if len(part) else torch.zeros(HIDDEN_SIZE) for part in own)
+        features.append(torch.cat([pooled[row], u, v, abs(u - v), u * v]))
+    dense, output = model.classifier.dense, model.classifier.output
+    inner = torch.relu(torch.stack(features) @ dense.weight.T + dense.bias)
+    torch.testing.assert_close(model(**inputs).logits, inner @ output.weight.T + output.bias)
+
+
+def test_matching_head_takes_one_sentence_without_a_mask():
+    """As `transformers` models do: all positions are read, and all are of the first sentence."""
+    model, input_ids = make(D2LBertForSequenceClassification, classifier_head="matching"), batch()["input_ids"]
+    told = {"attention_mask": torch.ones_like(input_ids), "token_type_ids": torch.zeros_like(input_ids)}
+    alone = model(input_ids=input_ids).logits
+    assert alone.isfinite().all()
+    torch.testing.assert_close(alone, model(input_ids=input_ids, **told).logits)
 
 
 # Training

@@ -18,6 +18,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.finetune import finetune
 from bert_snli.inference import load_classifier, load_config, load_tokenizer
 from bert_snli.modeling import D2LBertForPreTraining
+from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.onnx import INPUTS, ONNX_FILE, OnnxClassifier
 from bert_snli.onnx_export import export_onnx, random_batch
 from bert_snli.prediction import predict_pairs
@@ -30,7 +31,7 @@ MAX_LENGTH = 512
 SPREAD = 0.2  # of the weights: logits of single digits, as those of trained models, whose roundings are below 1e-5
 
 
-@pytest.fixture(scope="module", params=["pooler", "mlp"])
+@pytest.fixture(scope="module", params=CLASSIFIER_HEADS)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A classifier's folder, and the folder that it was exported to."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -134,7 +135,7 @@ def test_int8_is_smaller_and_close(both: tuple[Path, Path], tmp_path: Path, caps
     graph = onnx.load(target / ONNX_FILE).graph
     floats = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     assert not [tensor.name for tensor in floats if "word_embeddings" in tensor.name and len(tensor.dims) > 1]
-    in_head = {"pooler": 1, "mlp": 2}[load_config(str(target)).classifier_head]  # the pooler itself is in float64
+    in_head = 1 if load_config(str(target)).classifier_head == "pooler" else 2  # the pooler itself is in float64
     assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 6 * 2 + in_head  # six in each layer
     by_torch, by_onnx = answers_of(tmp_path, both[0]), answers_of(tmp_path, target)
     scores = [[[*map(answer["scores"].get, ("entailment", "neutral"))] for answer in a] for a in (by_torch, by_onnx)]

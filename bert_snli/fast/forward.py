@@ -121,7 +121,8 @@ class FastClassifier(FastEncoder):
         last_B1D = _finish(self.last, _attend_some(self.last.attention, first_B1D, hidden_BLD, mask_B11L), first_B1D)
         pooler = self.model.bert.pooler
         pooled_BD = last_B1D[:, 0] if pooler is None else pooler(last_B1D)
-        return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD))
+        words = (hidden_BLD, attention_mask, token_type_ids) if self.config.classifier_head == "matching" else ()
+        return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD, *words))
 
     @torch.no_grad()
     def remember(self, used: torch.Tensor, length: int) -> None:

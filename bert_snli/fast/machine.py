@@ -89,9 +89,13 @@ def training_flops(config: D2LBertConfig, lengths: Iterable[int]) -> float:
     The whole model's, whatever a faster path leaves out of them: two a weight and token, two a number of each score
     and mixed value, and twice as many on the way back.
     """
-    width = config.hidden_size if config.classifier_head == "pooler" else config.classifier_hidden_size
-    heads = width * (config.hidden_size + config.num_labels)
-    return 3.0 * sum(_encoder_flops(config, length) + 2 * heads for length in lengths)
+    hidden, inner, labels = config.hidden_size, config.classifier_hidden_size, config.num_labels
+    head = {
+        "pooler": hidden * (hidden + labels),
+        "mlp": inner * (hidden + labels),
+        "matching": hidden * hidden + inner * (5 * hidden + labels),
+    }[config.classifier_head]
+    return 3.0 * sum(_encoder_flops(config, length) + 2 * head for length in lengths)
 
 
 def pretraining_flops(config: D2LBertConfig, lengths: Iterable[int], predictions: Iterable[int]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-CLASSIFIER_HEADS = ("pooler", "mlp")
+CLASSIFIER_HEADS = ("pooler", "mlp", "matching")
 
 
 class D2LBertConfig(PreTrainedConfig):
@@ -18,7 +18,8 @@ class D2LBertConfig(PreTrainedConfig):
     - `hidden_act` is not here: the book's feed-forward network and its masked-language-model head use ReLU.
     - `tie_word_embeddings` is false: the masked-language-model head has its own decoder weight.
     - `classifier_head`: `"pooler"`, the pretrained `hidden` layer (Linear, tanh) under a fresh Linear, as section 15.7
-      has it; or `"mlp"`, a fresh Dense(`classifier_hidden_size`, ReLU) under a Dense, as the chapter's first form had.
+      has it; `"mlp"`, a fresh Dense(`classifier_hidden_size`, ReLU) under a Dense, as the chapter's first form had; or
+      `"matching"`, not the book's, such a pair of layers on the pooled output and both sentences' mean states, matched.
     - `max_pair_length`, `pair_truncation`: how pairs were cut when the model was fine-tuned, for whoever encodes more.
     - special-token ids have no default: they come from the checkpoint's own vocabulary.
 

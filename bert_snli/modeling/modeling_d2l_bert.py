@@ -204,6 +204,39 @@ class D2LBertMaskedLMHead(nn.Module):
         return self.decoder(self.layer_norm(nn.functional.relu(self.dense(hidden_BLD))))
 
 
+class D2LBertMatchingHead(nn.Module):
+    """Linear, ReLU, Linear on the pooled output beside both sentences' mean states u and v, |u − v| and u·v.
+
+    The four are the heuristic matching of Mou et al. (2016), as Conneau et al. (2017) have it. The states are those
+    that the last block reads: what comes out of it is no better, and would have to be computed at all positions.
+    """
+
+    def __init__(self, config: D2LBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(5 * config.hidden_size, config.classifier_hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.output = nn.Linear(config.classifier_hidden_size, config.num_labels)
+
+    def forward(
+        self,
+        pooled_BD: torch.Tensor,
+        hidden_BLD: torch.Tensor,
+        attention_mask_BL: torch.Tensor | None,
+        token_type_ids_BL: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Logits (B, C) of what the last block reads, `hidden_BLD`, and what the pooler makes of what it writes; `<cls>` and `<sep>` count as words of their sentence, one that has none has a mean of 0."""
+        if token_type_ids_BL is None:
+            token_type_ids_BL = torch.zeros(hidden_BLD.shape[:2], dtype=torch.long, device=hidden_BLD.device)
+        within_B2L = torch.stack([token_type_ids_BL == sentence for sentence in range(2)], dim=1)
+        if attention_mask_BL is not None:
+            within_B2L = within_B2L & attention_mask_BL[:, None].bool()
+        shares_B2L = within_B2L / within_B2L.sum(dim=-1, keepdim=True).clamp(min=1)
+        first_BD, second_BD = (shares_B2L.to(hidden_BLD.dtype) @ hidden_BLD).unbind(dim=1)
+        matched = [pooled_BD, first_BD, second_BD, (first_BD - second_BD).abs(), first_BD * second_BD]
+        inner_BD = nn.functional.relu(self.dense(torch.cat(matched, dim=-1)))
+        return self.output(self.dropout(inner_BD))
+
+
 class D2LBertPreTrainedModel(PreTrainedModel):
     """What all D2L-BERT models share: loading, saving, attention implementations, initial weights."""
 
@@ -380,7 +413,8 @@ class D2LBertForMaskedLM(D2LBertPreTrainedModel):
 class D2LBertForSequenceClassification(D2LBertPreTrainedModel):
     """A label for a sentence or a pair: the book's `BERTClassifier` (d2l 15.7).
 
-    `config.classifier_head` chooses between the book's head and the one of the chapter's first form.
+    `config.classifier_head` chooses between the book's head, that of the chapter's first form, and one that matches
+    the two sentences.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"lm_head", r"nsp_head"]
@@ -388,10 +422,11 @@ class D2LBertForSequenceClassification(D2LBertPreTrainedModel):
     def __init__(self, config: D2LBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        with_pooler = config.classifier_head == "pooler"
-        self.bert = D2LBertModel(config, add_pooling_layer=with_pooler)
-        if with_pooler:
+        self.bert = D2LBertModel(config, add_pooling_layer=config.classifier_head != "mlp")
+        if config.classifier_head == "pooler":
             self.classifier: nn.Module = nn.Linear(config.hidden_size, config.num_labels)
+        elif config.classifier_head == "matching":
+            self.classifier = D2LBertMatchingHead(config)
         else:
             self.classifier = nn.Sequential(
                 nn.Linear(config.hidden_size, config.classifier_hidden_size),
@@ -421,18 +456,22 @@ class D2LBertForSequenceClassification(D2LBertPreTrainedModel):
         **kwargs,
     ) -> SequenceClassifierOutput:
         """`logits` (B, C); with `labels` also the loss that `config.problem_type` names."""
+        matching = self.config.classifier_head == "matching"
+        asked_for_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
+        kwargs["output_hidden_states"] = asked_for_states or matching
         outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         pooled_BD = outputs.pooler_output
-        if pooled_BD is None:
-            pooled_BD = outputs.last_hidden_state[:, 0]
-        logits_BC = self.classifier(pooled_BD)
+        if matching:
+            logits_BC = self.classifier(pooled_BD, outputs.hidden_states[-2], attention_mask, token_type_ids)
+        else:
+            logits_BC = self.classifier(outputs.last_hidden_state[:, 0] if pooled_BD is None else pooled_BD)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits_BC, config=self.config)
         return SequenceClassifierOutput(
             loss=loss,
             logits=logits_BC,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states if asked_for_states else None,
             attentions=outputs.attentions,
         )
 

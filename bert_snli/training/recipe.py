@@ -209,7 +209,8 @@ class FinetuneRecipe(TrainingRecipe):
     )
     classifier_head: str | None = option(
         None,
-        "'pooler': the book's pretrained layer (the default); 'mlp': the fresh one of the chapter's first form.",
+        "'pooler': the book's pretrained layer (the default); 'mlp': the fresh one of the chapter's first form; "
+        "'matching': both sentences' means as well, their difference and product: not the book's, more accurate.",
         CLASSIFIER_HEADS,
     )
     attn_implementation: str | None = option(
