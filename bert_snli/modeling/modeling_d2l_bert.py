@@ -224,7 +224,10 @@ class D2LBertMatchingHead(nn.Module):
         attention_mask_BL: torch.Tensor | None,
         token_type_ids_BL: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Logits (B, C) of what the last block reads, `hidden_BLD`, and what the pooler makes of what it writes; `<cls>` and `<sep>` count as words of their sentence, one that has none has a mean of 0."""
+        """Logits (B, C) of what the last block reads, `hidden_BLD`, and what the pooler makes of what it writes.
+
+        `<cls>` and `<sep>` count as words of their sentence; a sentence without any has a mean of 0.
+        """
         if token_type_ids_BL is None:
             token_type_ids_BL = torch.zeros(hidden_BLD.shape[:2], dtype=torch.long, device=hidden_BLD.device)
         within_B2L = torch.stack([token_type_ids_BL == sentence for sentence in range(2)], dim=1)
