@@ -449,8 +449,7 @@ def test_mlp_head_reads_the_first_position_through_relu():
 
 def test_matching_head_reads_the_words_of_each_sentence_alone():
     model, inputs = make(D2LBertForSequenceClassification, classifier_head="matching"), batch()
-    outputs = model.bert(**inputs, output_hidden_states=True)
-    pooled, hidden = outputs.pooler_output, outputs.hidden_states[-2]
+    pooled, hidden = (model.bert(**inputs)[name] for name in ("pooler_output", "last_hidden_state"))
     features = []
     for row, length in enumerate(inputs["attention_mask"].sum(dim=1)):
         segments, states = inputs["token_type_ids"][row, :length], hidden[row, :length]

@@ -2,7 +2,8 @@
 
 What they do not need, or need once, is left out:
 
-- the last block at all positions but `<cls>`, the one that the pooler reads, and those whose words are to be predicted;
+- the last block at all positions but `<cls>`, the one that the pooler reads, and those whose words are to be predicted
+  (a head that matches both sentences reads all);
 - its keys and values: with few queries, `q·(K x)` is sooner had as `(Kᵀq)·x`, and `Σ a (V x)` as `V (Σ a x)`;
 - the first block's queries, keys and values of a word that comes more than once in a batch: its input is a sum of
   word, segment and position, so each is projected once, and the projections are summed.
@@ -117,12 +118,17 @@ class FastClassifier(FastEncoder):
             ValueError: more positions than the model has.
         """
         hidden_BLD, mask_B11L = self.before_last(input_ids, attention_mask, token_type_ids)
+        attention, pooler = self.last.attention, self.model.bert.pooler
+        if self.config.classifier_head == "matching":  # it reads all positions
+            values_BLD = _attend(attention, _project(attention, hidden_BLD), mask_B11L)
+            last_BLD = _finish(self.last, values_BLD, hidden_BLD)
+            pooled_BD = cast(nn.Module, pooler)(last_BLD)
+            logits_BC = self.model.classifier(pooled_BD, last_BLD, attention_mask, token_type_ids)
+            return SequenceClassifierOutput(logits=logits_BC)
         first_B1D = hidden_BLD[:, :1]
-        last_B1D = _finish(self.last, _attend_some(self.last.attention, first_B1D, hidden_BLD, mask_B11L), first_B1D)
-        pooler = self.model.bert.pooler
+        last_B1D = _finish(self.last, _attend_some(attention, first_B1D, hidden_BLD, mask_B11L), first_B1D)
         pooled_BD = last_B1D[:, 0] if pooler is None else pooler(last_B1D)
-        words = (hidden_BLD, attention_mask, token_type_ids) if self.config.classifier_head == "matching" else ()
-        return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD, *words))
+        return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD))
 
     @torch.no_grad()
     def remember(self, used: torch.Tensor, length: int) -> None:

@@ -7,7 +7,7 @@ taken in the book's order, so that converted checkpoints give the book's numbers
 This file travels to the hub beside the weights: it imports nothing of `bert_snli` but what lies beside it.
 
 Shape suffixes: B rows, L positions, D hidden size, N heads, H size of a head (D = N·H), F feed-forward size,
-V vocabulary, C labels.
+V vocabulary, C labels, I inner size of a classifier head.
 """
 
 from __future__ import annotations
@@ -207,8 +207,7 @@ class D2LBertMaskedLMHead(nn.Module):
 class D2LBertMatchingHead(nn.Module):
     """Linear, ReLU, Linear on the pooled output beside both sentences' mean states u and v, |u − v| and u·v.
 
-    The four are the heuristic matching of Mou et al. (2016), as Conneau et al. (2017) have it. The states are those
-    that the last block reads: what comes out of it is no better, and would have to be computed at all positions.
+    The four are the heuristic matching of Mou et al. (2016), as Conneau et al. (2017) have it.
     """
 
     def __init__(self, config: D2LBertConfig):
@@ -224,7 +223,7 @@ class D2LBertMatchingHead(nn.Module):
         attention_mask_BL: torch.Tensor | None,
         token_type_ids_BL: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Logits (B, C) of what the last block reads, `hidden_BLD`, and what the pooler makes of what it writes.
+        """Logits (B, C) of the encoder's states, and of what the pooler makes of the first.
 
         `<cls>` and `<sep>` count as words of their sentence; a sentence without any has a mean of 0.
         """
@@ -236,8 +235,8 @@ class D2LBertMatchingHead(nn.Module):
         shares_B2L = within_B2L / within_B2L.sum(dim=-1, keepdim=True).clamp(min=1)
         first_BD, second_BD = (shares_B2L.to(hidden_BLD.dtype) @ hidden_BLD).unbind(dim=1)
         matched = [pooled_BD, first_BD, second_BD, (first_BD - second_BD).abs(), first_BD * second_BD]
-        inner_BD = nn.functional.relu(self.dense(torch.cat(matched, dim=-1)))
-        return self.output(self.dropout(inner_BD))
+        inner_BI = nn.functional.relu(self.dense(torch.cat(matched, dim=-1)))
+        return self.output(self.dropout(inner_BI))
 
 
 class D2LBertPreTrainedModel(PreTrainedModel):
@@ -459,22 +458,19 @@ class D2LBertForSequenceClassification(D2LBertPreTrainedModel):
         **kwargs,
     ) -> SequenceClassifierOutput:
         """`logits` (B, C); with `labels` also the loss that `config.problem_type` names."""
-        matching = self.config.classifier_head == "matching"
-        asked_for_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
-        kwargs["output_hidden_states"] = asked_for_states or matching
         outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
-        pooled_BD = outputs.pooler_output
-        if matching:
-            logits_BC = self.classifier(pooled_BD, outputs.hidden_states[-2], attention_mask, token_type_ids)
+        hidden_BLD, pooled_BD = outputs.last_hidden_state, outputs.pooler_output
+        if self.config.classifier_head == "matching":
+            logits_BC = self.classifier(pooled_BD, hidden_BLD, attention_mask, token_type_ids)
         else:
-            logits_BC = self.classifier(outputs.last_hidden_state[:, 0] if pooled_BD is None else pooled_BD)
+            logits_BC = self.classifier(hidden_BLD[:, 0] if pooled_BD is None else pooled_BD)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits_BC, config=self.config)
         return SequenceClassifierOutput(
             loss=loss,
             logits=logits_BC,
-            hidden_states=outputs.hidden_states if asked_for_states else None,
+            hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 

@@ -210,7 +210,7 @@ class FinetuneRecipe(TrainingRecipe):
     classifier_head: str | None = option(
         None,
         "'pooler': the book's pretrained layer (the default); 'mlp': the fresh one of the chapter's first form; "
-        "'matching': both sentences' means as well, their difference and product: not the book's, more accurate.",
+        "'matching': both sentences' means, difference and product as well; not the book's, more accurate, slower.",
         CLASSIFIER_HEADS,
     )
     attn_implementation: str | None = option(
