@@ -79,7 +79,10 @@ def read_config(folder: Path) -> tuple[str, D2LBertConfig]:
     if architecture == D2LBertForSequenceClassification.__name__:
         kinds = {"pooler": "classifier", "mlp": "first-form classifier"}
         if config.classifier_head not in kinds:
-            raise BertSnliError(f"{folder / CONFIG}: the book has no {config.classifier_head} head; give another model")
+            raise BertSnliError(
+                f"{folder / CONFIG}: the book has no {config.classifier_head} head; fine-tune one with "
+                "--classifier_head pooler"
+            )
         return kinds[config.classifier_head], config
     raise BertSnliError(
         f"{folder / CONFIG}: holds a {architecture}, and the book has no such class; give a "

@@ -118,7 +118,8 @@ def test_the_recipes_of_the_repository_are_valid(name: str):
     if name == "default.yaml":
         assert read == default
     elif name == "taught.yaml":
-        assert read == replace(default, dropout=0.0, learning_rate=1e-3)
+        taught = {"classifier_head": "matching", "dropout": 0.0, "learning_rate": 1e-3, "num_train_epochs": 3}
+        assert read == replace(default, **taught)
     else:
         assert (read.optim, read.learning_rate, read.train_batch_size, read.loss_reduction) == (
             "adam_torch",

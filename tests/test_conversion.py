@@ -183,6 +183,7 @@ def test_vocabulary_may_be_named(book_checkpoint: Path, tmp_path: Path, capsys):
         (["verify", "model", "--vocab", "vocab.json"], "add --against"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model itself"),
         (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
+        (["export", "matching", "--format", "d2l-torch", "--output_dir", "out"], "the book has no matching head"),
         (["convert", "x" * 300, "--output_dir", "out"], "File name too long"),
         (["convert", "book", "--vocab", "x" * 300, "--output_dir", "out"], "File name too long"),
         (["convert", "book", "--framework", "mxnet", "--output_dir", "out"], "only for bert.base and bert.small"),
@@ -199,6 +200,7 @@ def test_wrong_uses_are_one_line(
     shutil.copytree("model", "eps")
     changed = json.loads(Path("eps/config.json").read_text())
     Path("eps/config.json").write_text(json.dumps({**changed, "layer_norm_eps": 1e-12}))
+    D2LBertForSequenceClassification.from_pretrained("model", classifier_head="matching").save_pretrained("matching")
     grown = D2LBertForPreTraining.from_pretrained("model")
     grown.resize_token_embeddings(64)
     grown.save_pretrained("grown")
