@@ -28,6 +28,7 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "classifier": D2LBertForSequenceClassification,
     "first-form classifier": D2LBertForSequenceClassification,
 }
+FORMS = {"pooler": "classifier", "mlp": "first-form classifier"}  # of the book's heads
 NUMPY_DTYPES = {code: name for name, code in SAFETENSORS_DTYPES.items()}
 
 
@@ -77,13 +78,7 @@ def read_config(folder: Path) -> tuple[str, D2LBertConfig]:
     if architecture == D2LBertForPreTraining.__name__:
         return "pretraining", config
     if architecture == D2LBertForSequenceClassification.__name__:
-        kinds = {"pooler": "classifier", "mlp": "first-form classifier"}
-        if config.classifier_head not in kinds:
-            raise BertSnliError(
-                f"{folder / CONFIG}: the book has no {config.classifier_head} head; fine-tune one with "
-                "--classifier_head pooler"
-            )
-        return kinds[config.classifier_head], config
+        return FORMS.get(config.classifier_head, f"{config.classifier_head} classifier"), config
     raise BertSnliError(
         f"{folder / CONFIG}: holds a {architecture}, and the book has no such class; give a "
         f"{D2LBertForPreTraining.__name__} or a {D2LBertForSequenceClassification.__name__}"
@@ -158,8 +153,12 @@ def rules_of(form: str, config: D2LBertConfig, weights: Checkpoint) -> list[Rule
     """The name map of a model folder.
 
     Raises:
-        BertSnliError: its configuration names more blocks than its weights can hold.
+        BertSnliError: a form that the book has not; its configuration names more blocks than its weights can hold.
     """
+    if form not in MODEL_CLASSES:
+        raise BertSnliError(
+            f"{weights.path}: of a {form}, which the book has no file for; fine-tune with --classifier_head pooler"
+        )
     blocks = config.num_hidden_layers
     if not isinstance(blocks, int) or blocks > len(weights.tensors):
         raise BertSnliError(f"{weights.path}: {len(weights.tensors)} tensors, but config.json names {blocks} blocks")

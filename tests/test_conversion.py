@@ -183,7 +183,10 @@ def test_vocabulary_may_be_named(book_checkpoint: Path, tmp_path: Path, capsys):
         (["verify", "model", "--vocab", "vocab.json"], "add --against"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model itself"),
         (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
-        (["export", "matching", "--format", "d2l-torch", "--output_dir", "out"], "the book has no matching head"),
+        (
+            ["export", "matching", "--format", "d2l-torch", "--output_dir", "out"],
+            "of a matching classifier",
+        ),
         (["convert", "x" * 300, "--output_dir", "out"], "File name too long"),
         (["convert", "book", "--vocab", "x" * 300, "--output_dir", "out"], "File name too long"),
         (["convert", "book", "--framework", "mxnet", "--output_dir", "out"], "only for bert.base and bert.small"),

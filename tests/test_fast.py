@@ -134,9 +134,11 @@ def test_in_fp32_the_fast_forward_is_as_near_to_float64_as_the_model():
     assert ours < 4 * theirs
 
 
-def test_the_fast_forward_takes_less_than_half_of_the_products():
+@pytest.mark.parametrize(("head", "share"), [("pooler", 0.5), ("mlp", 0.5), ("matching", 0.85)])
+def test_the_fast_forward_takes_half_of_the_products_or_so(head: str, share: float):
     """bert.small's shape and SNLI's lengths; the count is PyTorch's own, of one training step."""
-    model = classifier(hidden_size=256, intermediate_size=512, num_attention_heads=4, max_position_embeddings=64)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "classifier_hidden_size": 256, "num_attention_heads": 4}
+    model = classifier(**sizes, max_position_embeddings=64, classifier_head=head)
     inputs = batch(256, 25, padded=False)
 
     def flops(module: nn.Module) -> int:
@@ -147,7 +149,9 @@ def test_the_fast_forward_takes_less_than_half_of_the_products():
     whole = flops(model)
     # Each product of two linear maps on the way forward takes two on the way back; PyTorch counts them as they come.
     assert whole == pytest.approx(training_flops(model.config, [25] * 256), rel=0.02)
-    assert flops(FastClassifier(model)) < 0.5 * whole
+    assert flops(FastClassifier(model)) < share * whole
+    inputs = batch(256, 3, padded=False)  # where a head is no small part
+    assert flops(model) == pytest.approx(training_flops(model.config, [3] * 256), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["adamw_torch_fused", "adamw_torch"])

@@ -31,6 +31,7 @@ from bert_snli.modeling import (
     D2LBertForSequenceClassification,
     D2LBertModel,
 )
+from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from conversion.convert import convert
 from tests.elsewhere import run_elsewhere
 
@@ -228,9 +229,13 @@ def test_flex_attention_agrees_where_it_works():
     assert difference.abs().max() < 1e-5
 
 
+READ_ALL_POSITIONS = [(D2LBertForPreTraining, {}), (D2LBertForSequenceClassification, {"classifier_head": "matching"})]
+
+
+@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS)
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_what_stands_at_padding_changes_nothing(attention: str):
-    model, inputs = make(D2LBertForPreTraining, attention).double(), batch()
+def test_what_stands_at_padding_changes_nothing(attention: str, model_class, changes: dict):
+    model, inputs = make(model_class, attention, **changes).double(), batch()
     real = inputs["attention_mask"].bool()
     garbage = inputs | {
         "input_ids": torch.where(real, inputs["input_ids"], random_ids(seed=2)),
@@ -240,12 +245,14 @@ def test_what_stands_at_padding_changes_nothing(attention: str):
     assert_same(outputs(model, **garbage), outputs(model, **inputs), atol=EXACT)
 
 
+@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS)
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_longer_padding_changes_nothing(attention: str):
-    model, inputs = make(D2LBertForPreTraining, attention).double(), batch()
+def test_longer_padding_changes_nothing(attention: str, model_class, changes: dict):
+    model, inputs = make(model_class, attention, **changes).double(), batch()
     longer = {name: nn.functional.pad(value, (0, 7)) for name, value in inputs.items()}
     found = outputs(model, **longer)
-    found["prediction_logits"] = found["prediction_logits"][:, :LENGTH]
+    if "prediction_logits" in found:
+        found["prediction_logits"] = found["prediction_logits"][:, :LENGTH]
     assert_same(found, outputs(model, **inputs), atol=EXACT)
 
 
@@ -378,9 +385,9 @@ HEAD_PARAMETERS = {
         "classifier.2.bias": (3,),
     },
     "matching": {
-        "classifier.dense.weight": (12, 5 * 16),
-        "classifier.dense.bias": (12,),
-        "classifier.output.weight": (3, 12),
+        "classifier.dense.weight": (16, 5 * 16),
+        "classifier.dense.bias": (16,),
+        "classifier.output.weight": (3, 16),
         "classifier.output.bias": (3,),
     },
 }
@@ -411,7 +418,7 @@ def test_fresh_layers_start_as_torch_starts_a_linear(head: str, origin: str, tmp
         make(D2LBertForPreTraining, **sizes).save_pretrained(tmp_path)
         model = D2LBertForSequenceClassification.from_pretrained(tmp_path, classifier_head=head)
     linears = [part for part in model.classifier.modules() if isinstance(part, nn.Linear)]
-    in_features = {"pooler": [64], "mlp": [64, 100], "matching": [5 * 64, 100]}
+    in_features = {"pooler": [64], "mlp": [64, 100], "matching": [5 * 64, 64]}
     assert [linear.in_features for linear in linears] == in_features[head]
     for linear in linears:
         bound = linear.in_features**-0.5
@@ -447,18 +454,25 @@ def test_mlp_head_reads_the_first_position_through_relu():
     torch.testing.assert_close(model(**inputs).logits, inner @ second.weight.T + second.bias)
 
 
-def test_matching_head_reads_the_words_of_each_sentence_alone():
-    model, inputs = make(D2LBertForSequenceClassification, classifier_head="matching"), batch()
+@pytest.mark.parametrize("training", [False, True])
+def test_matching_head_reads_the_words_of_each_sentence_alone(training: bool, monkeypatch: pytest.MonkeyPatch):
+    """With a factor in place of dropout, by which it can be told where it stands."""
+    monkeypatch.setattr(nn.functional, "dropout", lambda x, p, training, inplace=False: x * (1 + p if training else 1))
+    model, inputs = make(D2LBertForSequenceClassification, "eager", classifier_head="matching").double(), batch()
+    model.train(training)
     pooled, hidden = (model.bert(**inputs)[name] for name in ("pooler_output", "last_hidden_state"))
     features = []
     for row, length in enumerate(inputs["attention_mask"].sum(dim=1)):
         segments, states = inputs["token_type_ids"][row, :length], hidden[row, :length]
         own = [states[segments == i] for i in range(2)]  # the last row has no first sentence
-        u, v = (part.mean(dim=0) if len(part) else torch.zeros(HIDDEN_SIZE) for part in own)
+        u, v = (part.mean(dim=0) if len(part) else torch.zeros(HIDDEN_SIZE).double() for part in own)
         features.append(torch.cat([pooled[row], u, v, abs(u - v), u * v]))
     dense, output = model.classifier.dense, model.classifier.output
     inner = torch.relu(torch.stack(features) @ dense.weight.T + dense.bias)
-    torch.testing.assert_close(model(**inputs).logits, inner @ output.weight.T + output.bias)
+    if training:
+        inner = inner * (1 + model.config.hidden_dropout_prob)
+    expected = inner @ output.weight.T + output.bias
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=EXACT)
 
 
 def test_matching_head_takes_one_sentence_without_a_mask():
@@ -468,6 +482,8 @@ def test_matching_head_takes_one_sentence_without_a_mask():
     alone = model(input_ids=input_ids).logits
     assert alone.isfinite().all()
     torch.testing.assert_close(alone, model(input_ids=input_ids, **told).logits)
+    with pytest.raises(ValueError, match="attention_mask of rows and positions alone"):
+        model(input_ids=input_ids, attention_mask=torch.ones(ROWS, 1, LENGTH, LENGTH))
 
 
 # Training
@@ -567,8 +583,14 @@ def test_heads_that_do_not_divide_the_hidden_size_are_an_error(heads: int):
 
 
 def test_unknown_classifier_head_is_an_error_that_names_the_choices():
-    with pytest.raises(ValueError, match="'linear'; choose one of pooler, mlp"):
+    assert HEAD_PARAMETERS.keys() == set(CLASSIFIER_HEADS)
+    with pytest.raises(ValueError, match=f"'linear'; choose one of {', '.join(CLASSIFIER_HEADS)}"):
         tiny_config(classifier_head="linear")
+
+
+def test_one_segment_cannot_be_matched():
+    with pytest.raises(ValueError, match="type_vocab_size is 1; the matching head matches 2 sentences"):
+        tiny_config(classifier_head="matching", type_vocab_size=1)
 
 
 def test_configuration_survives_json_deepcopy_and_pickle(tmp_path: Path):

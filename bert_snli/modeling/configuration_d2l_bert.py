@@ -18,13 +18,15 @@ class D2LBertConfig(PreTrainedConfig):
     - `hidden_act` is not here: the book's feed-forward network and its masked-language-model head use ReLU.
     - `tie_word_embeddings` is false: the masked-language-model head has its own decoder weight.
     - `classifier_head`: `"pooler"`, the pretrained `hidden` layer (Linear, tanh) under a fresh Linear, as section 15.7
-      has it; `"mlp"`, a fresh Dense(`classifier_hidden_size`, ReLU) under a Dense, as the chapter's first form had; or
-      `"matching"`, not the book's, such a pair of layers on the pooled output and both sentences' mean states, matched.
+      has it; or `"mlp"`, a fresh Dense(`classifier_hidden_size`, ReLU) under a Dense, as the chapter's first form had.
+      `"matching"` is ours: two fresh layers on the pooled output, both sentences' mean states, their difference and
+      product.
     - `max_pair_length`, `pair_truncation`: how pairs were cut when the model was fine-tuned, for whoever encodes more.
     - special-token ids have no default: they come from the checkpoint's own vocabulary.
 
     Raises:
-        ValueError: `hidden_size` is not a multiple of `num_attention_heads`, or `classifier_head` is unknown.
+        ValueError: `hidden_size` is not a multiple of `num_attention_heads`, `classifier_head` is unknown, or
+            `"matching"` without two segments.
     """
 
     model_type = "d2l_bert"
@@ -58,3 +60,5 @@ class D2LBertConfig(PreTrainedConfig):
             raise ValueError(
                 f"classifier_head is {self.classifier_head!r}; choose one of {', '.join(CLASSIFIER_HEADS)}"
             )
+        if self.classifier_head == "matching" and self.type_vocab_size != 2:
+            raise ValueError(f"type_vocab_size is {self.type_vocab_size}; the matching head matches 2 sentences")

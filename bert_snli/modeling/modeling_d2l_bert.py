@@ -7,7 +7,7 @@ taken in the book's order, so that converted checkpoints give the book's numbers
 This file travels to the hub beside the weights: it imports nothing of `bert_snli` but what lies beside it.
 
 Shape suffixes: B rows, L positions, D hidden size, N heads, H size of a head (D = N·H), F feed-forward size,
-V vocabulary, C labels, I inner size of a classifier head.
+V vocabulary, C labels.
 """
 
 from __future__ import annotations
@@ -205,16 +205,17 @@ class D2LBertMaskedLMHead(nn.Module):
 
 
 class D2LBertMatchingHead(nn.Module):
-    """Linear, ReLU, Linear on the pooled output beside both sentences' mean states u and v, |u − v| and u·v.
+    """Linear, ReLU, dropout, Linear on the pooled output beside both sentences' mean states u and v, |u − v| and u ⊙ v.
 
-    The four are the heuristic matching of Mou et al. (2016), as Conneau et al. (2017) have it.
+    The book has no such head. Sentences that are encoded apart are matched so by Conneau et al. (2017), after Mou et
+    al. (2016); here each has read the other.
     """
 
     def __init__(self, config: D2LBertConfig):
         super().__init__()
-        self.dense = nn.Linear(5 * config.hidden_size, config.classifier_hidden_size)
+        self.dense = nn.Linear(5 * config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.output = nn.Linear(config.classifier_hidden_size, config.num_labels)
+        self.output = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(
         self,
@@ -226,17 +227,22 @@ class D2LBertMatchingHead(nn.Module):
         """Logits (B, C) of the encoder's states, and of what the pooler makes of the first.
 
         `<cls>` and `<sep>` count as words of their sentence; a sentence without any has a mean of 0.
+
+        Raises:
+            ValueError: a mask that is not (B, L).
         """
         if token_type_ids_BL is None:
             token_type_ids_BL = torch.zeros(hidden_BLD.shape[:2], dtype=torch.long, device=hidden_BLD.device)
         within_B2L = torch.stack([token_type_ids_BL == sentence for sentence in range(2)], dim=1)
         if attention_mask_BL is not None:
+            if attention_mask_BL.dim() != 2:
+                raise ValueError("the matching head takes an attention_mask of rows and positions alone")
             within_B2L = within_B2L & attention_mask_BL[:, None].bool()
-        shares_B2L = within_B2L / within_B2L.sum(dim=-1, keepdim=True).clamp(min=1)
-        first_BD, second_BD = (shares_B2L.to(hidden_BLD.dtype) @ hidden_BLD).unbind(dim=1)
+        counts_B21 = within_B2L.sum(dim=-1, keepdim=True).clamp(min=1)
+        first_BD, second_BD = (within_B2L.to(hidden_BLD.dtype) @ hidden_BLD / counts_B21).unbind(dim=1)
         matched = [pooled_BD, first_BD, second_BD, (first_BD - second_BD).abs(), first_BD * second_BD]
-        inner_BI = nn.functional.relu(self.dense(torch.cat(matched, dim=-1)))
-        return self.output(self.dropout(inner_BI))
+        inner_BD = nn.functional.relu(self.dense(torch.cat(matched, dim=-1)))
+        return self.output(self.dropout(inner_BD))
 
 
 class D2LBertPreTrainedModel(PreTrainedModel):
