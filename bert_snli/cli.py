@@ -74,9 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=importlib.metadata.version("bert-snli"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in TRAINING.items():
-        commands.add_parser(name, help=summary, add_help=False)
+        commands.add_parser(name, help=summary, add_help=False).set_defaults(parser=parser)
     for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, help=command.summary, description=command.help))
+        own = commands.add_parser(name, help=command.summary, description=command.help)
+        own.set_defaults(parser=own)
+        command.add_arguments(own)
     return parser
 
 
@@ -98,10 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in TRAINING:
         return run_training(argv[0], argv[1:])
     args, unknown = build_parser().parse_known_args(argv)
-    prog = f"{PROG} {args.command}"
     if unknown:  # argparse would point to the help of all commands
-        OneLineErrorParser(prog=prog).error(f"unrecognized arguments: {' '.join(unknown)}")
-    return run_and_leave(prog, lambda: COMMANDS[args.command].run(args))
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return run_and_leave(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args))
 
 
 if __name__ == "__main__":

@@ -100,8 +100,24 @@ def test_scripts_say_in_one_line_what_is_missing(script: str, corpus: Path, tmp_
 def test_an_encoder_that_is_not_there_is_named(script: str, others: list[str], tmp_path: Path, run_python):
     done = run_python(f"examples/teacher/{script}.py", tmp_path / "nowhere", *(tmp_path / name for name in others))
     assert done.returncode == 2
-    assert "nowhere: no encoder can be opened there" in done.stderr and "Traceback" not in done.stderr
+    assert "nowhere: cannot be opened" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_that_does_not_fit_is_named(corpus: Path, tmp_path: Path, run_python):
+    def refused(*command: object) -> str:
+        done = run_python(*command)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        return done.stderr.splitlines()[-1]
+
+    encoder = tiny_encoder(tmp_path / "encoder", corpus)
+    ask = ["examples/teacher/ask_teacher.py", encoder, corpus, tmp_path / "pairs.jsonl", tmp_path / "taught.jsonl"]
+    assert "encoder: has no label contradiction" in refused(*ask)
+    train = ["examples/teacher/train_teacher.py", encoder, corpus, tmp_path / "teacher"]
+    BertForSequenceClassification(BertConfig.from_pretrained(encoder, num_labels=2)).save_pretrained(encoder)
+    assert "encoder: cannot be opened" in refused(*train)
+    (encoder / "model.safetensors").write_bytes(b"torn")
+    assert "encoder: cannot be opened" in refused(*train)
 
 
 def test_hypotheses_of_one_photograph_are_paired_too(corpus: Path, tmp_path: Path, run_python):

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from bert_snli.console import run
 from bert_snli.data.pair_files import answers_file, check_writable, format_answers, iterate_pairs
 from bert_snli.data.snli import load_snli
+from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.provenance import read_steps, write_steps
@@ -53,6 +54,8 @@ def main() -> None:
     options = parser.parse_args()
     check_writable(options.output_file)
     model, tokenizer = open_encoder(options.teacher, AutoModelForSequenceClassification)
+    if lacking := sorted(set(BOOK_LABELS) - set(model.config.label2id)):
+        raise BertSnliError(f"{options.teacher}: has no label {lacking[0]}; give a classifier of SNLI's labels")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model.eval().to(device)
     if choose_precision("auto", device).name == "bf16":

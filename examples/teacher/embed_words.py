@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what starts from it")
     parser.add_argument("--std", type=float, default=0.1, help="of the numbers of the vectors")
     options = parser.parse_args()
-    encoder, encoders_tokenizer = open_encoder(options.encoder, AutoModel)
+    encoder, pieces = open_encoder(options.encoder, AutoModel)
     tokenizer = load_tokenizer(options.model_name_or_path)
     config = load_config(options.model_name_or_path)
     model, _ = load_weights(options.model_name_or_path, config, D2LBertForPreTraining)
@@ -92,7 +92,7 @@ def main() -> None:
     texts = dict.fromkeys([*train["premise"], *train["hypothesis"]])
     unknown = tokenizer.unk_token
     sentences = [[word for word in tokenizer.tokenize(text) if word != unknown] for text in texts]
-    vectors_VE, counts_V = mean_states(encoder, encoders_tokenizer, [s for s in sentences if s], tokenizer.get_vocab())
+    vectors_VE, counts_V = mean_states(encoder, pieces, [s for s in sentences if s], tokenizer.get_vocab())
     seen_V = counts_V > 0
     vectors_VD, share = principal_components(vectors_VE[seen_V], config.hidden_size)
     with torch.no_grad():

@@ -1,22 +1,24 @@
-"""How the scripts beside this one open an encoder of `transformers`."""
+"""How the scripts beside this one open a model of `transformers` that somebody else made."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_snli.errors import BertSnliError
 
 
-def open_encoder(name_or_path: str, model_class: Any, **options: Any) -> tuple[Any, Any]:
-    """Its model, as one of `model_class`, and its tokenizer.
+def open_encoder(name_or_path: str, auto_class: Any, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that `auto_class` makes of a folder or a name on the hub, and its tokenizer.
 
     Raises:
-        BertSnliError: there is no such model, here or on the hub, or it cannot be read.
+        BertSnliError: there is none, it is damaged, or it has other sizes than `options` ask for.
     """
     try:
-        return model_class.from_pretrained(name_or_path, **options), AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise BertSnliError(f"{name_or_path}: no encoder can be opened there ({reason}); give another") from error
+        model = auto_class.from_pretrained(name_or_path, **options)
+        return model, AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise BertSnliError(f"{name_or_path}: cannot be opened ({reason:.300}); give another model") from error
