@@ -154,7 +154,7 @@ def save_random_classifier(
     from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
     from bert_snli.tokenization import build_tokenizer
 
-    torch.manual_seed(2)
+    torch.manual_seed(2)  # with each head, not all of `random_pairs` get the same answer
     config = D2LBertConfig(
         vocab_size=len(SPECIALS) + len(CLASSIFIER_WORDS),
         hidden_size=16,

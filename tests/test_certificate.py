@@ -185,6 +185,7 @@ FAULTS = {
     "one bit": (weights(flip_one_bit), "lm_head.decoder.weight not as certified"),
     "a tensor less": (weights(lambda t: t.pop("nsp_head.bias")), "nsp_head.bias not as certified"),
     "wrong number of heads": (config(num_attention_heads=4), "num_attention_heads is 4, certified was 2"),
+    "a head of ours": (config(classifier_head="matching"), "classifier_head is matching, certified was pooler"),
     "shifted vocabulary": (shift_vocabulary, "tokenizer.json: its vocabulary is not the certified one"),
     "another padding": (config(pad_token_id=7), "config.json: not as certified: changed since"),
     "other code": (lambda model: (model / "modeling_d2l_bert.py").write_text("import os"), "bert.py: not as certified"),

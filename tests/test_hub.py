@@ -27,7 +27,7 @@ from bert_snli.training.recipe import FinetuneRecipe
 from conversion.certificate import CERTIFICATE
 from conversion.convert import convert
 from tests.book import BookBERT
-from tests.conftest import save_book_checkpoint, tiny_vocabulary
+from tests.conftest import save_book_checkpoint, save_random_classifier, tiny_vocabulary
 from tests.elsewhere import run_elsewhere
 from tests.hub_server import KNOWN_TOKEN, Hub, running_hub
 
@@ -565,6 +565,12 @@ def test_of_little_known_little_is_said(model: Path, tmp_path: Path):
     assert "model-index" not in metadata and "datasets" not in metadata
     assert "Not measured on a test split." in card and "Nothing is known of it" in card
     assert "![" not in card and "It started from" not in card
+
+
+def test_a_head_that_is_not_the_books_is_said_in_the_card(model: Path, tmp_path: Path):
+    save_random_classifier(tmp_path / "ours", classifier_head="matching")
+    said = "Its classifier head is not the book's"
+    assert said in card_of(tmp_path / "ours") and said not in card_of(model)
 
 
 def test_a_folder_from_before_the_pipeline_gets_a_card_without_it(model: Path, tmp_path: Path):

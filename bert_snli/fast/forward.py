@@ -3,7 +3,7 @@
 What they do not need, or need once, is left out:
 
 - the last block at all positions but `<cls>`, the one that the pooler reads, and those whose words are to be predicted
-  (a head that matches both sentences reads all);
+  (the matching head reads all, and leaves nothing of that block out);
 - its keys and values: with few queries, `q·(K x)` is sooner had as `(Kᵀq)·x`, and `Σ a (V x)` as `V (Σ a x)`;
 - the first block's queries, keys and values of a word that comes more than once in a batch: its input is a sum of
   word, segment and position, so each is projected once, and the projections are summed.
@@ -100,7 +100,7 @@ class FastEncoder(nn.Module):
 
     @property
     def last(self) -> D2LBertLayer:
-        """The last block, of which few positions are wanted."""
+        """The last block, of which few positions are wanted, unless a head reads all."""
         return cast(D2LBertLayer, self.model.bert.encoder.layer[-1])
 
 
