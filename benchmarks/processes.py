@@ -44,6 +44,7 @@ def step_seconds(model: str, data: str, folder: Path, batch: int, processes: int
         "model_name_or_path": model,
         "dataset_name_or_path": data,
         "output_dir": output_dir,
+        "classifier_head": "pooler",
         "train_batch_size": batch,
         "max_steps": steps,
         "logging_steps": max(1, steps // 10),

@@ -48,6 +48,7 @@ def measure(model: Path, data: Path, output_dir: Path, processes: int) -> dict:
         "model_name_or_path": model,
         "dataset_name_or_path": data,
         "output_dir": output_dir,
+        "classifier_head": "pooler",
         "num_train_epochs": 1,
         "train_batch_size": 512,
         "mixed_precision": "no",

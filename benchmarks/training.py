@@ -197,6 +197,7 @@ def ours(model: str, data: str, batch_size: int, *, variant: str | dict | None =
         output_dir="unused",
         train_batch_size=batch_size,
         mixed_precision=precision,
+        classifier_head="pooler",  # the book's, as the others have
         **options,
     )
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())

@@ -162,7 +162,7 @@ def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
     is_classifier = "D2LBertForSequenceClassification" in (config.architectures or [])
     if not is_classifier:
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
-        config.classifier_head = recipe.classifier_head or config.classifier_head
+        config.classifier_head = recipe.classifier_head or "matching"
     elif recipe.classifier_head not in (None, config.classifier_head):
         raise BertSnliError(
             f"--classifier_head {recipe.classifier_head}: {recipe.model_name_or_path} is a classifier with the "

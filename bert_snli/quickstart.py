@@ -31,6 +31,7 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,  # without a LayerNorm on the embeddings, the usual 0.02 takes many epochs to grow
 }
 RECIPE: dict[str, Any] = {
+    "classifier_head": "pooler",  # as the book's section has it
     "num_train_epochs": 15,
     "train_batch_size": 64,
     "learning_rate": 3e-3,

@@ -110,7 +110,7 @@ def test_the_command_line_overrides_the_recipe(tmp_path: Path):
     assert parse_recipe(["--config", str(recipe)]) == read
 
 
-@pytest.mark.parametrize("name", ["d2l_book.yaml", "default.yaml", "taught.yaml"])
+@pytest.mark.parametrize("name", ["d2l_book.yaml", "default.yaml", "pooler.yaml", "taught.yaml"])
 def test_the_recipes_of_the_repository_are_valid(name: str):
     recipe = Path(__file__).parents[1] / "recipes" / name
     read = parse_recipe(["--config", str(recipe), "--model_name_or_path", "m", "--output_dir", "o"])
@@ -118,8 +118,9 @@ def test_the_recipes_of_the_repository_are_valid(name: str):
     if name == "default.yaml":
         assert read == default
     elif name == "taught.yaml":
-        taught = {"classifier_head": "matching", "dropout": 0.0, "learning_rate": 1e-3, "num_train_epochs": 3}
-        assert read == replace(default, **taught)
+        assert read == replace(default, dropout=0.0, num_train_epochs=3)
+    elif name == "pooler.yaml":
+        assert read == replace(default, classifier_head="pooler", learning_rate=5e-4)
     else:
         assert (read.optim, read.learning_rate, read.train_batch_size, read.loss_reduction) == (
             "adam_torch",

@@ -301,11 +301,11 @@ def plain_default_loop(net: BookClassifier, inputs, labels, batches: list[np.nda
     matrices = [p for p in net.parameters() if p.dim() > 1]
     vectors = [p for p in net.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=5e-4
+        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=1e-3
     )
     warm, losses = round(0.06 * total), []
     for step, batch in enumerate(batches):
-        rate = 5e-4 * (step / warm if step < warm else (total - step) / (total - warm))
+        rate = 1e-3 * (step / warm if step < warm else (total - step) / (total - warm))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = torch.nn.functional.cross_entropy(net(*(column[batch] for column in inputs)), labels[batch])

@@ -58,7 +58,6 @@ class PretrainRecipe(TrainingRecipe):
     initializer_range: float | None = option(None, "Standard deviation of fresh weights (default: 0.02).")
 
     num_train_epochs: int = option(20, "Times that every pair of sentences is seen.")
-    learning_rate: float = option(1e-3, "Peak learning rate.")
     static_masks: bool = option(False, "Predict the same words in each epoch, as the book does.")
 
     def __post_init__(self):
