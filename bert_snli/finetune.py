@@ -99,6 +99,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     """
     check_recipe(recipe)
     config = classifier_config(recipe)
+    recipe = replace(recipe, classifier_head=config.classifier_head)  # recipe.yaml says what it came to
     labels = label_names(config, recipe.model_name_or_path)
     steps = steps_before(recipe)
     tokenizer = load_tokenizer(recipe.model_name_or_path)
@@ -109,6 +110,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     with accelerator.main_process_first():
         train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
     accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
+    accelerator.print(f"{recipe.model_name_or_path} with the {config.classifier_head} head")
     accelerator.print(describe_machine(accelerator, precision))
     loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
 
@@ -166,7 +168,8 @@ def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
     elif recipe.classifier_head not in (None, config.classifier_head):
         raise BertSnliError(
             f"--classifier_head {recipe.classifier_head}: {recipe.model_name_or_path} is a classifier with the "
-            f"{config.classifier_head} head; leave the option out, or start from a pretrained model"
+            f"{config.classifier_head} head; leave the option out, here and in the recipe, or start from a pretrained "
+            "model"
         )
     if recipe.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = recipe.dropout

@@ -65,7 +65,7 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
         overwrite_output_dir=overwrite_output_dir,
     )
 
-    print(f"[4/5] Fine-tuning it, into {run}", flush=True)
+    print(f"[4/5] Fine-tuning it, with the book's head, into {run}", flush=True)
     finetune(
         FinetuneRecipe(
             model_name_or_path=str(start),

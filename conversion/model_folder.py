@@ -157,7 +157,8 @@ def rules_of(form: str, config: D2LBertConfig, weights: Checkpoint) -> list[Rule
     """
     if form not in MODEL_CLASSES:
         raise BertSnliError(
-            f"{weights.path}: of a {form}, which the book has no file for; fine-tune with --classifier_head pooler"
+            f"{weights.path}: of a {form}, which the book has no file for; fine-tune a pretrained model by "
+            "recipes/pooler.yaml"
         )
     blocks = config.num_hidden_layers
     if not isinstance(blocks, int) or blocks > len(weights.tensors):

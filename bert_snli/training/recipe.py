@@ -209,9 +209,9 @@ class FinetuneRecipe(TrainingRecipe):
     )
     classifier_head: str | None = option(
         None,
-        "'matching': the pooled output and both sentences' means, their difference and product, the default of a model "
-        "without a head; 'pooler': the book's, less accurate and twice as fast, which export can write; 'mlp': that of "
-        "the chapter's first form.",
+        "'pooler': the book's, twice as fast, which export can write (recipes/pooler.yaml has its rate); 'mlp': that "
+        "of the chapter's first form; 'matching': the pooled output and both sentences' means, their difference and "
+        "product (default: matching; of a start that is a classifier, its own).",
         CLASSIFIER_HEADS,
     )
     attn_implementation: str | None = option(
