@@ -110,7 +110,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     with accelerator.main_process_first():
         train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
     accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
-    accelerator.print(f"{recipe.model_name_or_path} with the {config.classifier_head} head")
+    accelerator.print(f"Classifier head: {config.classifier_head}")
     accelerator.print(describe_machine(accelerator, precision))
     loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
 

@@ -169,8 +169,9 @@ def verify(folder: Path, against: Path | None = None, vocabulary: Path | None = 
             raise BertSnliError(f"{folder / name}: not as certified: {'changed' if name in files else 'gone'} since")
     weights = read_weights(folder)
     check_tensors(weights, {record.target.name: record.target for record in certificate.tensors if record.target})
+    rules = rules_of(form, config, weights)
     if against is None:
-        book = as_the_book_has_it(weights, rules_of(form, config, weights))
+        book = as_the_book_has_it(weights, rules)
         return _proved_again(certificate, book, folder, form)
     with open_source(against, vocabulary) as source:
         if sha256_of_tokens(read_vocabulary(source.vocabulary)) != certificate.vocabulary_sha256:

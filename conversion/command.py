@@ -30,6 +30,7 @@ examples:
 EXPORT_HELP = """\
 Write a model folder as pretrained.params and vocab.json, which the book's own code loads: with load_state_dict
 (d2l-torch) or load_parameters (d2l-mxnet). Converting and exporting again gives back every tensor bit by bit.
+A fine-tuned model needs the book's head for it: bert-snli finetune --classifier_head pooler.
 
 example:
   bert-snli export models/small --format d2l-mxnet --output_dir small-mxnet

@@ -28,7 +28,7 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "classifier": D2LBertForSequenceClassification,
     "first-form classifier": D2LBertForSequenceClassification,
 }
-FORMS = {"pooler": "classifier", "mlp": "first-form classifier"}  # of the book's heads
+FORM_OF_HEAD = {"pooler": "classifier", "mlp": "first-form classifier"}  # the book's heads
 NUMPY_DTYPES = {code: name for name, code in SAFETENSORS_DTYPES.items()}
 
 
@@ -57,7 +57,7 @@ def write_weights(folder: Path, tensors: dict[str, TensorInfo]) -> WeightsFile:
 
 
 def read_config(folder: Path) -> tuple[str, D2LBertConfig]:
-    """The form (see `d2l_layout.FORMS`) and the configuration of a model folder.
+    """The form (see `d2l_layout.FORMS`, or another that `rules_of` refuses) and the configuration of a model folder.
 
     Raises:
         BertSnliError: not a model folder, or one of a model that the book has no class for.
@@ -78,7 +78,7 @@ def read_config(folder: Path) -> tuple[str, D2LBertConfig]:
     if architecture == D2LBertForPreTraining.__name__:
         return "pretraining", config
     if architecture == D2LBertForSequenceClassification.__name__:
-        return FORMS.get(config.classifier_head, f"{config.classifier_head} classifier"), config
+        return FORM_OF_HEAD.get(config.classifier_head, f"{config.classifier_head} classifier"), config
     raise BertSnliError(
         f"{folder / CONFIG}: holds a {architecture}, and the book has no such class; give a "
         f"{D2LBertForPreTraining.__name__} or a {D2LBertForSequenceClassification.__name__}"
@@ -157,8 +157,8 @@ def rules_of(form: str, config: D2LBertConfig, weights: Checkpoint) -> list[Rule
     """
     if form not in MODEL_CLASSES:
         raise BertSnliError(
-            f"{weights.path}: of a {form}, which the book has no file for; fine-tune a pretrained model by "
-            "recipes/pooler.yaml"
+            f"{weights.path}: of a {form}, which the book has no file for; fine-tune a pretrained model with "
+            "--classifier_head pooler"
         )
     blocks = config.num_hidden_layers
     if not isinstance(blocks, int) or blocks > len(weights.tensors):

@@ -185,7 +185,7 @@ def test_vocabulary_may_be_named(book_checkpoint: Path, tmp_path: Path, capsys):
         (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
         (
             ["export", "matching", "--format", "d2l-torch", "--output_dir", "out"],
-            "of a matching classifier",
+            "fine-tune a pretrained model with --classifier_head pooler",
         ),
         (["convert", "x" * 300, "--output_dir", "out"], "File name too long"),
         (["convert", "book", "--vocab", "x" * 300, "--output_dir", "out"], "File name too long"),

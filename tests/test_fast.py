@@ -89,11 +89,13 @@ def test_the_fast_forward_is_the_models_function(layers, rows, padded, attention
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_dropout_stands_where_the_model_has_it(layers, monkeypatch):
+@pytest.mark.parametrize("head", CLASSIFIER_HEADS)
+def test_dropout_stands_where_the_model_has_it(head, layers, monkeypatch):
     """With something in its place that can be compared: neither random nor nothing."""
     monkeypatch.setattr(nn.functional, "dropout", lambda x, p=0.5, training=True, inplace=False: x * 1.5 + p)
     monkeypatch.setattr(forward, "dropped", lambda x, rate, training: x * 1.5 + rate)
-    model = classifier(num_hidden_layers=layers, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3).double()
+    rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
+    model = classifier(num_hidden_layers=layers, classifier_head=head, **rates).double()
     inputs = batch(9, 11, padded=False)
     expected = logits_and_gradients(model, inputs)
     for name, value in logits_and_gradients(FastClassifier(model), inputs).items():
@@ -124,8 +126,12 @@ def test_more_positions_than_the_model_has_are_refused():
         FastClassifier(classifier())(**batch(8, 21, padded=False))
 
 
-def test_in_fp32_the_fast_forward_is_as_near_to_float64_as_the_model():
-    model = classifier(hidden_size=64, intermediate_size=128, num_attention_heads=4, initializer_range=0.1).eval()
+WIDER = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "initializer_range": 0.1}
+
+
+@pytest.mark.parametrize("head", CLASSIFIER_HEADS)
+def test_in_fp32_the_fast_forward_is_as_near_to_float64_as_the_model(head):
+    model = classifier(**WIDER, classifier_head=head).eval()
     inputs = batch(64, 20, padded=True)
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(**inputs).logits
@@ -155,9 +161,10 @@ def test_the_fast_forward_takes_half_of_the_products_or_so(head: str, share: flo
 
 
 @pytest.mark.parametrize("name", ["adamw_torch_fused", "adamw_torch"])
-def test_training_the_words_in_use_is_training_the_whole_table(name):
+@pytest.mark.parametrize("head", ["pooler", "matching"])
+def test_training_the_words_in_use_is_training_the_whole_table(head, name):
     """Also for rows that no batch holds: weight decay shrinks them all the same."""
-    whole = classifier().double()
+    whole = classifier(classifier_head=head).double()
     parted = copy.deepcopy(whole)
     fast = FastClassifier(parted)
     fast.train_rows(torch.arange(WORDS // 2))
@@ -231,8 +238,9 @@ def test_dropout_follows_the_seed_and_is_nothing_in_evaluation():
     assert dropped(x.bfloat16(), 0.3, True).dtype == torch.bfloat16
 
 
-def test_the_fast_forward_in_bf16_is_near():
-    model = classifier(hidden_size=64, intermediate_size=128, num_attention_heads=4, initializer_range=0.1)
+@pytest.mark.parametrize("head", ["pooler", "matching"])
+def test_the_fast_forward_in_bf16_is_near(head):
+    model = classifier(**WIDER, classifier_head=head)
     inputs = batch(32, 20, padded=True)
     expected = logits_and_gradients(model, inputs)
     modules = {"fast": FastClassifier(model), "plain": copy.deepcopy(model)}

@@ -590,7 +590,7 @@ def test_unknown_classifier_head_is_an_error_that_names_the_choices():
 
 def test_one_segment_cannot_be_matched():
     with pytest.raises(ValueError, match="type_vocab_size is 1; the matching head matches 2 sentences"):
-        tiny_config(classifier_head="matching", type_vocab_size=1)
+        make(D2LBertForSequenceClassification, classifier_head="matching", type_vocab_size=1)
 
 
 def test_configuration_survives_json_deepcopy_and_pickle(tmp_path: Path):

@@ -442,15 +442,19 @@ def test_bf16_trains_to_about_the_same_loss(start: Path, corpus: Path, book_loss
 
 @pytest.mark.parametrize(("head", "inputs", "inner"), [("mlp", 16, 256), (None, 5 * 16, 16)])
 def test_the_other_heads_are_fresh_and_train(
-    head: str | None, inputs: int, inner: int, corpus: Path, tmp_path: Path, book_checkpoint_of
+    head: str | None, inputs: int, inner: int, corpus: Path, tmp_path: Path, book_checkpoint_of, capsys
 ):
     pretrained = book_checkpoint_of(corpus)
     run_recipe(pretrained, corpus, tmp_path / "run", classifier_head=head, max_steps=3)
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "run")
     assert model.config.classifier_head == (head or "matching")
     assert [tuple(p.shape) for p in model.classifier.parameters()] == [(inner, inputs), (inner,), (3, inner), (3,)]
-    fresh = run_recipe(pretrained, corpus, tmp_path / "again", classifier_head=head, max_steps=3, seed=43)
-    assert fresh[0] != step_losses(tmp_path / "run")[0]
+    assert f"classifier_head: {head or 'matching'}\n" in (tmp_path / "run" / "recipe.yaml").read_text()
+    assert f"Classifier head: {head or 'matching'}\n" in capsys.readouterr().out
+    run_recipe(pretrained, corpus, tmp_path / "still", classifier_head=head, max_steps=3, learning_rate=1e-30)
+    untrained = D2LBertForSequenceClassification.from_pretrained(tmp_path / "still").state_dict()
+    for name, weight in model.named_parameters():
+        assert "classifier" not in name or not torch.equal(weight, untrained[name]), name
 
 
 @pytest.fixture

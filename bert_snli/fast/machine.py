@@ -90,12 +90,12 @@ def training_flops(config: D2LBertConfig, lengths: Iterable[int]) -> float:
     and mixed value, and twice as many on the way back.
     """
     hidden, inner, labels = config.hidden_size, config.classifier_hidden_size, config.num_labels
-    weights, a_token = {
-        "pooler": (hidden * (hidden + labels), 0),
-        "mlp": (inner * (hidden + labels), 0),
-        "matching": (hidden * (6 * hidden + labels), 2 * hidden),  # the means of two sentences
+    head = {
+        "pooler": hidden * (hidden + labels),
+        "mlp": inner * (hidden + labels),
+        "matching": hidden * (6 * hidden + labels),  # and its means, less than a thousandth of it all
     }[config.classifier_head]
-    return 3.0 * sum(_encoder_flops(config, length) + 2 * (weights + a_token * length) for length in lengths)
+    return 3.0 * sum(_encoder_flops(config, length) + 2 * head for length in lengths)
 
 
 def pretraining_flops(config: D2LBertConfig, lengths: Iterable[int], predictions: Iterable[int]) -> float:

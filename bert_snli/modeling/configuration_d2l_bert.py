@@ -25,8 +25,7 @@ class D2LBertConfig(PreTrainedConfig):
     - special-token ids have no default: they come from the checkpoint's own vocabulary.
 
     Raises:
-        ValueError: `hidden_size` is not a multiple of `num_attention_heads`, `classifier_head` is unknown, or
-            `"matching"` without two segments.
+        ValueError: `hidden_size` is not a multiple of `num_attention_heads`, or `classifier_head` is unknown.
     """
 
     model_type = "d2l_bert"
@@ -60,5 +59,3 @@ class D2LBertConfig(PreTrainedConfig):
             raise ValueError(
                 f"classifier_head is {self.classifier_head!r}; choose one of {', '.join(CLASSIFIER_HEADS)}"
             )
-        if self.classifier_head == "matching" and self.type_vocab_size != 2:
-            raise ValueError(f"type_vocab_size is {self.type_vocab_size}; the matching head matches 2 sentences")

@@ -209,10 +209,15 @@ class D2LBertMatchingHead(nn.Module):
 
     The book has no such head. Sentences that are encoded apart are matched so by Conneau et al. (2017), after Mou et
     al. (2016); here each has read the other.
+
+    Raises:
+        ValueError: the model knows another number of segments than two.
     """
 
     def __init__(self, config: D2LBertConfig):
         super().__init__()
+        if config.type_vocab_size != 2:
+            raise ValueError(f"type_vocab_size is {config.type_vocab_size}; the matching head matches 2 sentences")
         self.dense = nn.Linear(5 * config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.output = nn.Linear(config.hidden_size, config.num_labels)
@@ -463,7 +468,13 @@ class D2LBertForSequenceClassification(D2LBertPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """`logits` (B, C); with `labels` also the loss that `config.problem_type` names."""
+        """`logits` (B, C); with `labels` also the loss that `config.problem_type` names.
+
+        The matching head needs `token_type_ids` to tell the sentences apart, and an `attention_mask` of (B, L), if any.
+
+        Raises:
+            ValueError: as `D2LBertModel`; a mask that the matching head cannot read.
+        """
         outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
         hidden_BLD, pooled_BD = outputs.last_hidden_state, outputs.pooler_output
         if self.config.classifier_head == "matching":

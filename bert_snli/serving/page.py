@@ -21,8 +21,8 @@ SHADINGS = {
     ),
     "attention": (
         "Where <cls> looks",
-        "Attention of <cls>, the token that the classifier reads, in the last layer: the mean over its heads, as a "
-        "share of all tokens. What is looked at need not decide.",
+        "Attention of <cls>, which every classifier reads and some read alone, in the last layer: the mean over its "
+        "heads, as a share of all tokens. What is looked at need not decide.",
     ),
 }
 

@@ -209,8 +209,8 @@ class FinetuneRecipe(TrainingRecipe):
     )
     classifier_head: str | None = option(
         None,
-        "'pooler': the book's, faster to train, which export can write (recipes/pooler.yaml has its rate); 'mlp': that "
-        "of the chapter's first form; 'matching': the pooled output and both sentences' means, their difference and "
+        "'pooler': the book's, faster to train, which export can write; 'mlp': that of the chapter's first "
+        "form; 'matching': the pooled output and both sentences' means, their difference and "
         "product (default: matching; of a start that is a classifier, its own).",
         CLASSIFIER_HEADS,
     )

@@ -17,8 +17,10 @@ def open_encoder(name_or_path: str, auto_class: Any, **options: Any) -> tuple[Pr
         BertSnliError: there is none, it is damaged, or it has other sizes than `options` ask for.
     """
     try:
-        model = auto_class.from_pretrained(name_or_path, **options)
-        return model, AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        return auto_class.from_pretrained(name_or_path, **options), tokenizer
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise BertSnliError(f"{name_or_path}: cannot be opened ({reason:.300}); give another model") from error
+        raise BertSnliError(
+            f"{name_or_path}: cannot be opened ({reason:.300}); give a model that transformers opens"
+        ) from error
