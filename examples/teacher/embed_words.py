@@ -29,6 +29,7 @@ from bert_snli.provenance import read_steps, write_steps
 from encoders import open_encoder
 
 BATCH = 128  # sentences
+STD = 0.1  # of the numbers of the vectors
 
 
 @torch.inference_mode()
@@ -74,7 +75,6 @@ def main() -> None:
     parser.add_argument("dataset_name_or_path", help="a source of SNLI")
     parser.add_argument("output_dir")
     parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what starts from it")
-    parser.add_argument("--std", type=float, default=0.1, help="of the numbers of the vectors")
     options = parser.parse_args()
     encoder, pieces = open_encoder(options.encoder, AutoModel)
     tokenizer = load_tokenizer(options.model_name_or_path)
@@ -98,8 +98,8 @@ def main() -> None:
     with torch.no_grad():
         weight_VD = model.get_input_embeddings().weight
         torch.manual_seed(0)
-        weight_VD.normal_(std=options.std)  # for words that do not occur
-        weight_VD[seen_V] = (vectors_VD * (options.std / vectors_VD.std())).float()
+        weight_VD.normal_(std=STD)  # for words that do not occur
+        weight_VD[seen_V] = (vectors_VD * (STD / vectors_VD.std())).float()
     model.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)
     called = options.credit or Path(options.encoder).name

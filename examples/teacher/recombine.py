@@ -24,19 +24,19 @@ from bert_snli.console import run
 from bert_snli.data.pair_files import check_writable
 from bert_snli.data.sources import read_split
 
+NEIGHBOURS = 30  # premises that count as alike
+OF_OTHERS = 3  # hypotheses of theirs for each premise
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_name_or_path", help="a source of SNLI whose rows have captionID")
     parser.add_argument("output_file", type=Path, help=".jsonl of premise and hypothesis")
-    parser.add_argument("--of_others", type=int, default=3, help="hypotheses of like photographs for each premise")
     parser.add_argument("--of_hypotheses", type=int, default=0, help="pairs of hypotheses of each photograph")
-    parser.add_argument("--neighbours", type=int, default=30, help="premises that count as alike")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     check_writable(options.output_file)
     rows, _ = read_split(options.dataset_name_or_path, "train")
-    random = np.random.default_rng(options.seed)
+    random = np.random.default_rng(0)
 
     premises: dict[str, dict] = defaultdict(dict)  # dicts keep an order; sets do not
     hypotheses: dict[str, dict] = defaultdict(dict)
@@ -51,7 +51,7 @@ def main() -> None:
         made.update(dict.fromkeys(product(premises[image], hypotheses[image])))
         made.update(dict.fromkeys(permutations(premises[image], 2)))
     images = list(premises)
-    neighbours = min(options.neighbours, len(images) - 1)
+    neighbours = min(NEIGHBOURS, len(images) - 1)
     texts = [" ".join(premises[image]) for image in images]
     vectors = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit_transform(texts)
     for place, image in enumerate(tqdm(images, unit="photograph")):
@@ -60,7 +60,7 @@ def main() -> None:
         near = np.argpartition(-alike, neighbours)[:neighbours]
         theirs = [hypothesis for other in near for hypothesis in hypotheses[images[other]]]
         for premise in premises[image]:
-            for chosen in random.choice(len(theirs), min(options.of_others, len(theirs)), replace=False):
+            for chosen in random.choice(len(theirs), min(OF_OTHERS, len(theirs)), replace=False):
                 made[premise, theirs[chosen]] = None
     for own in map(list, hypotheses.values() if options.of_hypotheses else ()):
         for place in random.permutation(len(own) * (len(own) - 1))[: options.of_hypotheses]:

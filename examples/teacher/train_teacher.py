@@ -39,10 +39,7 @@ def main() -> None:
     parser.add_argument("output_dir")
     parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what learns from it")
     parser.add_argument("--num_train_epochs", type=float, default=1.5)
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--train_batch_size", type=int, default=32)
     parser.add_argument("--max_train_samples", type=int)
-    parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
 
     labels = {"num_labels": len(ID2LABEL), "id2label": ID2LABEL, "label2id": LABEL2ID}
@@ -58,8 +55,8 @@ def main() -> None:
     arguments = TrainingArguments(
         options.output_dir,
         num_train_epochs=options.num_train_epochs,
-        learning_rate=options.learning_rate,
-        per_device_train_batch_size=options.train_batch_size,
+        learning_rate=1e-4,
+        per_device_train_batch_size=32,
         per_device_eval_batch_size=128,
         train_sampling_strategy="group_by_length",
         warmup_steps=0.06,
@@ -74,7 +71,6 @@ def main() -> None:
         use_cpu=device.type == "cpu",
         bf16=choose_precision("auto", device).name == "bf16",
         report_to="none",
-        seed=options.seed,
     )
     trainer = Trainer(
         model,
