@@ -18,7 +18,7 @@ language: en
 {generated}
 # A BERT of *Dive into Deep Learning*, converted
 
-A {framework} checkpoint of the book's ({form}) as a `transformers` model: {layers} layers × {hidden} hidden,
+A {framework} checkpoint in the book's format ({form}) as a `transformers` model: {layers} layers × {hidden} hidden,
 {heads} heads, {vocabulary:,} tokens, {tensors} tensors{dropped}. Made by `bert-snli convert`;
 `bert-snli verify` on this folder checks it again.
 
