@@ -24,7 +24,7 @@ from bert_snli.console import run
 from bert_snli.data.pair_files import check_writable
 from bert_snli.data.sources import read_split
 
-NEIGHBOURS = 30  # premises that count as alike
+NEIGHBOURS = 30  # photographs that count as like one, by the words of their premises
 OF_OTHERS = 3  # hypotheses of theirs for each premise
 
 
