@@ -435,7 +435,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(wiki: Path, tmp_path: P
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learnt a generated corpus's sentences from nothing."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    corpus = write_sample(folder.parent / "corpus", num_pairs={"train": 3000, "dev": 99, "test": 9})
+    corpus = write_sample(folder.parent / "corpus", num_pairs={"train": 3000, "dev": 900, "test": 9})
     sizes = "--hidden_size 32 --intermediate_size 64 --num_attention_heads 2 --min_freq 1 --initializer_range 0.2"
     recipe = "--num_train_epochs 10 --train_batch_size 32 --learning_rate 3e-3 --dropout 0 --max_position_embeddings 64"
     words = ["--dataset_name_or_path", str(corpus), "--output_dir", str(folder), "--max_length", "64"]
@@ -446,9 +446,9 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns(pretrained: Path):
     epochs = [entry for entry in metrics(pretrained) if "eval_loss" in entry]
-    # Guessing by frequency alone gives a perplexity of some 40 here.
+    # Some 2,000 words are told: a standard error of 0.01. By frequency alone: perplexity 39, accuracy 0.12.
     assert epochs[-1]["eval_perplexity"] < epochs[0]["eval_perplexity"] / 2
-    assert epochs[-1]["eval_mlm_accuracy"] > 0.4
+    assert epochs[-1]["eval_mlm_accuracy"] > 0.3
     assert (pretrained / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert epochs[-1]["eval_perplexity"] == pytest.approx(np.exp(epochs[-1]["eval_mlm_loss"]))
 
