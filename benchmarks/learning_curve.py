@@ -30,6 +30,8 @@ from scipy.optimize import curve_fit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import machine, markdown, publish
+from bert_snli.console import run
+from bert_snli.errors import BertSnliError
 
 FREE = ("max_train_samples", "num_train_epochs", "seed", "output_dir")
 FORMS = {"a·N^−b": False, "a·N^−b + c": True}  # whether it has a floor
@@ -55,18 +57,18 @@ def read_runs(folders: Sequence[Path]) -> dict[int, list[float]]:
             recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
             accuracies[results["train_samples"]].append(results["eval_accuracy"])
         except (OSError, ValueError, KeyError) as error:
-            raise SystemExit(
+            raise BertSnliError(
                 f"{folder}: no finished run ({error}); give output folders of finished `bert-snli finetune`"
             ) from error
         first = first or recipe
         differing = [name for name in {*first, *recipe} - {*FREE} if first.get(name) != recipe.get(name)]
         if differing:
-            raise SystemExit(f"{folder}: {min(differing)} is not that of {folders[0]}; give runs of one recipe")
+            raise BertSnliError(f"{folder}: {min(differing)} is not that of {folders[0]}; give runs of one recipe")
     for size, runs in accuracies.items():
         if len(runs) < 2:
-            raise SystemExit(f"one run of {size:,} pairs; give two of each size at least")
+            raise BertSnliError(f"one run of {size:,} pairs; give two of each size at least")
     if len(accuracies) < FEWEST_SIZES:
-        raise SystemExit(f"{len(accuracies)} training sizes; give {FEWEST_SIZES} at least")
+        raise BertSnliError(f"{len(accuracies)} training sizes; give {FEWEST_SIZES} at least")
     return dict(sorted(accuracies.items()))
 
 
@@ -144,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(Path(__file__).name, main))

@@ -47,7 +47,7 @@ def test_the_law_that_runs_follow_is_found(tmp_path, runs, run_python):
 def test_runs_of_two_recipes_are_refused(tmp_path, runs, run_python):
     other = finished_run(tmp_path / "other", 1_000, 4, learning_rate=1e-4)
     done = run_python("benchmarks/learning_curve.py", *runs, other)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert f"{other}: learning_rate is not that of" in done.stderr
 
 

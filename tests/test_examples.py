@@ -104,6 +104,18 @@ def test_an_encoder_that_is_not_there_is_named(script: str, others: list[str], t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("script", "others"), [("train_teacher", ["snli.zip"]), ("embed_words", ["start", "snli.zip"])]
+)
+def test_a_folder_that_holds_files_is_left_alone(script: str, others: list[str], tmp_path: Path, run_python):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "model.safetensors").write_bytes(b"hours of work")
+    done = run_python(f"examples/teacher/{script}.py", "encoder", *others, tmp_path / "kept")
+    assert done.returncode == 2
+    assert "kept: already holds files; name another folder" in done.stderr and done.stderr.count("\n") == 1
+    assert [path.read_bytes() for path in (tmp_path / "kept").iterdir()] == [b"hours of work"]
+
+
 def test_an_encoder_that_does_not_fit_is_named(corpus: Path, tmp_path: Path, run_python):
     def refused(*command: object) -> str:
         done = run_python(*command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from bert_snli.modeling import D2LBertConfig
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_IT = 1.5  # times as fast as fp32: less would go into casting
+MEASURED = 0.1  # seconds: some turns of a processor that others have a share of
 PRODUCT = (1024, 256, 512)  # of the size that bert.small's feed-forward network takes on a few rows
 
 
@@ -44,19 +44,22 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_MAX, 0)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
-    """FLOP/s of a matrix product on `device`: the median of `repeats`, after one to warm up."""
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a matrix product on `device`: the best of as many as take `MEASURED` seconds, and of three at least.
+
+    Other work on the machine only ever slows a product down.
+    """
     rows, inner, columns = PRODUCT if device.type == "cpu" else (8192, 8192, 8192)
     left = torch.ones(rows, inner, device=device, dtype=dtype)
     right = torch.ones(inner, columns, device=device, dtype=dtype)
-    seconds = []
-    for _ in range(repeats + 1):
+    seconds: list[float] = []
+    while len(seconds) < 3 or sum(seconds) < MEASURED:
         begun = time.perf_counter()
         left @ right
         if device.type != "cpu":
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - begun)
-    return 2 * rows * inner * columns / statistics.median(seconds[1:])
+    return 2 * rows * inner * columns / min(seconds)
 
 
 def choose_precision(told: str, device: torch.device) -> Precision:
