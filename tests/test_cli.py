@@ -285,6 +285,13 @@ def test_a_bad_input_file_is_named(content: str, model_folder: Path, tmp_path: P
     assert str(source) in refused(["predict", model_folder, "--input_file", source], capsys)
 
 
+def test_where_an_input_file_is_broken_is_said(model_folder: Path, tmp_path: Path, capsys):  # noqa: F811
+    source = tmp_path / "pairs.jsonl"
+    source.write_text('{"premise": "a", "hypothesis": "b"}\n' * 10 + '{"premise": "a\n')
+    said = refused(["predict", model_folder, "--input_file", source], capsys)
+    assert f"{source}: cannot be read as .jsonl after row 10 (" in said and "line 1" not in said
+
+
 def test_a_model_that_was_never_fine_tuned_is_not_evaluated(
     pretrained: Path, corpus: Path, capsys: pytest.CaptureFixture
 ):

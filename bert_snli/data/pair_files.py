@@ -25,13 +25,17 @@ def iterate_pairs(path: Path, *, called: str | None = None) -> Iterator[tuple[st
         BertSnliError: not there, another kind of file, or a row without one of the two.
     """
     called = f"--input_file {path}" if called is None else called
+    number = 0
     try:
         for number, row in enumerate(_rows(path, called), start=1):
             yield _pair(row, f"{called}: row {number}")
     except OSError as error:
         raise BertSnliError(f"{called}: {error.strerror}; give a .jsonl, .csv or .tsv file") from error
     except (ValueError, RecursionError, csv.Error) as error:
-        raise BertSnliError(f"{called}: cannot be read as {path.suffix} ({error})") from error
+        reason = getattr(error, "msg", error)  # without the "line 1" of JSON, where each row is its own first line
+        raise BertSnliError(
+            f"{called}: cannot be read as {path.suffix} after row {number} ({reason}); mend it or leave it out"
+        ) from error
 
 
 def count_pairs(path: Path, *, called: str | None = None) -> int:
