@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,15 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
-from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 
-from bert_snli.console import say
 from bert_snli.data.batching import PaddedPairs
-from bert_snli.data.pair_encoding import PairEncoder, encode_pairs, flat_columns
+from bert_snli.data.pair_encoding import PairEncoder, distinct_ids, encode_pairs, flat_columns
 from bert_snli.data.snli import load_snli, load_train_file
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
@@ -58,7 +54,6 @@ from bert_snli.training.session import (
 
 PROG = "bert-snli finetune"
 RECIPE = FinetuneRecipe
-COMPILED_LENGTHS = 8  # a compiled model sees lengths of its multiples only
 DESCRIPTION = """\
 Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
 Without --config it follows recipes/default.yaml, whose values are the defaults below.
@@ -218,22 +213,16 @@ def prepare(
     lacking = sorted(name for name in fresh if not name.startswith("classifier."))
     if lacking:
         raise BertSnliError(f"{recipe.model_name_or_path}: lacks {lacking[0]}; start from a converted checkpoint")
+    model.to(accelerator.device)
     set_seed(recipe.seed, device_specific=True)  # the same fresh head, but other dropout, in each process
     sampler = make_sampler(recipe, accelerator, train["length"])
     pairs = PaddedPairs(
         train,
         tokenizer.pad_token_id,
         recipe.max_length if recipe.pad_to_max_length else None,
-        pad_to_multiple_of=COMPILED_LENGTHS if recipe.torch_compile else 1,
         device=accelerator.device,
     )
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    if sharded and recipe.fast_forward:
-        if accelerator.is_main_process:
-            say("--fast_forward false: FSDP shards the weights, which the fast one reads whole")
-        recipe = replace(recipe, fast_forward=False)
-    whole = copy.deepcopy(model) if sharded else model  # to be evaluated and saved
-    module = trained_module(recipe, model, pairs.tokens["input_ids"])
+    module = trained_module(recipe, model, train)
     data = fingerprint(tokenizer, [*flat_columns(train), *flat_columns(evaluation)])
     trained, optimizer, scheduler, progress = prepare_training(
         recipe, accelerator, module, sampler.batches_per_epoch, data
@@ -241,12 +230,10 @@ def prepare(
     references = np.asarray(evaluation["labels"])
 
     def evaluate() -> Evaluation:
-        if sharded:
-            whole.load_state_dict(gathered(trained))
-        elif recipe.fast_forward:
+        if recipe.fast_forward:
             accelerator.unwrap_model(trained).write_back()
         logits = predict_logits(
-            whole,
+            model,
             evaluation,
             pad_token_id=tokenizer.pad_token_id,
             batch_size=recipe.per_device_eval_batch_size,
@@ -259,7 +246,7 @@ def prepare(
     def save_model() -> None:  # as it was evaluated
         if accelerator.is_main_process:
             with finished_folder(Path(recipe.output_dir), overwrite=True) as folder:
-                whole.save_pretrained(folder)
+                model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
         accelerator.wait_for_everyone()
 
@@ -281,28 +268,20 @@ def prepare(
 
 
 def trained_module(
-    recipe: FinetuneRecipe, model: D2LBertForSequenceClassification, train_ids: torch.Tensor
+    recipe: FinetuneRecipe, model: D2LBertForSequenceClassification, train: Dataset
 ) -> FastClassifier | D2LBertForSequenceClassification:
-    """What computes the logits while training, and holds what is trained; `train_ids` are all the words of the data."""
+    """Wrap `model` for training: the module that computes the logits and holds the trained parameters.
+
+    With `fast_forward` only the embedding rows of the tokens in `train` are trained.
+    """
     trained: FastClassifier | D2LBertForSequenceClassification = model
     if recipe.fast_forward:
         trained = FastClassifier(model)
         if recipe.weight_decay == 0 or recipe.optim.startswith("adamw"):  # Adam's is no mere factor
-            trained.train_rows(train_ids.unique().cpu())
+            trained.train_rows(torch.from_numpy(distinct_ids(train).astype(np.int64)))
     if recipe.torch_compile:
-        # Each length, and as many numbers of rows as uneven passes and a short last batch make of it.
-        torch._dynamo.config.recompile_limit = 4 * (recipe.max_length // COMPILED_LENGTHS + 1)
-        # A graph's gradients are written over by its next run, before a second pass could add to them.
-        graphs = torch.cuda.is_available() and recipe.gradient_accumulation_steps == 1
-        trained.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
+        trained.compile(dynamic=True)  # one graph for batches of any size and length
     return trained
-
-
-def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The whole weights of a model that is sharded over the processes, in each of them; all must ask."""
-    return {
-        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

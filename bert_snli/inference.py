@@ -147,18 +147,23 @@ def label_names(config: D2LBertConfig, where: str) -> list[str]:
 
 
 class LogitsFunction(Protocol):
-    """A classifier as the loop over batches sees it: padded pairs in, logits out, whoever computes them."""
+    """Computes the logits of padded pairs, with PyTorch or ONNX Runtime.
+
+    `device` is where the batches must be. The logits depend on the weights and the batch only.
+    """
 
     config: D2LBertConfig
+    device: torch.device
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Logits (B, C) of `input_ids`, `token_type_ids` and `attention_mask` (B, L), int64 and on the CPU."""
+        """Compute logits (B, C) from `input_ids`, `token_type_ids` and `attention_mask`, int64 tensors (B, L)."""
 
 
 class TorchLogits:
-    """A model of PyTorch as a `LogitsFunction`, on the accelerator's device, in evaluation mode and in its own type.
+    """A PyTorch model as a `LogitsFunction`, on the accelerator's device, in evaluation mode.
 
-    Never in mixed precision, whatever was trained in: the figures of a folder are the same whoever asks.
+    It computes in the dtype of the weights and never in mixed precision, so that the metrics of a folder do not depend
+    on how it was trained.
     """
 
     def __init__(self, model: D2LBertForSequenceClassification, accelerator: Accelerator):
@@ -168,7 +173,7 @@ class TorchLogits:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model(**{name: value.to(self.device) for name, value in batch.items()}).logits
+        return self.model(**batch).logits
 
 
 def logits_of(
@@ -192,21 +197,24 @@ def logits_by_length(
     batches: Sequence[np.ndarray],
     advance: Callable[[int], object] = lambda _: None,
 ) -> torch.Tensor:
-    """Logits (len(pairs), labels) of the rows in `batches`, those of the others 0.
+    """Compute logits (len(pairs), labels) of the rows in `batches`; the other rows are 0.
 
-    `advance` is told how many rows have been computed.
+    Args:
+        compute: the classifier.
+        pairs: on the device of `compute`.
+        batches: row numbers, for example from `batches_by_length`.
+        advance: is called with the number of rows of each batch when it has been started.
+
+    Returns:
+        A float32 tensor on the device of `compute`. The host does not wait for the device.
     """
-    if isinstance(compute, TorchLogits) and batches and len(pairs) > len(batches[0]):
-        compute.model.remember(pairs.tokens["input_ids"].unique(), int(pairs.lengths.max()))
-    computed: list[torch.Tensor] = []  # left on the device until the end: a GPU is not waited for
+    logits_RC = torch.zeros(len(pairs), compute.config.num_labels, device=compute.device)
     for rows in batches:
-        batch = pairs[Piece(rows.tolist(), counted=True)]
+        piece = Piece(rows.tolist(), counted=True)
+        batch = pairs[piece]
         batch.pop("labels", None)
-        computed.append(compute(batch))
+        logits_RC[pairs.numbers(piece)] = compute(batch).float()
         advance(len(rows))
-    logits_RC = torch.zeros(len(pairs), compute.config.num_labels)
-    if computed:
-        logits_RC[np.concatenate(batches)] = torch.cat(computed).float().cpu()
     return logits_RC
 
 
@@ -224,11 +232,11 @@ def predict_logits(
     """
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     world = accelerator.num_processes
-    pairs = PaddedPairs(encoded, pad_token_id)
+    compute = logits_of(classifier, accelerator)
+    pairs = PaddedPairs(encoded, pad_token_id, device=compute.device)
     mine = batches_by_length(pairs.lengths, batch_size)[accelerator.process_index :: world]
     hidden = True if len(pairs) <= batch_size or not accelerator.is_local_main_process else None
     with tqdm(total=len(pairs), desc="Predicting", unit="pair", leave=False, disable=hidden) as bar:
-        compute = logits_of(classifier, accelerator)
         logits_RC = logits_by_length(compute, pairs, mine, lambda rows: bar.update(rows * world))
     # Those of a row are zero in all processes but one, so that the sum is exact.
     return accelerator.reduce(logits_RC.to(accelerator.device), "sum").cpu().numpy()

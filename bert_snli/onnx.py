@@ -35,6 +35,7 @@ class OnnxClassifier:
         if names != (set(INPUTS), {OUTPUT}):
             raise BertSnliError(f"{path}: its inputs are {', '.join(sorted(names[0]))}; export the model again")
         self.config = config
+        self.device = torch.device("cpu")
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         (logits_BC,) = self.session.run([OUTPUT], {name: batch[name].numpy() for name in INPUTS})

@@ -28,7 +28,10 @@ CHUNK = 16_384  # pairs of a stream that one process holds at a time
 
 
 class Predictor:
-    """Answers pairs of premise and hypothesis; made once for many calls.
+    """Predicts the label of pairs of premise and hypothesis. Create it once and call it often.
+
+    A prediction depends on the weights and the pair only, up to floating-point rounding: not on earlier calls or on the
+    other pairs of a call. Several threads may call one `Predictor` at the same time.
 
     Args:
         classifier: a fine-tuned model, or whoever else computes its logits.
@@ -85,8 +88,8 @@ class Predictor:
             yield chunk, self._answers(logits_RC) if self.accelerator.is_main_process else []
 
     def _logits(self, encoded: pa.Table) -> torch.Tensor:
-        padded = PaddedPairs(encoded, self.pad_token_id)
-        return logits_by_length(self.compute, padded, batches_by_length(padded.lengths, self.batch_size))
+        padded = PaddedPairs(encoded, self.pad_token_id, device=self.compute.device)
+        return logits_by_length(self.compute, padded, batches_by_length(padded.lengths, self.batch_size)).cpu()
 
     def _share(self, mine_RC: torch.Tensor, rows: np.ndarray, total: int) -> torch.Tensor:
         """All `total` rows, of which each process has computed its own `rows`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
@@ -72,8 +72,6 @@ def pretrain(recipe: PretrainRecipe) -> dict:
         BertSnliError: anything that the user can mend.
     """
     check_recipe(recipe)
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        raise BertSnliError("accelerate's FSDP is for finetune; pretrain on MULTI_GPU, which holds the whole model")
     start = load_start(recipe) if recipe.model_name_or_path else None
     steps = read_steps(Path(recipe.model_name_or_path)) if start else []
     accelerator, recipe, precision = open_accelerator(recipe)
@@ -234,6 +232,7 @@ def prepare(
     eval_split: str,
 ) -> TrainingLoop:
     """Optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
+    model.to(accelerator.device)
     sampler = make_sampler(recipe, accelerator, train.lengths)
     trained, optimizer, scheduler, progress = prepare_training(
         recipe, accelerator, FastPreTraining(model), sampler.batches_per_epoch, fingerprint(tokenizer, [train.ids_N])

@@ -127,7 +127,7 @@ def book_checkpoint(tmp_path: Path, book_bert: BookBERT) -> Path:
     return save_book_checkpoint(tmp_path / "book", book_bert.state_dict(), tiny_vocabulary())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python():
     """Run `python ARGUMENTS` in the repository, as a user would; returns the finished process."""
 

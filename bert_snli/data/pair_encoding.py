@@ -186,6 +186,11 @@ def flat_columns(encoded: Dataset) -> Iterator[np.ndarray]:
         yield (whole.flatten() if pa.types.is_list(whole.type) else whole).to_numpy()
 
 
+def distinct_ids(encoded: Dataset) -> np.ndarray:
+    """Return the token ids that occur in encoded pairs, sorted."""
+    return np.unique(encoded.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy())
+
+
 def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None = None) -> Dataset:
     """Map `encoder` over `pairs`; a `label` column is kept as `labels`. A second run is read from the cache."""
     features = encoder.features

@@ -39,6 +39,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         inputs_PD, words_VD = hidden_PD.to(kind), weight_VD.to(kind)
         loss, right = hidden_PD.new_zeros((), dtype=bias_V.dtype), labels_P.new_zeros(())
         gradients = None
+        # The gradients are not scaled yet: in fp16, p - y below 3e-8 would be rounded to 0.
+        factors = (hidden_PD, weight_VD) if kind == torch.float16 else (inputs_PD, words_VD)
         if with_gradient:
             gradients = Gradients(torch.empty_like(hidden_PD), torch.zeros_like(weight_VD), torch.zeros_like(bias_V))
         size = max(1, LOGITS_AT_ONCE // len(weight_VD))
@@ -58,7 +60,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 if gradients is not None:
                     ones_P1 = counted_P1.to(probabilities_PV.dtype)  # a product with booleans takes four times as long
                     surplus_PV = probabilities_PV.mul_(ones_P1).scatter_add_(1, targets_P1, -ones_P1)
-                    gradients.add(rows, surplus_PV, inputs_PD, words_VD)
+                    gradients.add(rows, surplus_PV, *factors)
         if gradients is not None:
             ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(right)

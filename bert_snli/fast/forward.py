@@ -1,18 +1,21 @@
-"""Logits and losses with fewer matrix products: the same functions of the same weights, to rounding.
+"""Logits and losses with fewer matrix products: the same functions of the same weights, up to rounding.
 
-What they do not need, or need once, is left out:
+Computation that does not affect the output is skipped, and repeated computation is done once:
 
-- the last block at all positions but `<cls>`, the one that the pooler reads, and those whose words are to be predicted
-  (the matching head reads all, and leaves nothing of that block out);
-- its keys and values: with few queries, `q·(K x)` is sooner had as `(Kᵀq)·x`, and `Σ a (V x)` as `V (Σ a x)`;
-- the first block's queries, keys and values of a word that comes more than once in a batch: its input is a sum of
-  word, segment and position, so each is projected once, and the projections are summed.
+- The last block is computed only at `<cls>`, which the pooler reads, and at the masked positions. (The matching head
+  reads all positions, so nothing of the last block is skipped.)
+- The last block's keys and values are not projected: with few queries, `q·(K x)` costs less as `(Kᵀq)·x`, and
+  `Σ a (V x)` as `V (Σ a x)`.
+- On a CPU, the first block projects each different token of a batch once. Its input is a sum of word, segment and
+  position embeddings, so these are projected separately and the projections are added.
 
-`modeling/` computes everything, as `transformers` expects; the tests hold this to it.
+Each result depends on the weights and the batch only: nothing is stored between calls, so one module may be called from
+several threads. All inputs of a call must be on the device of the weights; the caller moves them there.
+
+`modeling/` computes everything, as `transformers` expects; the tests compare the two.
 
 Shape suffixes: B rows, L positions, D hidden size, N heads, H size of a head, S different sources of an input
-(words, and pairs of a segment and a position), V words of the vocabulary, C labels, Q words to predict in a row,
-P in all rows.
+(tokens, and pairs of a segment and a position), V vocabulary, C labels, Q masked positions in a row, P in all rows.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from bert_snli.fast.word_rows import WordRows
 from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.modeling.modeling_d2l_bert import D2LBertAttention, D2LBertLayer
 
-FEWEST_ROWS = 4  # in a smaller batch too few words come twice
+MIN_ROWS_TO_SHARE = 4  # in a smaller batch too few tokens occur twice
 
 
 class Heads(NamedTuple):
@@ -51,19 +54,18 @@ class Sources(NamedTuple):
 
 
 class FastEncoder(nn.Module):
-    """All blocks of a model but the last, with its own weights and fewer products."""
+    """All blocks of a model except the last. The weights are the model's own."""
 
     def __init__(self, model: D2LBertForSequenceClassification | D2LBertForPreTraining):
         super().__init__()
         self.model = model
         self.word_rows: WordRows | None = None
-        self.remembered: tuple[Sources, torch.Tensor] | None = None
         self.config = model.config
 
     def before_last(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the last block reads (B, L, D), and the mask (B, 1, 1, L); all arguments are (B, L).
+        """Compute the input of the last block (B, L, D) and its mask (B, 1, 1, L). All arguments are (B, L).
 
         Raises:
             ValueError: more positions than the model has.
@@ -79,19 +81,15 @@ class FastEncoder(nn.Module):
         words = embeddings.word_embeddings.weight
         if self.word_rows is not None:
             input_ids, words = self.word_rows.places_V[input_ids], self.word_rows.weight
-        segments, positions = embeddings.token_type_embeddings.weight, embeddings.position_embeddings.weight
-        if self.remembered is not None:
-            sources, places_V = self.remembered
-            hidden_BLD, heads = _embed(sources, places_V[input_ids], token_type_ids, blocks[0].attention.head_size)
-        elif blocks and len(input_ids) >= FEWEST_ROWS and _can_look(input_ids):
-            different, places_BL = torch.unique(input_ids, return_inverse=True)
-            words, positions = nn.functional.embedding(different, words), positions[: input_ids.shape[1]]
-            sources = _sources(words, segments, positions, blocks[0].attention)
+        segments = embeddings.token_type_embeddings.weight
+        positions = embeddings.position_embeddings.weight[: input_ids.shape[1]]
+        heads = None
+        if blocks and len(input_ids) >= MIN_ROWS_TO_SHARE and _values_are_readable(input_ids):
+            tokens, places_BL = torch.unique(input_ids, return_inverse=True)
+            sources = _sources(nn.functional.embedding(tokens, words), segments, positions, blocks[0].attention)
             hidden_BLD, heads = _embed(sources, places_BL, token_type_ids, blocks[0].attention.head_size)
         else:
-            hidden_BLD = nn.functional.embedding(input_ids, words) + nn.functional.embedding(token_type_ids, segments)
-            hidden_BLD = hidden_BLD + positions[: input_ids.shape[1]]
-            heads = None
+            hidden_BLD = _add_segments(nn.functional.embedding(input_ids, words) + positions, token_type_ids, segments)
         for block in blocks:
             values_BLD = _attend(block.attention, heads or _project(block.attention, hidden_BLD), mask_B11L)
             hidden_BLD = _finish(block, values_BLD, hidden_BLD)
@@ -130,18 +128,6 @@ class FastClassifier(FastEncoder):
         pooled_BD = last_B1D[:, 0] if pooler is None else pooler(last_B1D)
         return SequenceClassifierOutput(logits=self.model.classifier(pooled_BD))
 
-    @torch.no_grad()
-    def remember(self, used: torch.Tensor, length: int) -> None:
-        """Project these words once for all batches to come, of up to `length` positions, while the weights stay."""
-        embeddings = self.model.bert.embeddings
-        first, *others = cast("list[D2LBertLayer]", list(self.model.bert.encoder.layer))
-        if others and _can_look(used):
-            words, positions = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight[:length]
-            sources = _sources(words[used], embeddings.token_type_embeddings.weight, positions, first.attention)
-            places_V = torch.zeros(len(words), dtype=torch.long)
-            places_V[used] = torch.arange(len(used))
-            self.remembered = sources, places_V
-
     def train_rows(self, used_R: torch.Tensor) -> None:
         """Train these rows of the word embedding, all that the training data hold, in place of the whole."""
         self.word_rows = WordRows(self.model.bert.embeddings.word_embeddings, used_R)
@@ -158,16 +144,28 @@ class FastClassifier(FastEncoder):
             self.word_rows.write_back(self.model.bert.embeddings.word_embeddings)
 
 
-def _can_look(tensor: torch.Tensor) -> bool:
-    """Whether the numbers of `tensor` may decide what is done next: not if a GPU must be waited for, or if compiled."""
+def _values_are_readable(tensor: torch.Tensor) -> bool:
+    """Whether Python may read the values of `tensor`: on a CPU, outside `torch.compile`. A GPU would be waited for."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _mask(attention_mask_BL: torch.Tensor) -> torch.Tensor | None:
-    """True where a position is read, (B, 1, 1, L); None where nothing is padded, if no GPU need be asked for it."""
-    if _can_look(attention_mask_BL) and bool(attention_mask_BL.all()):
+    """Make the mask (B, 1, 1, L), true at tokens; None if nothing is padded and the values are readable."""
+    if _values_are_readable(attention_mask_BL) and bool(attention_mask_BL.all()):
         return None
     return attention_mask_BL[:, None, None].bool()
+
+
+def _add_segments(hidden_BLD: torch.Tensor, token_type_ids_BL: torch.Tensor, segments_SD: torch.Tensor) -> torch.Tensor:
+    """Add to each position the embedding of its segment; `segments_SD` has a row for each segment.
+
+    The backward pass of `embedding` adds with atomics on a GPU when there are few rows, in an order that changes from
+    run to run. The sum of a product is always taken in the same order.
+    """
+    for segment, row_D in enumerate(segments_SD):
+        is_segment_BL1 = (token_type_ids_BL == segment)[..., None].to(row_D.dtype)
+        hidden_BLD = torch.addcmul(hidden_BLD, is_segment_BL1, row_D)
+    return hidden_BLD
 
 
 def _weights(attention: D2LBertAttention) -> tuple[torch.Tensor, torch.Tensor]:
@@ -314,7 +312,7 @@ class FastPreTraining(FastEncoder):
         nsp_loss = nn.functional.cross_entropy(relationship_B2, next_sentence_label, reduction="sum")
         nsp_right = (relationship_B2.argmax(dim=-1) == next_sentence_label).sum()
         words_PD, labels_P = last_BQD[:, 1:].flatten(0, 1), labels.flatten()
-        if _can_look(labels):
+        if _values_are_readable(labels):
             counted_P = (labels_P != IGNORED).nonzero()[:, 0]
             words_PD, labels_P = words_PD[counted_P], labels_P[counted_P]
         head = self.model.lm_head

@@ -16,23 +16,26 @@ class WordRows(nn.Module):
     a row without a gradient is moved by weight decay alone, which is one factor for all of them.
     """
 
+    used_R: torch.Tensor
     places_V: torch.Tensor
     decay: torch.Tensor
 
     def __init__(self, embedding: nn.Embedding, used_R: torch.Tensor):
         super().__init__()
         table_VD = embedding.weight.requires_grad_(False)
-        self.used_R = used_R
+        used_R = used_R.to(table_VD.device)
         self.weight = nn.Parameter(table_VD[used_R].clone())
-        places_V = torch.zeros(len(table_VD), dtype=torch.long)
-        places_V[used_R] = torch.arange(len(used_R))
+        places_V = torch.zeros(len(table_VD), dtype=torch.long, device=used_R.device)
+        places_V[used_R] = torch.arange(len(used_R), device=used_R.device)
+        self.register_buffer("used_R", used_R, persistent=False)
         self.register_buffer("places_V", places_V, persistent=False)
-        self.register_buffer("decay", torch.ones(()))  # in a checkpoint, as the table there has not decayed yet
+        # Part of a checkpoint, because the table in it has not decayed yet.
+        self.register_buffer("decay", torch.ones((), device=used_R.device))
 
     def decay_others(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the weight decay of one step: to be called after each step of AdamW."""
         group = next(group for group in optimizer.param_groups if any(p is self.weight for p in group["params"]))
-        factor = 1 - float(group["lr"]) * group["weight_decay"]
+        factor = 1 - group["lr"] * group["weight_decay"]
         overflowed = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler skips such a step
         self.decay *= factor if overflowed is None else torch.where(overflowed.squeeze() > 0, 1.0, factor)
 

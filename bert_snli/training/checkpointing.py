@@ -69,10 +69,9 @@ def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Pa
             if progress.best_score is not None:
                 shutil.copyfile(output_dir / MODEL, temporary / KEPT)
             (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-            files = sorted(path for path in temporary.rglob("*") if path.is_file())  # sharded ones lie in folders
-            checksums = {path.relative_to(temporary).as_posix(): sha256_of_file(path) for path in files}
+            checksums = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
             (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
-            for path in (*temporary.rglob("*"), temporary):
+            for path in (*temporary.iterdir(), temporary):
                 flush_to_disk(path)
             shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import write_whole
@@ -34,7 +33,7 @@ class FiniteWatch:
     """Looks at each loss and gradient: at once, or, so as not to wait for a GPU, when told to.
 
     Args:
-        loss_of: of a row alone, or nothing where it cannot be computed.
+        loss_of: computes the loss of one row.
         output_dir: for `non_finite.json`.
         at_once: before the weights are stepped along a gradient; later, no row's own loss is a number any more.
         detect_anomalies: name the first operation whose gradient is no number.
@@ -42,7 +41,7 @@ class FiniteWatch:
 
     def __init__(
         self,
-        loss_of: Callable[[int], torch.Tensor] | None,
+        loss_of: Callable[[int], torch.Tensor],
         output_dir: Path,
         *,
         at_once: bool = True,
@@ -54,8 +53,8 @@ class FiniteWatch:
 
     def add(self, what: str, value: torch.Tensor, rows: np.ndarray, progress: Progress) -> None:
         """Watch a loss or a norm of the update that comes after `progress`, on the global batch `rows`."""
-        value = value.full_tensor() if isinstance(value, DTensor) else value.detach()
-        self.watched.append(Watched(what, value, rows, progress.epoch + 1, progress.batch + 1, progress.step + 1))
+        update = (progress.epoch + 1, progress.batch + 1, progress.step + 1)
+        self.watched.append(Watched(what, value.detach(), rows, *update))
         if self.at_once:
             self.look()
 
@@ -71,8 +70,7 @@ class FiniteWatch:
 
     def _tell_of(self, bad: Watched) -> str:
         """What went wrong, in words; the rows whose own loss is no number are sought one by one."""
-        loss_of = self.loss_of if self.at_once else None
-        sick = [row for row in bad.rows.tolist() if loss_of and not loss_of(row).isfinite()]
+        sick = [row for row in bad.rows.tolist() if self.at_once and not self.loss_of(row).isfinite()]
         path = self.output_dir / NON_FINITE
         found = {"what": bad.what, "step": bad.step, "epoch": bad.epoch, "batch": bad.batch}
         write_whole(path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": sick}) + "\n")

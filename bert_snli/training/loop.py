@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
@@ -82,13 +81,12 @@ class TrainingLoop:
     progress: Progress
 
     def __post_init__(self):
-        recipe, sharded = self.recipe, self.accelerator.distributed_type == DistributedType.FSDP
+        recipe = self.recipe
         on_cpu = self.accelerator.device.type == "cpu"
         resumed = recipe.resume_from_checkpoint
         self.saved = Path(resumed) if resumed else None  # the newest checkpoint
-        # Of weights that are sharded, no process has enough to compute a loss alone.
         self.watch = FiniteWatch(
-            None if sharded else self._loss_of,
+            self._loss_of,
             Path(recipe.output_dir),
             at_once=on_cpu or recipe.detect_anomalies,
             detect_anomalies=recipe.detect_anomalies,
@@ -122,7 +120,7 @@ class TrainingLoop:
         passes = (self.pairs[piece] for piece in self.sampler)
         batches = self.sampler.global_batches()  # the short one may be anywhere
         self._begin_interval()
-        started = time.perf_counter()
+        self.clock = time.perf_counter()
         bar = tqdm(
             total=len(self.pairs),
             initial=sum(map(len, batches[: progress.batch])),
@@ -136,7 +134,6 @@ class TrainingLoop:
             self.interval_rows += len(rows)
             progress.batch += 1
             progress.step += 1
-            progress.seconds, started = progress.seconds + time.perf_counter() - started, time.perf_counter()
             bar.update(len(rows))
             ended = progress.batch == len(batches) or progress.step == total
             if ended or progress.step % recipe.logging_steps == 0:
@@ -148,6 +145,11 @@ class TrainingLoop:
                 bar.close()
                 self._stop(signum)
         bar.close()
+
+    def _add_seconds(self) -> None:
+        """Add the time since the last call to the training time. Call it when the device has finished its work."""
+        now = time.perf_counter()
+        self.progress.seconds, self.clock = self.progress.seconds + now - self.clock, now
 
     def _begin_interval(self) -> None:
         """Begin to sum up for the next line of metrics; go on with the sums that a checkpoint holds."""
@@ -163,7 +165,8 @@ class TrainingLoop:
         """Write a line of metrics on the updates since the last; returns the figures of their batches."""
         self.watch.look()
         progress = self.progress
-        sums: list[float] = self.accelerator.reduce(self.interval, "sum").tolist()
+        sums: list[float] = self.accelerator.reduce(self.interval, "sum").tolist()  # waits for the device
+        self._add_seconds()
         progress.totals = [a + b for a, b in zip(progress.totals or [0.0] * len(sums), sums, strict=True)]
         figures = self.objective.figures(sums)
         self._log(
@@ -185,11 +188,9 @@ class TrainingLoop:
         if self.saved is not None and self.saved.name == f"checkpoint-{self.progress.step}":
             return self.saved
         self.watch.look()
-        standing = replace(
-            self.progress,
-            scheduler=self.scheduler.state_dict(),
-            interval=self.accelerator.gather(self.interval[None]).tolist(),
-        )
+        interval = self.accelerator.gather(self.interval[None]).tolist()  # waits for the device
+        self._add_seconds()
+        standing = replace(self.progress, scheduler=self.scheduler.state_dict(), interval=interval)
         if self.accelerator.is_main_process:  # what the checkpoint takes as said must be on the disk with it
             flush_to_disk(Path(self.recipe.output_dir) / METRICS)
             for tracker in self.accelerator.trackers:
@@ -197,6 +198,7 @@ class TrainingLoop:
                     tracker.writer.flush()
         output_dir = Path(self.recipe.output_dir)
         self.saved = save_checkpoint(self.accelerator, standing, output_dir, self.recipe.save_total_limit)
+        self.clock = time.perf_counter()  # the time of saving is not training time
         return self.saved
 
     def _stop(self, signum: int) -> None:
@@ -223,8 +225,9 @@ class TrainingLoop:
         if accelerator.scaler is None:  # for fp16, an overflow is what its scaler is there for
             self.watch.add("gradient", self.grad_norm, rows, self.progress)
         self.optimizer.step()
-        if not accelerator.optimizer_step_was_skipped:  # the gradient overflowed in fp16
-            self.scheduler.step()
+        # Also after an fp16 overflow, when the optimizer skips the update: to know of it, the host would have to wait
+        # for the GPU. So the learning rate depends on the number of the update only.
+        self.scheduler.step()
         self.optimizer.zero_grad()
         return seen
 

@@ -230,7 +230,7 @@ class FinetuneRecipe(TrainingRecipe):
     )
     torch_compile: bool = option(
         False,
-        "Compile the model, for each multiple of 8 that batches are then padded to; for GPUs.",
+        "Compile the model with torch.compile, one graph for all batch shapes. Intended for GPUs.",
     )
     eval_split: str = option(
         "validation", "Split evaluated after each epoch; the book uses 'test'.", ("validation", "test")
@@ -246,9 +246,8 @@ class FinetuneRecipe(TrainingRecipe):
         if not self.push_to_hub and (self.hub_model_id or self.hub_private_repo):
             name = "hub_model_id" if self.hub_model_id else "hub_private_repo"
             raise BertSnliError(f"--{name}: goes with --push_to_hub; add that, or leave this out")
-        for name in ("pad_to_max_length", "torch_compile"):
-            if self.train_batch_tokens and getattr(self, name):
-                raise BertSnliError(f"--train_batch_tokens: does not go with --{name}, which changes a batch's length")
+        if self.train_batch_tokens and self.pad_to_max_length:
+            raise BertSnliError("--train_batch_tokens: cannot be combined with --pad_to_max_length; remove one of them")
 
 
 def recipe_arguments(path: Path, recipe_class: type[TrainingRecipe], command: str) -> list[str]:

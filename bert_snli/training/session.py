@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, parse_flag_from_env, set_seed
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
@@ -44,7 +44,9 @@ from bert_snli.training.record import RUN, TRAINER_STATE, describe_origin, read_
 from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_report
 
 RECIPE_FILE, RESULTS = "recipe.yaml", "train_results.json"
-UNSUPPORTED = ("DEEPSPEED", "MEGATRON_LM")
+UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process holds all weights
+# Processes wait for each other while the first one encodes the data, which may take longer than NCCL's 10 minutes.
+TIMEOUT = timedelta(hours=6)
 Recipe = TypeVar("Recipe", bound=TrainingRecipe)
 
 
@@ -106,23 +108,26 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
     """
     for name in UNSUPPORTED:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
-            raise BertSnliError(f"accelerate's {name} is not supported; use MULTI_GPU, or FSDP of version 2")
-    if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
-        raise BertSnliError("accelerate's FSDP is supported in version 2 only; set fsdp_version: 2")
+            raise BertSnliError(f"accelerate's {name} is not supported; use distributed_type: MULTI_GPU")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu))
-    # After its first step PyTorch puts gradients into another order, and gloo adds those of more than two processes up
-    # in another one: a resumed run would begin anew with the first. It does not where it looks for unused ones.
-    keeps_order = on_cpu and PartialState().num_processes > 2
+    recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu, timeout=TIMEOUT))
+    # After the first update DDP reorders the gradients in its buckets, which changes the order in which those of more
+    # than two processes are added; a resumed run would start with the first order again. DDP keeps the order when it
+    # looks for unused parameters.
+    keeps_order = PartialState().num_processes > 2
     accelerator = Accelerator(
         mixed_precision=precision.name,
         cpu=on_cpu,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=keeps_order)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                find_unused_parameters=keeps_order,
+                broadcast_buffers=False,  # the buffers are equal in all processes
+                gradient_as_bucket_view=True,
+            )
+        ],
     )
-    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
-        raise BertSnliError("accelerate's FSDP needs GPUs, and there are none; use accelerate_config.yaml")
     return accelerator, recipe, precision
 
 
@@ -191,12 +196,15 @@ def prepare_training(
         model.follow(optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress()
-    means = {**recipe.means(), "num_processes": accelerator.num_processes}
+    machine = {"num_processes": accelerator.num_processes, "num_gpus": torch.cuda.device_count()}
+    means = {**recipe.means(), **machine}
     if recipe.resume_from_checkpoint:
         checkpoint = Path(recipe.resume_from_checkpoint)
         progress = load_checkpoint(accelerator, checkpoint, recipe.to_resume_with(), data)
         scheduler.load_state_dict(progress.scheduler)
         other = [name for name, value in means.items() if progress.means.get(name) != value]
+        if machine.keys() & set(other):  # the checkpoint's random states do not fit
+            set_seed((recipe.seed + progress.step) % 2**32, device_specific=True)
         then, now = (", ".join(f"{name} {of[name]}" for name in other) for of in (progress.means, means))
         shorter = {"num_train_epochs", "max_steps"} & set(other)
         if shorter and num_updates(recipe, batches_per_epoch) <= progress.step:

@@ -13,15 +13,18 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """A context in which SIGTERM and SIGINT are wishes to stop after the running update; a second SIGINT stops at once.
+    """A context that turns SIGTERM and SIGINT into requests to stop after an update; a second SIGINT stops at once.
 
-    Signals come to one process or to all, and not at one time; the processes agree on the update.
+    Signals reach one process or all, at different times. The processes agree on the update after which they stop. They
+    exchange their signals in the background while the next update runs, so several processes stop one update later
+    than one process does.
     """
 
     def __init__(self, num_processes: int):
         self.signum = 0
-        # Of its own, in the processors' memory: a GPU is not waited for.
+        # A gloo group exchanges signals in CPU memory, so that no process waits for its GPU.
         self.group = dist.new_group(backend="gloo") if num_processes > 1 else None
+        self.exchange: tuple[dist.Work, torch.Tensor] | None = None  # the running one
 
     def __enter__(self) -> StopRequest:
         self.before = {}
@@ -30,7 +33,9 @@ class StopRequest:
             self.before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
+        if self.exchange is not None and error_type is None:
+            self.exchange[0].wait()
         if self.signum and self.group is not None:
             return  # the launcher ends whoever has not left when the first does: who is on the way out, leaves in peace
         for number, handler in self.before.items():
@@ -42,9 +47,19 @@ class StopRequest:
         self.signum = signum
 
     def agreed(self) -> int:
-        """The signal that any process has had by now, or 0; the same in all, which all must ask."""
+        """Return the signal that any process had received before the previous call, or 0. All processes must call.
+
+        One process gets its own signal at once.
+        """
         if self.group is None:
             return self.signum
-        told = torch.tensor(self.signum)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.group)
-        return int(told)
+        if self.exchange is not None:
+            work, received = self.exchange
+            self.exchange = None
+            work.wait()
+            if received.item():
+                return int(received.item())
+        received = torch.tensor(self.signum)
+        work = dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self.exchange = work, received
+        return 0
