@@ -280,7 +280,7 @@ def trained_module(
         if recipe.weight_decay == 0 or recipe.optim.startswith("adamw"):  # Adam's is no mere factor
             trained.train_rows(torch.from_numpy(distinct_ids(train).astype(np.int64)))
     if recipe.torch_compile:
-        trained.compile(dynamic=True)  # one graph for batches of any size and length
+        trained.compile(dynamic=True)  # not a graph for each size and length of a batch
     return trained
 
 

@@ -1,4 +1,4 @@
-"""The CUDA branches of training, evaluation and prediction, on fake tensors: devices, dtypes and host synchronisation."""
+"""The CUDA branches of training, evaluation and prediction, on fake tensors: devices, dtypes, host synchronisation."""
 
 from __future__ import annotations
 

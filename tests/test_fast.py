@@ -238,22 +238,30 @@ def test_dropout_follows_the_seed_and_is_nothing_in_evaluation():
     assert dropped(x.bfloat16(), 0.3, True).dtype == torch.bfloat16
 
 
+def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], names: list[str]) -> float:
+    """Norm of the difference over all tensors, divided by the norm of `expected`."""
+    error = torch.cat([(found[name] - expected[name]).flatten() for name in names]).norm()
+    return float(error / torch.cat([expected[name].flatten() for name in names]).norm())
+
+
 @pytest.mark.parametrize("head", ["pooler", "matching"])
-def test_the_fast_forward_in_bf16_is_near(head):
+def test_fast_forward_in_bf16_is_as_near_to_float64_as_the_model(head: str):
+    """Both round operands and results of all products; the fast one also rounds the sums between blocks.
+
+    So its error is at most about twice as large. It is taken over the whole gradient: that of single parameters is a
+    difference of nearly equal numbers, of which bf16 leaves nothing.
+    """
     model = classifier(**WIDER, classifier_head=head)
     inputs = batch(32, 20, padded=True)
-    expected = logits_and_gradients(model, inputs)
-    modules = {"fast": FastClassifier(model), "plain": copy.deepcopy(model)}
+    expected = logits_and_gradients(copy.deepcopy(model).double(), inputs)
+    gradients = [name for name in expected if name != "logits"]
     errors = {}
-    for which, module in modules.items():
+    for which, module in {"fast": FastClassifier(model), "plain": copy.deepcopy(model)}.items():
         module.forward = torch.autocast("cpu", torch.bfloat16)(module.forward)
-        errors[which] = {
-            name: float((value.float() - expected[name]).norm() / expected[name].norm())
-            for name, value in logits_and_gradients(module, inputs).items()
-            if not name.endswith("key.bias")  # exactly 0, but for rounding
-        }
-    for name, error in errors["fast"].items():
-        assert error < 3 * errors["plain"][name] + 0.02, f"{name}: {error:.3f}, {errors['plain'][name]:.3f}"
+        found = logits_and_gradients(module, inputs)
+        errors[which] = [relative_error(found, expected, names) for names in (["logits"], gradients)]
+    for fast, plain in zip(errors["fast"], errors["plain"], strict=True):
+        assert fast < 2 * plain + 2**-8
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,21 @@ def test_the_chunked_cross_entropy_in_half_precision_is_near(kind: torch.dtype, 
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 
+def test_gradients_of_fp16_are_not_rounded_to_zero_before_the_loss_scale():
+    """All but one of 70,000 tokens have p - y of 1e-9, which fp16 cannot hold."""
+    linear, hidden = torch.nn.Linear(1, 70_000), torch.ones(1, 1, requires_grad=True)
+    with torch.no_grad():
+        linear.weight.fill_(1.0)
+        linear.bias.zero_()[0] = 20.0
+    label = torch.tensor([0])
+    plain = torch.nn.functional.cross_entropy(linear(hidden), label, reduction="sum")
+    (expected,) = torch.autograd.grad(plain, linear.weight)
+    with torch.autocast("cpu", torch.float16):
+        loss, _ = linear_cross_entropy(hidden, linear, label)
+    (found,) = torch.autograd.grad(loss, linear.weight)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+
+
 def test_the_loss_of_a_word_without_any_probability_is_finite():
     """A probability of e^-200 is 0 in fp32, its logarithm is not."""
     linear, hidden = torch.nn.Linear(1, 3), torch.tensor([[200.0]], requires_grad=True)

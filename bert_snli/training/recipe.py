@@ -230,7 +230,7 @@ class FinetuneRecipe(TrainingRecipe):
     )
     torch_compile: bool = option(
         False,
-        "Compile the model with torch.compile, one graph for all batch shapes. Intended for GPUs.",
+        "Compile the model with torch.compile, with dynamic batch shapes. Intended for GPUs.",
     )
     eval_split: str = option(
         "validation", "Split evaluated after each epoch; the book uses 'test'.", ("validation", "test")
