@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure  # not pyplot, which would switch a notebook's own figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(**options: Any) -> Figure:
+    """Make a figure. Matplotlib takes a second to import, so it is imported when a figure is needed."""
+    from matplotlib.figure import Figure  # pyplot would change the figures of a notebook
+
+    return Figure(**options)
 
 
 def plot_curve(entries: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
     """The book's figure (15.7): train loss, train and evaluation accuracy over epochs, as `curve.png` and `.svg`."""
     epochs = [entry for entry in entries if "eval_loss" in entry]
     x = [entry["epoch"] for entry in epochs]
-    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    figure = _figure(figsize=(5.5, 3.8), layout="constrained")
     axes = figure.subplots()
     series = (
         ("train loss", "train_loss", "-"),
@@ -40,7 +49,7 @@ def plot_curve(entries: Sequence[dict[str, Any]], eval_split: str, folder: Path)
 
 def plot_pretraining(entries: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
     """The book's figure (15.10): MLM and NSP loss over updates, as `curve.png` and `.svg`; evaluations as points."""
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    figure = _figure(figsize=(5.5, 5), layout="constrained")
     both_axes = figure.subplots(2, sharex=True)
     for axes, key, name in zip(both_axes, ("mlm_loss", "nsp_loss"), ("MLM loss", "NSP loss"), strict=True):
         for where, label, style in (("train", "train", "-"), ("eval", eval_split, "o--")):
@@ -63,7 +72,7 @@ def plot_pretraining(entries: Sequence[dict[str, Any]], eval_split: str, folder:
 
 def plot_course(entries: Sequence[dict[str, Any]], path: Path) -> None:
     """Learning rate, norm of the gradient and pairs per second over steps, from lines of `metrics.jsonl`."""
-    figure = Figure(figsize=(5.5, 5.6), layout="constrained")
+    figure = _figure(figsize=(5.5, 5.6), layout="constrained")
     series = {
         "learning_rate": "learning rate",
         "grad_norm": "norm of the gradient",
@@ -86,7 +95,7 @@ def plot_confusion_matrix(matrix: dict[str, dict[str, int]], title: str, path: P
     names = list(matrix)
     counts = np.array([[matrix[gold][predicted] for predicted in names] for gold in names])
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+    figure = _figure(figsize=(4.8, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names)
@@ -104,7 +113,7 @@ def plot_reliability(calibration: dict, path: Path) -> None:
     """Accuracy over confidence, the diagonal of a model that is as often right as it says, and how many pairs."""
     bins = calibration["bins"]
     confidence = [entry["confidence"] for entry in bins]
-    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    figure = _figure(figsize=(4.8, 4.6), layout="constrained")
     axes, counts = figure.subplots(2, height_ratios=(4, 1), sharex=True)
     axes.plot([0, 1], [0, 1], ":", color="gray", label="as sure as right")
     axes.plot(confidence, [entry["accuracy"] for entry in bins], marker="o", label="the model")
@@ -122,7 +131,7 @@ def plot_reliability(calibration: dict, path: Path) -> None:
 
 def plot_slices(slices: dict[str, list[dict]], accuracy: float, path: Path) -> None:
     """Accuracy of each slice with its 95 % interval, a panel for each way of slicing; the dotted line is the whole."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = _figure(figsize=(10, 3.4), layout="constrained")
     all_axes = figure.subplots(1, len(slices), sharey=True)
     for axes, (name, entries) in zip(all_axes, slices.items(), strict=True):
         shares = np.array([entry["accuracy"] for entry in entries])

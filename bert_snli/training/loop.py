@@ -95,9 +95,19 @@ class TrainingLoop:
     def run(self) -> None:
         """Train to the last epoch or `max_steps`, evaluating, saving and logging on the way.
 
+        The curve is drawn once, at the end or when a signal stops the run.
+
         Raises:
             Stopped: by a signal, after a checkpoint.
         """
+        try:
+            self._train()
+        except Stopped:
+            self._draw()
+            raise
+        self._draw()
+
+    def _train(self) -> None:
         total = num_updates(self.recipe, self.sampler.batches_per_epoch)
         with StopRequest(self.accelerator.num_processes) as request:
             # A checkpoint may have been written after an epoch's last update and before its evaluation.
@@ -265,11 +275,11 @@ class TrainingLoop:
             progress.kept = {"step": progress.step, **details}
             self.save_model()
         progress.epoch, progress.batch, progress.totals = progress.epoch + 1, 0, []
-        if self.accelerator.is_main_process:
-            self._draw()
 
     def _draw(self) -> None:
-        """The curve, and the history as other tools read it."""
+        """Draw the curve and write the history as other tools read it, if there has been an evaluation."""
+        if not self.accelerator.is_main_process or not self.progress.epochs:
+            return
         output_dir = Path(self.recipe.output_dir)
         entries = read_metrics(output_dir)
         self.plot(entries, self.eval_split, output_dir)

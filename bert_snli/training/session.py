@@ -274,7 +274,7 @@ def _begin_in(
     write_origin(output_dir, describe_origin(loop.recipe, progress.data, as_run(loop, precision)), progress.step)
     loop.recipe.save(output_dir / RECIPE_FILE)
     prepare_folder(output_dir)
-    for name in (REPORT, COURSE, CONFUSION, TRAINER_STATE, NON_FINITE):  # an earlier run's
+    for name in ("curve.png", "curve.svg", REPORT, COURSE, CONFUSION, TRAINER_STATE, NON_FINITE):  # an earlier run's
         (output_dir / name).unlink(missing_ok=True)
     _start_metrics(progress, output_dir / METRICS)
 
