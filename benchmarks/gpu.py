@@ -218,7 +218,6 @@ STAGES = [  # seconds are guesses for an H100
     Stage("losses", 20, partial(loss_curves, precisions=("no", "bf16", "fp16"))),
     Stage("bits", 30, bits),
     Stage("commands", 20, commands),
-    Stage("updates", 15, updates),
     Stage("small, d2l, fp32", 25, partial(peer, name=training.PEERS[0])),
     Stage("small, transformers, bf16", 20, partial(peer, name=training.PEERS[2])),
     *(Stage(f"small, {head}, bf16", 12, partial(ours, head=head, precision="bf16")) for head in HEADS),
@@ -232,6 +231,7 @@ STAGES = [  # seconds are guesses for an H100
         Stage(f"small, {head}, bf16, compiled", 40, partial(ours, head=head, precision="bf16", **COMPILED))
         for head in HEADS
     ),
+    Stage("updates", 15, updates),  # late, as a profiler may slow down what follows
     Stage("updates, compiled", 30, partial(updates, **COMPILED)),
     Stage("base, pooler, bf16, compiled", 60, partial(ours, head="pooler", precision="bf16", **BASE, **COMPILED)),
 ]

@@ -245,10 +245,18 @@ def gradients(run: Run) -> Iterator[Row]:
 
 
 def losses(run: Run, *, cpu: bool = False, **options) -> torch.Tensor:
-    """The losses of 30 updates without dropout."""
+    """The losses of 30 updates of a random classifier, without dropout."""
     release()
-    recipe = {"dropout": 0.0, "max_steps": 30, "warmup_steps": 0, "learning_rate": 5e-4}
-    loop = run.loop(cpu=cpu, train_batch_size=run.pick(256, 16), classifier_head="matching", **recipe, **options)
+    start = run.folder / "classifier"
+    if not start.exists():
+        model = run.classifier("matching")
+        with torch.no_grad():
+            for parameter in model.classifier.output.parameters():
+                parameter.mul_(0.25)  # with larger logits the losses of 30 updates would be chaotic
+        model.save_pretrained(start)
+        run.tokenizer.save_pretrained(start)
+    options |= {"dropout": 0.0, "max_steps": 30, "warmup_steps": 0, "learning_rate": 2e-5, "classifier_head": None}
+    loop = training.prepare_loop(str(start), run.data, cpu=cpu, train_batch_size=run.pick(256, 16), **options)
     passes = (loop.pairs[piece] for piece in loop.sampler)
     sums = [loop._update(passes, rows) for rows in loop.sampler.global_batches()[:30]]
     loss, _, pairs = torch.stack(sums).double().cpu().unbind(dim=1)
