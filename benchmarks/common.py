@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +20,84 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 SIZES = {  # d2l 15.7.1; the vocabulary of the book's checkpoints
     "small": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4},
     "base": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "tiny": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},  # for tests
 }
 VOCABULARY = 60_005
+UPDATES_AHEAD = 10  # that a GPU may have waiting
+# What d2l.torch 1.0.3 imports and the benchmarks do not use.
+UNUSED_BY_BENCHMARKS = (
+    "torchvision",
+    "PIL",
+    "pandas",
+    "requests",
+    "IPython",
+    "matplotlib",
+    "matplotlib_inline",
+    "scipy",
+    "scipy.spatial",
+)
 
 
 def import_d2l():
-    """The book's package, `pip install --no-deps d2l==1.0.3`, without what it imports and does not use here."""
-    import types
+    """Import the book's package, `pip install --no-deps d2l==1.0.3`.
 
-    for name in ("torchvision", "torchvision.transforms", "gym"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
-    from d2l import torch as d2l
+    A module of `UNUSED_BY_BENCHMARKS` that is not installed is replaced by an empty one while d2l is imported.
 
+    Raises:
+        ModuleNotFoundError: d2l is not installed.
+    """
+    stand_ins = []
+    for name in UNUSED_BY_BENCHMARKS:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            stand_in = types.ModuleType(name)
+            stand_in.__getattr__ = lambda attribute: None  # so that `from PIL import Image` works
+            sys.modules[name] = stand_in
+            stand_ins.append(name)
+    try:
+        from d2l import torch as d2l
+    finally:
+        for name in stand_ins:  # other libraries look for these modules to learn what is installed
+            del sys.modules[name]
     return d2l
 
 
-def make_start(folder: Path, data: str, size: str) -> None:
+def endless(batches: Iterable) -> Iterator:
+    """Iterate over `batches` again and again."""
+    while True:
+        yield from batches
+
+
+def measure(step: Callable[[], int], seconds: float, warm_up: int) -> dict[str, float]:
+    """Call `step`, which returns a number of examples, for at least `seconds`, after `warm_up` calls.
+
+    Returns:
+        `examples`, `seconds` and `examples_per_second`. On a GPU the time ends when all work is done.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    for _ in range(warm_up):
+        step()
+    if on_gpu:
+        torch.cuda.synchronize()
+    waiting: deque[torch.cuda.Event] = deque()
+    examples, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        examples += step()
+        if on_gpu:  # waiting for each call would slow it down; without a limit the host could be seconds ahead
+            waiting.append(torch.cuda.Event())
+            waiting[-1].record()
+            if len(waiting) > UPDATES_AHEAD:
+                waiting.popleft().synchronize()
+    if on_gpu:
+        torch.cuda.synchronize()
+    took = time.perf_counter() - begun
+    return {"examples": examples, "seconds": took, "examples_per_second": examples / took}
+
+
+def make_start(folder: Path, data: str, size: str, vocabulary: int = VOCABULARY) -> None:
     """A pretrained model of the book's shape in `folder`: random weights, the words of `data` and fillers."""
     import random
 
@@ -43,10 +108,10 @@ def make_start(folder: Path, data: str, size: str) -> None:
     pairs = load_snli(data, splits=["train"], text_source="parse").splits["train"]
     words = {word for name in ("premise", "hypothesis") for text in pairs[name] for word in text.lower().split()}
     special = [*SPECIAL_TOKENS.values()]
-    ordinary = sorted(words - set(special))[: VOCABULARY - len(special)]
-    ordinary += [f"filler{number}" for number in range(VOCABULARY - len(special) - len(ordinary))]
+    ordinary = sorted(words - set(special))[: vocabulary - len(special)]
+    ordinary += [f"filler{number}" for number in range(vocabulary - len(special) - len(ordinary))]
     random.Random(0).shuffle(ordinary)
-    D2LBertForPreTraining(D2LBertConfig(vocab_size=VOCABULARY, **SIZES[size])).save_pretrained(folder)
+    D2LBertForPreTraining(D2LBertConfig(vocab_size=vocabulary, **SIZES[size])).save_pretrained(folder)
     build_tokenizer(special + ordinary, model_max_length=512).save_pretrained(folder)
 
 

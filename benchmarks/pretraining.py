@@ -29,10 +29,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import SIZES, import_d2l, in_turns, machine, markdown, median, publish
+from benchmarks.common import SIZES, endless, import_d2l, in_turns, machine, markdown, measure, median, publish
 
 FIRST = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-SHAPES = {"first": FIRST, "small": SIZES["small"]}  # of the chapter's first form, and of bert.small
+SHAPES = {"first": FIRST, "small": SIZES["small"], "tiny": SIZES["tiny"]}  # "first": of the chapter's first form
 MAX_LENGTH, MIN_FREQ = 128, 5
 THEIRS, FP32, BF16 = "d2l 1.0.3", "bert-snli, fp32", "bert-snli, bf16"
 PRECISIONS = {FP32: "no", BF16: "bf16"}
@@ -96,7 +96,7 @@ def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, flo
         trainer.step()
         return len(batch[0])
 
-    return step, (batch for _ in cycle([None]) for batch in loader), took
+    return step, endless(loader), took
 
 
 def ours(data: str, size: str, batch_size: int, precision: str) -> tuple[Callable, Iterator, float]:
@@ -141,15 +141,8 @@ def work(name: str, data: str, size: str, batch_size: int, seconds: float) -> di
     prepare = book if name == THEIRS else partial(ours, precision=PRECISIONS[name])
     step, batches, prepared_in = prepare(data, size, batch_size)
 
-    def train_for(seconds: float) -> float:
-        """Pairs in a second."""
-        pairs, begun = 0, time.perf_counter()
-        while time.perf_counter() - begun < seconds:
-            pairs += step(next(batches))
-        return pairs / (time.perf_counter() - begun)
-
-    train_for(seconds / 2)
-    speed = train_for(seconds)
+    measure(lambda: step(next(batches)), seconds / 2, warm_up=1)
+    speed = measure(lambda: step(next(batches)), seconds, warm_up=0)["examples_per_second"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"pairs_per_second": speed, "preparation_seconds": prepared_in, "peak_bytes": peak}
 

@@ -8,10 +8,11 @@ fresh process, as its users run it; they take turns, and what counts is the medi
 after two batches to warm up (60 on a GPU): peers on random batches, `bert-snli` on ones spread evenly over all lengths.
 
 - `d2l`: its own `BERTModel`, `train_batch_ch13` and Adam, on pairs padded to 128 as the book's dataset class pads them
-  (which, like `BERTClassifier`, is in the book's text and not in the package). What it imports and does not use here,
-  torchvision and gym, is replaced by empty modules.
+  (which, like `BERTClassifier`, is in the book's text and not in the package). On a GPU the batches are assembled
+  there, as those of `bert-snli` are.
 - `transformers`: `BertForSequenceClassification` without the LayerNorm and the dropout of its embeddings, with which it
-  is the book's model (the weights are the same, and the logits compared), `DataCollatorWithPadding` and AdamW.
+  is the book's model (the weights are the same, and the logits compared), `DataCollatorWithPadding` and AdamW. On a
+  GPU worker processes assemble the batches.
 - `--ablation` adds `bert-snli` with one thing taken away, or added, at a time.
 """
 
@@ -19,30 +20,44 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import SIZES, VOCABULARY, import_d2l, in_turns, machine, make_start, markdown, median, publish
+from benchmarks.common import (
+    SIZES,
+    VOCABULARY,
+    endless,
+    import_d2l,
+    in_turns,
+    machine,
+    make_start,
+    markdown,
+    measure,
+    median,
+    publish,
+)
 
 MAX_LENGTH = 128
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+LOADER_WORKERS = 8
 PEERS = ("d2l 1.0.3", "transformers, fp32", "transformers, bf16")
 OURS = ("bert-snli, fp32", "bert-snli, bf16")
-# What is left out of, or added to, the default in fp32: options of finetune, or a name below.
-VARIANTS = {
-    "freed memory is given back": "give_back",
-    "whole word embedding trained": "all_words",
-    "words projected each time": "project_all",
-    "PyTorch's dropout": "slow_dropout",
-    "last block's keys and values projected": "project_last",
+# What is left out of, or added to, the default in fp32: arguments of `ours`.
+VARIANTS: dict[str, dict] = {
+    "freed memory is given back": {"variant": "give_back"},
+    "whole word embedding trained": {"variant": "all_words"},
+    "words projected each time": {"variant": "project_all"},
+    "PyTorch's dropout": {"variant": "slow_dropout"},
+    "last block's keys and values projected": {"variant": "project_last"},
     "model's own forward": {"fast_forward": False},
     "model's own forward, sdpa": {"fast_forward": False, "attn_implementation": "sdpa"},
     "random batches": {"train_sampling_strategy": "random"},
@@ -50,15 +65,17 @@ VARIANTS = {
     "AdamW, not fused": {"optim": "adamw_torch"},
     "attention by sdpa": {"attn_implementation": "sdpa"},
     "torch.compile": {"torch_compile": True},
+    "torch.compile, bf16": {"torch_compile": True, "precision": "bf16"},
 }
 
 
 def book(model: str, data: str, batch_size: int) -> tuple[Callable, Iterator]:
-    """The book's step, and its batches."""
+    """The book's step, which returns the size of its batch, and its batches."""
     import torch
     from torch import nn
 
     from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
+    from bert_snli.inference import load_config
 
     d2l = import_d2l()
 
@@ -71,20 +88,19 @@ def book(model: str, data: str, batch_size: int) -> tuple[Callable, Iterator]:
             tokens, segments, lengths = inputs
             return self.output(self.hidden(self.encoder(tokens, segments, lengths)[:, 0, :]))
 
-    shape = SIZES["base" if "base" in Path(model).name else "small"]
+    config = load_config(model)
     bert = d2l.BERTModel(
-        VOCABULARY,
-        num_hiddens=shape["hidden_size"],
-        ffn_num_hiddens=shape["intermediate_size"],
-        num_heads=shape["num_attention_heads"],
-        num_blks=shape["num_hidden_layers"],
+        config.vocab_size,
+        num_hiddens=config.hidden_size,
+        ffn_num_hiddens=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_blks=config.num_hidden_layers,
         dropout=0.1,
         max_len=512,
     )
     encoded, tokenizer = encode(model, data)
-    pairs = PaddedPairs(encoded, tokenizer.pad_token_id, pad_to_length=MAX_LENGTH)
     net, devices = BERTClassifier(bert), d2l.try_all_gpus() or [d2l.cpu()]
-    net.to(devices[0])
+    pairs = PaddedPairs(encoded, tokenizer.pad_token_id, pad_to_length=MAX_LENGTH, device=devices[0])
     loss = nn.CrossEntropyLoss(reduction="none")
 
     def inputs(batch: dict) -> tuple:
@@ -92,17 +108,19 @@ def book(model: str, data: str, batch_size: int) -> tuple[Callable, Iterator]:
 
     sampler = GlobalBatchSampler(encoded["length"], batch_size, seed=0, strategy="random")
     with torch.no_grad():  # the lazy layer takes its shape
-        net(tuple(part[:2].to(devices[0]) for part in inputs(pairs[next(iter(sampler))])[0]))
+        net(tuple(part[:2].cpu() for part in inputs(pairs[next(iter(sampler))])[0]))
+    net.to(devices[0])
     trainer = torch.optim.Adam(net.parameters(), lr=1e-4)
 
-    def step(batch: tuple) -> None:
+    def step(batch: tuple) -> int:
         d2l.train_batch_ch13(net, *batch, loss, trainer, devices)
+        return len(batch[1])
 
-    return step, (inputs(pairs[piece]) for piece in sampler)
+    return step, (inputs(pairs[piece]) for piece in endless(sampler))
 
 
 def plain(model: str, data: str, batch_size: int, *, bf16: bool) -> tuple[Callable, Iterator]:
-    """The loop of transformers' examples without Trainer, and its batches."""
+    """The loop of transformers' examples without Trainer: its step, as that of `book`, and its batches."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
@@ -118,8 +136,8 @@ def plain(model: str, data: str, batch_size: int, *, bf16: bool) -> tuple[Callab
     ours, _ = load_weights(model, config, D2LBertForSequenceClassification)
     theirs = BertForSequenceClassification(
         BertConfig(
-            vocab_size=VOCABULARY,
-            **SIZES["base" if "base" in Path(model).name else "small"],
+            vocab_size=config.vocab_size,
+            **{name: getattr(config, name) for name in SIZES["small"]},
             hidden_act="relu",
             layer_norm_eps=1e-5,
             num_labels=3,
@@ -129,26 +147,35 @@ def plain(model: str, data: str, batch_size: int, *, bf16: bool) -> tuple[Callab
     theirs.load_state_dict({hugging_name(name): value for name, value in ours.state_dict().items()}, strict=False)
     theirs.bert.embeddings.LayerNorm = theirs.bert.embeddings.dropout = torch.nn.Identity()
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.accelerator.is_available())
-    loader = DataLoader(
-        encoded.remove_columns("length"),
-        batch_size=batch_size,
-        shuffle=True,
-        collate_fn=DataCollatorWithPadding(tokenizer),
-    )
-    first = next(iter(loader))
-    few = {name: value[:8] for name, value in first.items() if name != "labels"}
+    rows, collate = encoded.remove_columns("length"), DataCollatorWithPadding(tokenizer)
+    options = loader_options(accelerator.device)
+    loader = DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=collate, **options)
+    few = collate([rows[number] for number in range(8)])
+    few.pop("labels")
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval()(**few).logits, ours.eval()(**few).logits, rtol=0, atol=1e-4)
     net, optimizer, loader = accelerator.prepare(
         theirs.train(), torch.optim.AdamW(theirs.parameters(), lr=5e-5), loader
     )
 
-    def step(batch: dict) -> None:
+    def step(batch: dict) -> int:
         accelerator.backward(net(**batch).loss)
         optimizer.step()
         optimizer.zero_grad()
+        return len(batch["input_ids"])
 
-    return step, iter(loader)
+    return step, endless(loader)
+
+
+def loader_options(device) -> dict:
+    """How the plain loop assembles its batches: in worker processes, if it trains on a GPU.
+
+    On a CPU that is 1 % of the time of an update of bert.small, and workers would take the cores from training.
+    """
+    if device.type != "cuda":
+        return {}
+    workers = min(LOADER_WORKERS, os.cpu_count() or 1)
+    return {"num_workers": workers, "pin_memory": True, "persistent_workers": True}
 
 
 def hugging_name(name: str) -> str:
@@ -167,18 +194,19 @@ def hugging_name(name: str) -> str:
     return name.replace(".output.", ".output.dense.") if parts[-2] == "output" else name
 
 
-def ours(model: str, data: str, batch_size: int, *, variant: str | dict | None = None, precision: str = "no"):
-    """The step of `bert-snli finetune`, and batches of all lengths."""
+def ours(
+    model: str, data: str, batch_size: int, *, variant: str | None = None, precision: str = "no", **options
+) -> tuple[Callable, Iterator]:
+    """The step of `bert-snli finetune`, as that of `book`, and batches of all lengths.
+
+    Args:
+        variant: the part that is left out.
+        options: of the recipe.
+    """
     import torch
-    from accelerate import Accelerator
 
-    from bert_snli import finetune
-    from bert_snli.data.pair_encoding import PairEncoder
     from bert_snli.fast import forward, machine
-    from bert_snli.inference import load_tokenizer
-    from bert_snli.labels import BOOK_LABELS
 
-    options = variant if isinstance(variant, dict) else {}
     if variant != "give_back":
         machine.keep_freed_memory()
     if variant == "project_all":
@@ -191,29 +219,49 @@ def ours(model: str, data: str, batch_size: int, *, variant: str | dict | None =
         )[:, :1]
     if variant == "all_words":
         forward.FastClassifier.train_rows = lambda self, used: None
+    loop = prepare_loop(model, data, train_batch_size=batch_size, mixed_precision=precision, **options)
+    return partial(update, loop), spread(loop, batch_size)
+
+
+def prepare_loop(model: str, data: str, *, cpu: bool = False, **options):
+    """The training loop of `bert-snli finetune`, prepared; `options` are those of the recipe."""
+    import torch
+    from accelerate import Accelerator
+
+    from bert_snli import finetune
+    from bert_snli.data.pair_encoding import PairEncoder
+    from bert_snli.inference import load_tokenizer
+    from bert_snli.labels import BOOK_LABELS
+
+    # The book's head by default, as the others have.
+    options = {"classifier_head": "pooler", "mixed_precision": "no", **options}
     recipe = finetune.FinetuneRecipe(
-        model_name_or_path=model,
-        dataset_name_or_path=data,
-        output_dir="unused",
-        train_batch_size=batch_size,
-        mixed_precision=precision,
-        classifier_head="pooler",  # the book's, as the others have
-        **options,
+        model_name_or_path=model, dataset_name_or_path=data, output_dir="unused", **options
     )
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu or not torch.accelerator.is_available())
     tokenizer = load_tokenizer(model)
     encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
     train, evaluation, _ = finetune.load_encoded(recipe, BOOK_LABELS, encoder)
     config = finetune.classifier_config(recipe)
     loop = finetune.prepare(recipe, accelerator, config, BOOK_LABELS, tokenizer, train, evaluation)
     loop.model.train()
-    pieces = sorted(loop.sampler, key=lambda piece: int(loop.pairs.lengths[piece.rows].sum()))
-    spread = cycle(pieces[offset + place] for offset in (0, 4, 2, 6) for place in range(0, len(pieces) - 7, 8))
+    return loop
 
-    def step(piece) -> None:
-        loop._update(iter([loop.pairs[piece]]), np.asarray(piece.rows))
 
-    return step, spread
+def update(loop, piece) -> int:
+    """Make one update of a loop that does not accumulate; returns the size of its batch."""
+    loop._update(iter([loop.pairs[piece]]), np.asarray(piece.rows))
+    return len(piece.rows)
+
+
+def spread(loop, batch_size: int) -> Iterator:
+    """Batches of the pairs of `loop`, endlessly; their lengths are spread evenly over those of all batches."""
+    from bert_snli.data.batching import GlobalBatchSampler
+
+    lengths = loop.pairs.lengths
+    sampler = GlobalBatchSampler(lengths, batch_size, seed=0, strategy=loop.recipe.train_sampling_strategy)
+    pieces = sorted(sampler, key=lambda piece: int(lengths[piece.rows].sum()))
+    return (pieces[int(number * GOLDEN_RATIO % 1 * len(pieces))] for number in count())
 
 
 def encode(model: str, data: str):
@@ -233,7 +281,7 @@ CONTENDERS: dict[str, Callable] = {
     PEERS[2]: partial(plain, bf16=True),
     OURS[0]: ours,
     OURS[1]: partial(ours, precision="bf16"),
-    **{name: partial(ours, variant=variant) for name, variant in VARIANTS.items()},
+    **{name: partial(ours, **options) for name, options in VARIANTS.items()},
 }
 
 
@@ -249,21 +297,9 @@ def work(name: str, model: str, data: str, batch_size: int, seconds: float) -> d
     step, batches = CONTENDERS[name](model, data, batch_size)
     on_gpu = torch.cuda.is_available()
     # The lengths of a compiled model's batches are all compiled first; others are warm after two.
-    for _ in range(60 if name == "torch.compile" or on_gpu else 2):
-        step(next(batches))
-    if on_gpu:
-        torch.cuda.synchronize()
-    examples, begun, took = 0, time.perf_counter(), 0.0
-    while took < seconds:
-        step(next(batches))
-        examples += batch_size
-        if not on_gpu:
-            took = time.perf_counter() - begun
-        elif examples % (50 * batch_size) == 0:  # waiting for each step would slow it down
-            torch.cuda.synchronize()
-            took = time.perf_counter() - begun
+    results = measure(lambda: step(next(batches)), seconds, 60 if on_gpu or "torch.compile" in name else 2)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"examples": examples, "seconds": took, "examples_per_second": examples / took, "peak_bytes": peak}
+    return {**results, "peak_bytes": peak}
 
 
 def main() -> None:
