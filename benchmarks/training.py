@@ -210,7 +210,7 @@ def ours(
     if variant != "give_back":
         machine.keep_freed_memory()
     if variant == "project_all":
-        forward.FEWEST_ROWS = sys.maxsize
+        forward.MIN_ROWS_TO_SHARE = sys.maxsize
     if variant == "slow_dropout":
         forward.dropped = torch.nn.functional.dropout
     if variant == "project_last":
