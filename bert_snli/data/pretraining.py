@@ -33,7 +33,7 @@ class SentenceEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.vocabulary = Vocabulary(tokenizer)
+        self.vocabulary = Vocabulary(tokenizer.get_vocab(), tokenizer.unk_token_id)
         self.vocabulary.update(dict.fromkeys(tokenizer.all_special_tokens, tokenizer.unk_token_id))
 
     def __call__(self, batch: Mapping[str, list[list[str]]]) -> dict[str, list]:
