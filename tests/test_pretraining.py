@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
@@ -49,6 +50,7 @@ from bert_snli.pretrain import evaluate, parse_recipe, pretrain
 from bert_snli.provenance import read_steps
 from bert_snli.tokenization import build_tokenizer
 from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.session import fingerprint
 from conversion.convert import convert
 from tests.book import BookBERT
 from tests.book_pretraining import mask_tokens, pretraining_loss, read_paragraphs, sentence_pairs
@@ -659,6 +661,41 @@ def test_a_run_is_resumed_with_the_words_it_began_with(wiki: Path, tmp_path: Pat
     text = (wiki / "wiki.train.tokens").read_text()
     (tmp_path / "wiki.train.tokens").write_text(text.replace(" dog", " zebra"), encoding="utf-8")
     assert "was made of other pairs, labels or words" in refused(again, capsys)
+
+
+def test_resume_is_refused_with_another_evaluation_set(wiki: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = tmp_path / "data"
+    shutil.copytree(wiki, data)
+    command = options(None, data, tmp_path / "run", "--max_steps", 4, "--save_steps", 2)
+    pretrain(parse_recipe(command))
+    words = "".join(reversed((data / "wiki.valid.tokens").read_text().splitlines(keepends=True)))
+    (data / "wiki.valid.tokens").write_text(words, encoding="utf-8")
+    again = ["pretrain", *command, "--resume_from_checkpoint", "auto"]
+    assert "was made of other pairs, labels or words" in refused(again, capsys)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("input_ids", [[3, 5, 4, 6, 4], [3, 6, 4, 5, 4]]),
+        ("token_type_ids", [[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]]),
+        ("length", [4, 6]),
+        ("labels", [0, 0]),
+    ],
+)
+def test_fingerprint_depends_on_every_column_of_the_pairs(column: str, values: list):
+    tokenizer = build_tokenizer([*SPECIALS, "a", "b"], model_max_length=9)
+    columns = {
+        "input_ids": [[3, 5, 4, 6, 4], [3, 5, 4, 5, 4]],
+        "token_type_ids": [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1]],
+        "length": [5, 5],
+        "labels": [1, 0],
+    }
+    known, other = (
+        fingerprint(tokenizer, MaskedPairs(pa.table(rows), tokenizer, seed=1).arrays())
+        for rows in (columns, {**columns, column: values})
+    )
+    assert known != other
 
 
 def test_a_vocabulary_with_rules_of_its_own_is_not_extended(book_weights, vocabulary, wiki, tmp_path: Path, capsys):
