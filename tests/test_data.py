@@ -10,8 +10,10 @@ import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,8 +21,10 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets.fingerprint import Hasher
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from bert_snli.data import sample
 from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs, Piece
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
+from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli, read_parse
 from bert_snli.data.sources import _extract_member
 from bert_snli.data.truncation import truncated_lengths
@@ -114,6 +118,25 @@ def test_sample_is_a_source():
     splits = load_snli("sample").splits
     assert len(splits["train"]) > 1000
     assert set(splits["train"]["label"]) == {0, 1, 2}
+
+
+def test_sample_of_another_version_of_the_generator_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither the folder whose name has no version, nor that of a changed generator."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+
+    def load(seed: int) -> list[tuple[str, str, str]]:
+        generate = partial(write_sample, num_pairs={"test": 30}, seed=seed)
+        monkeypatch.setattr(sample, "write_sample", generate)
+        return pairs_of(load_snli("sample", splits=["test"]).splits["test"])
+
+    unversioned = write_sample(tmp_path / "bert_snli" / "sample", num_pairs={"test": 30}, seed=1)
+    first = load(seed=0)
+    assert first != pairs_of(load_snli(str(unversioned), splits=["test"]).splits["test"])
+    assert load(seed=2) == first  # cached
+    changed = tmp_path / "sample.py"
+    changed.write_text(Path(sample.__file__).read_text() + "# a change\n")
+    monkeypatch.setattr(sample, "__file__", str(changed))
+    assert load(seed=2) != first
 
 
 def test_text_that_looks_like_a_missing_value_stays_text(tmp_path: Path):
