@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,12 +70,14 @@ def finished_folder(folder: Path, *, overwrite: bool = False, option: str = OUTP
     beside = folder if exists else folder.parent
     with writing_in(folder, option):
         beside.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=beside))
+        temporary = make_temporary_folder(beside)
     try:
         with writing_in(folder, option):
             yield temporary
-            _open_to_readers(temporary)
+            # `mkdir` applied the umask. Reading the umask itself means changing it for all threads for a moment.
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             for path in temporary.rglob("*"):
+                path.chmod(mode if path.is_dir() else mode & 0o666)  # safetensors creates its files with mode 0600
                 flush_to_disk(path)
             if exists:
                 for path in temporary.iterdir():
@@ -116,12 +120,11 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _open_to_readers(folder: Path) -> None:
-    """Give `folder` and all in it the rights that the user's umask gives; temporary ones are the owner's alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+def make_temporary_folder(parent: Path) -> Path:
+    """Make a folder with a unique name in `parent`, with the permissions that the umask allows, unlike `mkdtemp`."""
+    folder = parent / f".partial-{secrets.token_hex(8)}"
+    folder.mkdir()
+    return folder
 
 
 def make_output_dir(folder: Path) -> None:

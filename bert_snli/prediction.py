@@ -123,7 +123,7 @@ def _chunks(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
 
 def _encode(encoder: PairEncoder, pairs: Sequence[Pair]) -> pa.Table:
     premises, hypotheses = zip(*pairs, strict=True) if pairs else ((), ())
-    return encoder({"premise": premises, "hypothesis": hypotheses})
+    return encoder.encode(premises, hypotheses)
 
 
 def _encoded_ahead(

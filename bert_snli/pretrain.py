@@ -234,8 +234,9 @@ def prepare(
     """Optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
     model.to(accelerator.device)
     sampler = make_sampler(recipe, accelerator, train.lengths)
+    data = fingerprint(tokenizer, [*train.arrays(), *evaluation.arrays()])
     trained, optimizer, scheduler, progress = prepare_training(
-        recipe, accelerator, FastPreTraining(model), sampler.batches_per_epoch, fingerprint(tokenizer, [train.ids_N])
+        recipe, accelerator, FastPreTraining(model), sampler.batches_per_epoch, data
     )
     output_dir = Path(recipe.output_dir)
 

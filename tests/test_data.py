@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import re
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import DataCollatorWithPadding
+from datasets.fingerprint import Hasher
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from bert_snli.data import sample
 from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs, Piece
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
+from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli, read_parse
 from bert_snli.data.sources import _extract_member
 from bert_snli.data.truncation import truncated_lengths
@@ -110,6 +118,25 @@ def test_sample_is_a_source():
     splits = load_snli("sample").splits
     assert len(splits["train"]) > 1000
     assert set(splits["train"]["label"]) == {0, 1, 2}
+
+
+def test_sample_of_another_version_of_the_generator_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither the folder whose name has no version, nor that of a changed generator."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+
+    def load(seed: int) -> list[tuple[str, str, str]]:
+        generate = partial(write_sample, num_pairs={"test": 30}, seed=seed)
+        monkeypatch.setattr(sample, "write_sample", generate)
+        return pairs_of(load_snli("sample", splits=["test"]).splits["test"])
+
+    unversioned = write_sample(tmp_path / "bert_snli" / "sample", num_pairs={"test": 30}, seed=1)
+    first = load(seed=0)
+    assert first != pairs_of(load_snli(str(unversioned), splits=["test"]).splits["test"])
+    assert load(seed=2) == first  # cached
+    changed = tmp_path / "sample.py"
+    changed.write_text(Path(sample.__file__).read_text() + "# a change\n")
+    monkeypatch.setattr(sample, "__file__", str(changed))
+    assert load(seed=2) != first
 
 
 def test_text_that_looks_like_a_missing_value_stays_text(tmp_path: Path):
@@ -276,12 +303,90 @@ def test_numbers_are_stored_in_the_smallest_type_without_padding(corpus: Path):
         assert max(encoded["length"]) <= max_length
 
 
-def test_a_plain_map_gives_the_same(corpus: Path):
-    """As somebody would call it who only knows `datasets`."""
-    pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
-    encoder = PairEncoder(build_tokenizer([*SPECIALS, "man", "."], model_max_length=64), 32)
-    plain = pairs.map(encoder, batched=True, batch_size=7, remove_columns=pairs.column_names)
-    assert plain.to_dict() == encode_pairs(pairs, encoder).to_dict()
+LABELS = {
+    "numbers": [0, 1, 2, 0, 1],
+    "names": ["neutral", "entailment", "contradiction", "neutral", "neutral"],
+    "probabilities": [[0.25, 0.5, 0.25]] * 5,
+    "lists of several lengths": [[1], [1, 2], [0], [3, 4, 5], [2]],
+    "none": None,
+}
+
+
+def pairs_with(label: str) -> Dataset:
+    columns = {"premise": ["a b", "c", "a a a", "", "d"], "hypothesis": ["b", "c d", "a", "d", "a b c"]}
+    return Dataset.from_dict(columns | ({"label": LABELS[label]} if LABELS[label] else {}))
+
+
+def letters_encoder() -> PairEncoder:
+    return PairEncoder(build_tokenizer([*SPECIALS, *"abcd"], model_max_length=32), 16)
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("format_type", [None, "arrow", "numpy", "torch", "pandas"])
+def test_map_gives_the_same_rows_in_every_format(format_type: str | None, label: str):
+    pairs, encoder = pairs_with(label), letters_encoder()
+    encoded = pairs.with_format(format_type).map(encoder, batched=True, batch_size=2, remove_columns=pairs.column_names)
+    assert encoded.with_format(None).to_dict() == encode_pairs(pairs, encoder).to_dict()
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("format_type", [None, "arrow", "numpy", "torch", "pandas"])
+def test_map_gives_the_same_rows_for_a_stream_in_every_format(format_type: str | None, label: str):
+    pairs, encoder = pairs_with(label), letters_encoder()
+    stream = pairs.to_iterable_dataset().with_format(format_type)
+    encoded = stream.map(encoder, batched=True, batch_size=2, remove_columns=pairs.column_names)
+    rows = Dataset.from_list(list(encoded.with_format(None)))
+    assert rows.to_dict() == encode_pairs(pairs, encoder).to_dict()
+
+
+def test_encoder_is_safe_when_threads_share_the_tokenizer(corpus: Path):
+    """Eight threads encode, while another one calls the tokenizer with padding and truncation."""
+    pairs = load_snli(str(corpus), splits=["train"]).splits["train"]
+    words = sorted({word for text in pairs["premise"] for word in text.lower().rstrip(".").split()})
+    tokenizer = build_tokenizer([*SPECIALS, *words], model_max_length=64)
+    encoder = PairEncoder(tokenizer, 32)
+    batches = [(pairs["premise"][start : start + 37], pairs["hypothesis"][start : start + 37]) for start in range(200)]
+    expected = [encoder.encode(*batch) for batch in batches]
+    texts = pairs["premise"][:20]
+    padded = tokenizer(texts, padding=True, truncation=True, max_length=7)["input_ids"]
+    settings = tokenizer.backend_tokenizer.padding, tokenizer.backend_tokenizer.truncation
+    done = threading.Event()
+
+    def use_tokenizer() -> None:
+        while not done.is_set():
+            assert tokenizer(texts, padding=True, truncation=True, max_length=7)["input_ids"] == padded
+
+    with ThreadPoolExecutor(9) as threads:
+        other = threads.submit(use_tokenizer)
+        encoded = [threads.submit(encoder.encode, *batch) for batch in batches]
+        results = [future.result() for future in encoded]
+        done.set()
+        other.result()
+    assert results == expected
+    assert None not in settings
+    assert (tokenizer.backend_tokenizer.padding, tokenizer.backend_tokenizer.truncation) == settings
+
+
+@pytest.mark.parametrize("text_source", ["raw", "parse"])
+def test_encoder_hash_does_not_depend_on_earlier_calls(text_source: str):
+    def hash_of(tokenizer: PreTrainedTokenizerBase) -> str:
+        return Hasher.hash(PairEncoder(tokenizer, 32, text_source=text_source))
+
+    tokenizer = build_tokenizer([*SPECIALS, *"abcd"], model_max_length=64)
+    unused = hash_of(tokenizer)
+    tokenizer(["a b", "c"], padding=True, truncation=True, max_length=9)
+    assert hash_of(tokenizer) == unused
+    encoder = PairEncoder(tokenizer, 32, text_source=text_source)
+    encoder.encode(["a"], ["b"])
+    assert Hasher.hash(encoder) == unused
+    assert tokenizer.backend_tokenizer.padding and tokenizer.backend_tokenizer.truncation
+
+
+def test_unpickled_encoder_encodes_the_same():
+    encoder = letters_encoder()
+    again = pickle.loads(pickle.dumps(encoder))
+    assert again.encode(["a b x"], ["c"]) == encoder.encode(["a b x"], ["c"])
+    assert Hasher.hash(again) == Hasher.hash(encoder)
 
 
 @pytest.mark.parametrize("truncation", ["longest", "ratio", "only_first", "only_second"])
@@ -290,7 +395,7 @@ def test_ids_are_cut_as_the_lengths_say(truncation: str):
     pair = {"premise": ["a b c d e"], "hypothesis": ["f g h"]}
     p, h = (int(side[0]) for side in truncated_lengths(np.array([5]), np.array([3]), 6, truncation))
     expected = ["<cls>", *"abcde"[:p], "<sep>", *"fgh"[:h], "<sep>"]
-    ids = PairEncoder(tokenizer, 9, truncation)(pair)["input_ids"].to_pylist()[0]
+    ids = PairEncoder(tokenizer, 9, truncation)(pair)["input_ids"][0]
     assert tokenizer.convert_ids_to_tokens(ids) == expected
     assert (p, h) == {"longest": (3, 3), "ratio": (4, 2), "only_first": (3, 3), "only_second": (5, 1)}[truncation]
 
@@ -324,7 +429,7 @@ def test_leaves_are_looked_up_as_they_stand():
         ("raw", True, [3, 7, 8, 9, 4, 4, 0, 4]),
     ):
         tokenizer = build_tokenizer(vocabulary, model_max_length=16, do_lower_case=lower)
-        assert PairEncoder(tokenizer, 16, text_source=text_source)(pair)["input_ids"].to_pylist() == [expected]
+        assert PairEncoder(tokenizer, 16, text_source=text_source)(pair)["input_ids"] == [expected]
 
 
 def check_encoding(pairs: Dataset, leaves: Dataset, max_length: int, text_source: str) -> None:

@@ -162,7 +162,7 @@ def test_pairs_that_are_too_long_are_cut_as_in_training(
     pairs = LONG + PAIRS
     encoder = PairEncoder(nli.tokenizer, max_length or 36, truncation or "longest")
     assert encoder.budget % 2 or max_length == 15
-    table = encoder({"premise": [p for p, _ in pairs], "hypothesis": [h for _, h in pairs]})
+    table = encoder.encode([p for p, _ in pairs], [h for _, h in pairs])
     rows = [nli.preprocess([pair]) for pair in nli.encode(pairs, **options)]
     assert [row["input_ids"][0].tolist() for row in rows] == table["input_ids"].to_pylist()
     assert [row["token_type_ids"][0].tolist() for row in rows] == table["token_type_ids"].to_pylist()

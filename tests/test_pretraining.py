@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
@@ -38,7 +39,8 @@ from bert_snli.data.pretraining import (
     pair_up,
 )
 from bert_snli.data.sample import write_sample
-from bert_snli.data.text import Paragraphs, SentenceSplitter, count_words, open_text, split_sentences
+from bert_snli.data.text import Paragraphs, SentenceSplitter, _read_hub, count_words, open_text, split_sentences
+from bert_snli.errors import BertSnliError
 from bert_snli.fast import cross_entropy
 from bert_snli.fast.cross_entropy import linear_cross_entropy
 from bert_snli.fast.forward import FastPreTraining
@@ -48,6 +50,7 @@ from bert_snli.pretrain import evaluate, parse_recipe, pretrain
 from bert_snli.provenance import read_steps
 from bert_snli.tokenization import build_tokenizer
 from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.session import fingerprint
 from conversion.convert import convert
 from tests.book import BookBERT
 from tests.book_pretraining import mask_tokens, pretraining_loss, read_paragraphs, sentence_pairs
@@ -76,10 +79,10 @@ def lines(corpus: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def wiki(lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as WikiText-2's is, without its train split."""
+    """A folder as WikiText-2's is, without its test split."""
     folder = tmp_path_factory.mktemp("wiki")
-    (folder / "wiki.valid.tokens").write_text("".join(lines), encoding="utf-8")
-    (folder / "wiki.test.tokens").write_text("".join(lines[::-3]), encoding="utf-8")
+    (folder / "wiki.train.tokens").write_text("".join(lines), encoding="utf-8")
+    (folder / "wiki.valid.tokens").write_text("".join(lines[::-3]), encoding="utf-8")
     return folder
 
 
@@ -215,6 +218,61 @@ def test_texts_that_are_named_as_splits_are_splits(tmp_path: Path):
     assert (len(split.train), len(split.evaluation)) == (30, 30)
     assert split.train[0]["sentences"][0] == "train.txt is here"
     assert split.evaluation[0]["sentences"][0] == "dev.txt is here"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train.txt", "valid.txt", "dev.txt"], "both dev.txt and valid.txt are the validation split; keep one"),
+        (["train.md", "train.txt"], "both train.md and train.txt are the train split; keep one"),
+        (
+            ["valid.txt", "test.txt"],
+            "has test.txt, valid.txt but no train split; add the text to train on as train.txt",
+        ),
+        (["train.txt", "valid.txt", "notes.txt"], "train.txt is a split but notes.txt is none; name the text to train"),
+        (["notes.txt", "valid.txt"], "valid.txt is a split but notes.txt is none; name the text to train on train.txt"),
+        (["README.md", "LICENSE.txt"], "holds no text to train on (README and LICENSE files are not read); add it as"),
+        ([], "holds no text to train on (README and LICENSE files are not read); add it as train.txt"),
+        (["wiki.valid.tokens", "wiki.test.tokens"], "has wiki.valid.tokens, wiki.test.tokens but no train split; add"),
+    ],
+)
+def test_pretrain_refuses_a_folder_whose_train_split_is_unclear(
+    names: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        (tmp_path / "data" / name).write_text("one line . of two sentences . \n" * 30, encoding="utf-8")
+    command = ["pretrain", "--dataset_name_or_path", tmp_path / "data", "--output_dir", tmp_path / "run", *TINY]
+    assert f"{tmp_path / 'data'}: {message}" in refused([*command, "--max_steps", 1], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_documentation_in_a_folder_of_text_is_not_read(tmp_path: Path):
+    for name in ("README.md", "license.txt", "train.txt", "valid.txt"):
+        (tmp_path / name).write_text(f"{name} is here. And there is more.\n" * 3, encoding="utf-8")
+    splits = open_text(str(tmp_path), None, "raw").splits
+    assert {split: rows[0]["text"].split()[0] for split, rows in splits.items()} == {
+        "train": "train.txt",
+        "validation": "valid.txt",
+    }
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "valid.txt").rename(tmp_path / "book.txt")
+    assert len(open_text(str(tmp_path), None, "raw").splits["train"]) == 3
+    assert len(open_text(str(tmp_path / "README.md"), None, "raw").splits["train"]) == 3  # named by the user
+
+
+def test_readme_next_to_snli_is_not_taken_for_the_text(corpus: Path, tmp_path: Path):
+    for path in corpus.glob("*.jsonl"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "README.txt").write_text("SNLI is here. And there is more.\n", encoding="utf-8")
+    assert "premise" in open_text(str(tmp_path), None, "raw").splits["train"].column_names
+
+
+def test_dataset_without_a_train_split_is_refused(tmp_path: Path):
+    (tmp_path / "validation.txt").write_text("A dog runs. It sleeps.\n", encoding="utf-8")
+    (tmp_path / "test.txt").write_text("A cat runs. It sleeps.\n", encoding="utf-8")
+    with pytest.raises(BertSnliError, match="has no train split, only validation, test; choose a dataset that has one"):
+        _read_hub(str(tmp_path), None)
 
 
 def test_special_tokens_in_a_text_are_unknown_words(vocabulary: list[str]):
@@ -608,16 +666,51 @@ def test_the_best_epoch_is_kept_or_the_last(wiki: Path, tmp_path: Path):
 
 
 def test_a_run_is_resumed_with_the_words_it_began_with(wiki: Path, tmp_path: Path, capsys):
-    for name in ("wiki.valid.tokens", "wiki.test.tokens"):
+    for name in ("wiki.train.tokens", "wiki.valid.tokens"):
         shutil.copy(wiki / name, tmp_path)
     command = options(None, tmp_path, tmp_path / "run", "--max_steps", 4, "--save_steps", 2)
     pretrain(parse_recipe(command))
     again = ["pretrain", *command, "--resume_from_checkpoint", "auto"]
     assert "was made with --hidden_size 16, not 32" in refused([*again, "--hidden_size", "32"], capsys)
     assert "was made with --do_lower_case None, not False" in refused([*again, "--do_lower_case", "false"], capsys)
-    text = (wiki / "wiki.valid.tokens").read_text()
-    (tmp_path / "wiki.valid.tokens").write_text(text.replace(" dog", " zebra"), encoding="utf-8")
+    text = (wiki / "wiki.train.tokens").read_text()
+    (tmp_path / "wiki.train.tokens").write_text(text.replace(" dog", " zebra"), encoding="utf-8")
     assert "was made of other pairs, labels or words" in refused(again, capsys)
+
+
+def test_resume_is_refused_with_another_evaluation_set(wiki: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = tmp_path / "data"
+    shutil.copytree(wiki, data)
+    command = options(None, data, tmp_path / "run", "--max_steps", 4, "--save_steps", 2)
+    pretrain(parse_recipe(command))
+    words = "".join(reversed((data / "wiki.valid.tokens").read_text().splitlines(keepends=True)))
+    (data / "wiki.valid.tokens").write_text(words, encoding="utf-8")
+    again = ["pretrain", *command, "--resume_from_checkpoint", "auto"]
+    assert "was made of other pairs, labels or words" in refused(again, capsys)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("input_ids", [[3, 5, 4, 6, 4], [3, 6, 4, 5, 4]]),
+        ("token_type_ids", [[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]]),
+        ("length", [4, 6]),
+        ("labels", [0, 0]),
+    ],
+)
+def test_fingerprint_depends_on_every_column_of_the_pairs(column: str, values: list):
+    tokenizer = build_tokenizer([*SPECIALS, "a", "b"], model_max_length=9)
+    columns = {
+        "input_ids": [[3, 5, 4, 6, 4], [3, 5, 4, 5, 4]],
+        "token_type_ids": [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1]],
+        "length": [5, 5],
+        "labels": [1, 0],
+    }
+    known, other = (
+        fingerprint(tokenizer, MaskedPairs(pa.table(rows), tokenizer, seed=1).arrays())
+        for rows in (columns, {**columns, column: values})
+    )
+    assert known != other
 
 
 def test_a_vocabulary_with_rules_of_its_own_is_not_extended(book_weights, vocabulary, wiki, tmp_path: Path, capsys):

@@ -68,7 +68,7 @@ def test_the_tokens_are_those_that_the_model_reads_and_the_words_are_the_users(
     answer = answerer.answer(*pair, "gradient")
     read = [token for side in answer.sides.values() for token in side if token.kind != CUT]
     encoder = encoder_of(answerer.model.config, answerer.tokenizer)
-    row = encoder({"premise": [pair[0]], "hypothesis": [pair[1]]}).to_pylist()[0]
+    row = encoder.encode([pair[0]], [pair[1]]).to_pylist()[0]
     assert answerer.tokenizer.convert_tokens_to_ids([token.token for token in read]) == row["input_ids"]
     for text, side in zip(pair, answer.sides.values(), strict=True):
         words = [token for token in side if token.kind != SPECIAL]

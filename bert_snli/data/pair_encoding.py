@@ -5,10 +5,11 @@ The Rust tokenizer's own pair truncation is not used: on an odd budget it gives 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,22 +40,25 @@ class Sides(NamedTuple):
 
 
 class Vocabulary(dict[str, int]):
-    """Word → id, of the unknown token where there is none."""
+    """Maps a word to its id, and every other word to the id of the unknown token."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        # In the order of ids, which makes its hash the same in each process.
-        super().__init__(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-        self.unknown = tokenizer.unk_token_id
+    def __init__(self, ids: Mapping[str, int], unk_token_id: int):
+        # Sorted by id, so that the hash is the same in each process.
+        super().__init__(sorted(ids.items(), key=lambda item: item[1]))
+        self.unknown = unk_token_id
 
     def __missing__(self, word: str) -> int:
         return self.unknown
 
 
 class PairEncoder:
-    """A function for `Dataset.map(batched=True)`: premise, hypothesis → `input_ids`, `token_type_ids`, `length`.
+    """Encode the columns `premise` and `hypothesis` as `input_ids`, `token_type_ids` and `length`, without padding.
 
-    These take the place of all columns, but for `label`, which comes out as `labels`. Numbers are of the smallest type
-    that holds them, and nothing is padded. A streamed dataset needs `.with_format("arrow")` first.
+    A function for `map(batched=True)` of a `Dataset` or an `IterableDataset` in any format. A column `label` is
+    returned unchanged as `labels`. In Arrow format, numbers have the smallest type that holds them.
+
+    Several threads can use one encoder. It has its own copy of the tokenizer's Rust backend, so it neither changes the
+    tokenizer nor follows later changes of it.
 
     Args:
         tokenizer: of a converted folder.
@@ -80,19 +84,24 @@ class PairEncoder:
             check_truncation(truncation)
         if text_source not in TEXT_SOURCES:
             raise BertSnliError(f"--text_source {text_source}: choose one of {', '.join(TEXT_SOURCES)}")
-        self.tokenizer = tokenizer
+        self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.unk_token_id = tokenizer.unk_token_id
+        self.cls_token_id = tokenizer.cls_token_id
+        self.sep_token_id = tokenizer.sep_token_id
         self.truncation = truncation
         self.text_source = text_source
         self.ids_type = np.min_scalar_type(len(tokenizer) - 1)
         self.length_type = np.min_scalar_type(max_length)
-        self.lower_case = tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a"
+        self.lower_case = self.backend.normalizer.normalize_str("A") == "a"
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.tokenizer)
+        return Vocabulary(self.backend.get_vocab(), self.unk_token_id)
 
     def __getstate__(self) -> dict:
-        """Without what the tokenizer holds already: `datasets` hashes the rest, and in the same order always."""
+        """Leave out `vocabulary`, which `backend` holds already: the hash must not depend on earlier calls."""
         return {name: value for name, value in vars(self).items() if name != "vocabulary"}
 
     @property
@@ -106,54 +115,65 @@ class PairEncoder:
             }
         )
 
-    def __call__(self, batch: Mapping[str, Sequence[str]] | pa.Table) -> pa.Table:
-        if isinstance(batch["premise"], str):
-            raise BertSnliError("PairEncoder takes many pairs at once; give batched=True to Dataset.map")
-        premise, hypothesis = self._encode(batch["premise"]), self._encode(batch["hypothesis"])
+    def __call__(self, batch: Any) -> Any:
+        """Encode a batch of `map`: a table gives a table, a DataFrame a DataFrame, a mapping a dict of lists."""
+        premises, hypotheses = batch["premise"], batch["hypothesis"]
+        if isinstance(premises, str):
+            raise BertSnliError("PairEncoder: got one pair, not a batch; give batched=True to Dataset.map")
+        if isinstance(batch, pa.Table):
+            encoded = self.encode(premises.to_pylist(), hypotheses.to_pylist())
+            return encoded.append_column("labels", batch["label"]) if "label" in batch.column_names else encoded
+        columns = self.encode(premises, hypotheses).to_pydict()
+        if "label" in batch:
+            columns["labels"] = batch["label"]
+        return columns if isinstance(batch, Mapping) else type(batch)(columns)
+
+    def encode(self, premises: Sequence[str], hypotheses: Sequence[str]) -> pa.Table:
+        """Encode pairs of texts.
+
+        Returns:
+            A table with the columns of `features`.
+
+        Raises:
+            BertSnliError: a pair cannot be truncated to `max_length`, or a value is not valid text.
+        """
+        premise, hypothesis = self._encode(premises), self._encode(hypotheses)
         p, h = truncated_lengths(premise.lengths, hypothesis.lengths, self.budget, self.truncation)
         lengths = p + h + NUM_SPECIAL_TOKENS
         ends = np.cumsum(lengths)
         starts = ends - lengths
-        ids = np.full(lengths.sum(), self.tokenizer.sep_token_id, self.ids_type)
-        ids[starts] = self.tokenizer.cls_token_id
+        ids = np.full(lengths.sum(), self.sep_token_id, self.ids_type)
+        ids[starts] = self.cls_token_id
         ids[ranges(starts + 1, p)] = premise.ids[ranges(premise.starts, p)]
         ids[ranges(starts + p + 2, h)] = hypothesis.ids[ranges(hypothesis.starts, h)]
         segments = np.zeros(lengths.sum(), np.uint8)
         segments[ranges(starts + p + 2, h + 1)] = 1
         offsets = pa.array(np.append(0, ends), pa.int32())
-        columns = {
-            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
-            "token_type_ids": pa.ListArray.from_arrays(offsets, pa.array(segments)),
-            "length": pa.array(lengths.astype(self.length_type)),
-        }
-        names = batch.column_names if isinstance(batch, pa.Table) else batch
-        if "label" in names:
-            columns["labels"] = batch["label"]
-        return pa.table(columns)
+        return pa.table(
+            {
+                "input_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
+                "token_type_ids": pa.ListArray.from_arrays(offsets, pa.array(segments)),
+                "length": pa.array(lengths.astype(self.length_type)),
+            }
+        )
 
-    def _encode(self, texts: Sequence[str] | pa.ChunkedArray) -> Sides:
-        """Every different text once."""
-        texts = texts.to_pylist() if isinstance(texts, pa.ChunkedArray) else texts
+    def _encode(self, texts: Sequence[str]) -> Sides:
+        """Tokenize each distinct text once."""
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         if not all(map(is_text, places)):
             wrong = next(text for text in places if not is_text(text))
-            raise BertSnliError(f"{wrong!r:.80} is not a text that can be written as UTF-8; leave it out or mend it")
+            raise BertSnliError(f"{wrong!r:.80} is not a text that can be written as UTF-8; remove or correct the row")
         if self.text_source == "parse":
-            sequences = [text.lower().split() if self.lower_case else text.split() for text in places]
+            sequences: list[list] = [text.lower().split() if self.lower_case else text.split() for text in places]
             flat: Iterable[int] = map(self.vocabulary.__getitem__, chain.from_iterable(sequences))
         else:
-            sequences = self._tokenize(list(places))
+            encodings = self.backend.encode_batch_fast(list(places), add_special_tokens=False)
+            sequences = [encoding.ids for encoding in encodings]
             flat = chain.from_iterable(sequences)
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         ids = np.fromiter(flat, self.ids_type, lengths.sum())
         rows = np.fromiter(map(places.__getitem__, texts), np.int64, len(texts))
         return Sides(ids, (np.cumsum(lengths) - lengths)[rows], lengths[rows])
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_padding()  # an earlier call of the tokenizer may have left either on
-        backend.no_truncation()
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def encoder_of(

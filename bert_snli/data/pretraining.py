@@ -33,7 +33,7 @@ class SentenceEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.vocabulary = Vocabulary(tokenizer)
+        self.vocabulary = Vocabulary(tokenizer.get_vocab(), tokenizer.unk_token_id)
         self.vocabulary.update(dict.fromkeys(tokenizer.all_special_tokens, tokenizer.unk_token_id))
 
     def __call__(self, batch: Mapping[str, list[list[str]]]) -> dict[str, list]:
@@ -199,11 +199,16 @@ class MaskedPairs(PaddedPairs):
         self.seed = seed
         self.static_masks = static_masks
         self.ids_N = pairs["input_ids"].combine_chunks().flatten().to_numpy()
+        self.is_next_R = pairs["labels"].to_numpy()
         self.predictions_R = num_predictions(self.lengths)
         self.first_prediction_R = torch.from_numpy(np.cumsum(self.predictions_R) - self.predictions_R).to(device)
         self.counts_R = torch.from_numpy(self.predictions_R).to(device)
         self.drawn: int | None = None  # the epoch whose masks are there
         self.set_epoch(0)
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return all data of the pairs before masking: token ids, segments, lengths and next-sentence labels."""
+        return [self.ids_N, self.tokens["token_type_ids"].cpu().numpy(), self.lengths, self.is_next_R]
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the masks of the epoch, if they are not there."""

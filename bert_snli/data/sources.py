@@ -18,9 +18,9 @@ from typing import Any, Literal
 import datasets
 from datasets import Dataset, Features, Value, load_dataset
 
-from bert_snli.data.sample import write_sample
+from bert_snli.data import sample
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import looks_local
+from bert_snli.folders import looks_local, make_temporary_folder
 
 HUB_ID = "stanfordnlp/snli"
 SAMPLE = "sample"
@@ -176,12 +176,13 @@ def _extract_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInf
 
 
 def _sample_folder() -> Path:
-    """The generated corpus, written once."""
-    folder = _cache_folder() / SAMPLE
+    """Return the folder of the generated corpus, which is written once for each version of its generator."""
+    version = hashlib.sha256(Path(sample.__file__).read_bytes()).hexdigest()[:16]
+    folder = _cache_folder() / f"{SAMPLE}-{version}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-        write_sample(temporary)
+        temporary = make_temporary_folder(folder.parent)
+        sample.write_sample(temporary)
         try:
             os.rename(temporary, folder)
         except OSError:  # another process was faster

@@ -28,6 +28,7 @@ WIKI_FILES = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "
 # Files of text whose names say that they are splits, and of what.
 TEXT_SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "dev": "validation", "test": "test"}
 TEXT_FILES = (".txt", ".text", ".md")
+DOCUMENTATION = ("readme", "license", "licence", "copying", "notice", "changelog")  # file names in a folder of text
 SNLI_HEADER = "gold_label\t"
 HELD_OUT = 0.05  # of the paragraphs, where there is no other split to evaluate on
 SENTENCES = Features({"sentences": List(Value("string"))})
@@ -49,7 +50,7 @@ def open_text(name_or_path: str, config_name: str | None, text_source: str) -> T
     """Find text: a folder of WikiText, text files, a source of SNLI, or a dataset on the hub with a column `text`.
 
     Raises:
-        BertSnliError: nothing there, no text, or a `config_name` for what has none.
+        BertSnliError: nothing there, no text, no train split, or a `config_name` for what has none.
     """
     try:
         text = _open_local(name_or_path, text_source)
@@ -71,13 +72,17 @@ def _open_local(name_or_path: str, text_source: str) -> Text | None:
     path = Path(name_or_path)
     wiki = {split: path / name for split, name in WIKI_FILES.items() if (path / name).is_file()}
     if wiki:
+        _check_has_train(path, wiki, WIKI_FILES["train"])
         return Text({split: _read_lines([file], split) for split, file in wiki.items()}, name_or_path, tokenized=True)
     files = _text_files(path)
-    named = {TEXT_SPLITS.get(file.stem.lower(), ""): file for file in files}
-    if "train" in named and "" not in named:
-        return Text({split: _read_lines([file], split) for split, file in named.items()}, name_or_path, tokenized=False)
     if files:
-        return Text({"train": _read_lines(files, "train")}, name_or_path, tokenized=False)
+        splits = _group_by_split(path, files) if path.is_dir() else {"train": files}
+        read = {split: _read_lines(found, split) for split, found in splits.items()}
+        return Text(read, name_or_path, tokenized=False)
+    if path.is_dir() and not any(file.suffix in READERS and not _is_documentation(file) for file in path.rglob("*")):
+        raise BertSnliError(
+            f"{path}: holds no text to train on (README and LICENSE files are not read); add it as train.txt"
+        )
     is_file = path.exists() or path.suffix in {".zip", *READERS, *TEXT_FILES}
     if is_file or name_or_path in (SAMPLE, HUB_ID) or looks_local(name_or_path):
         splits = load_snli(name_or_path, splits=["train", "validation"], text_source=text_source).splits
@@ -85,9 +90,48 @@ def _open_local(name_or_path: str, text_source: str) -> Text | None:
     return None
 
 
+def _is_documentation(file: Path) -> bool:
+    return file.name.lower().partition(".")[0] in DOCUMENTATION
+
+
+def _check_has_train(folder: Path, splits: Mapping[str, Path], expected: str) -> None:
+    if "train" not in splits:
+        names = ", ".join(file.name for file in splits.values())
+        raise BertSnliError(f"{folder}: has {names} but no train split; add the text to train on as {expected}")
+
+
+def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Find the split of each file by its name. Files whose names are no splits are one text to train on.
+
+    Raises:
+        BertSnliError: two files of one split, only some names that are splits, or no train split.
+    """
+    splits: dict[str, Path] = {}
+    others = []
+    for file in files:
+        split = TEXT_SPLITS.get(file.stem.lower())
+        if split is None:
+            others.append(file)
+        elif split in splits:
+            raise BertSnliError(
+                f"{folder}: both {splits[split].name} and {file.name} are the {split} split; keep one of them"
+            )
+        else:
+            splits[split] = file
+    if not splits:
+        return {"train": others}
+    if others:
+        raise BertSnliError(
+            f"{folder}: {next(iter(splits.values())).name} is a split but {others[0].name} is none; name the text to "
+            "train on train.txt and move other files away"
+        )
+    _check_has_train(folder, splits, "train.txt")
+    return {split: [file] for split, file in splits.items()}
+
+
 def _text_files(path: Path) -> list[Path]:
     """The files of plain text that `path` is or holds; none where they are SNLI's."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in sorted(path.iterdir()) if not _is_documentation(file)] if path.is_dir() else [path]
     files = [file for file in files if file.suffix in TEXT_FILES and file.is_file() and not file.name.startswith(".")]
     for file in files:
         with file.open("rb") as opened:
@@ -120,6 +164,8 @@ def _read_hub(name: str, config_name: str | None) -> dict[str, Dataset]:
         ) from error
     if not isinstance(loaded, DatasetDict) or any("text" not in rows.column_names for rows in loaded.values()):
         raise BertSnliError(f"--dataset_name_or_path {name}: has no column 'text'; give a dataset of plain text")
+    if "train" not in loaded:
+        raise BertSnliError(f"{name}: has no train split, only {', '.join(loaded)}; choose a dataset that has one")
     return {split: rows.select_columns(["text"]) for split, rows in loaded.items()}
 
 
@@ -173,12 +219,12 @@ class Paragraphs:
 def split_sentences(text: Text, splitter: SentenceSplitter, *, num_proc: int | None = None) -> Paragraphs:
     """The paragraphs of `text`, in their order; a second run is read from the cache.
 
-    Trained on is `train`, or the first split that is there; evaluated on is the next one, or a twentieth held out.
+    Evaluation is on `validation`, else on `test`, else on the last twentieth of `train`, which is then held out.
 
     Raises:
         BertSnliError: there are too few.
     """
-    there = [name for name in WIKI_FILES if name in text.splits] or list(text.splits)
+    there = [name for name in WIKI_FILES if name in text.splits]
     split = {
         name: text.splits[name].map(
             splitter,

@@ -98,7 +98,7 @@ class Answerer:
         """The answer to one pair, with the tokens weighed in the way of `WEIGHTS` that is named."""
         check_pair(premise, hypothesis)
         with self._one_at_a_time:
-            row = self.encoder({"premise": [premise], "hypothesis": [hypothesis]}).to_pylist()[0]
+            row = self.encoder.encode([premise], [hypothesis]).to_pylist()[0]
             names = ("input_ids", "token_type_ids")
             inputs = {name: torch.tensor([row[name]], device=self.model.device) for name in names}
             weights_L = WEIGHTS[weights](self.model, inputs)
