@@ -124,7 +124,7 @@ def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
 
 
 def write_int8(graph: onnx.ModelProto, path: Path, *, per_channel: bool = True, reduce_range: bool = True) -> None:
-    """Write `graph` with 8-bit integers for the weights of matrix products and embeddings; the pooler stays.
+    """Write `graph` with 8-bit integers for the weights of matrix products and embeddings.
 
     Activations become integers as they are computed, on a scale of the batch's own. `reduce_range` leaves one bit of
     the weights unused: on processors without VNNI two products of eight bits do not fit into the sum of sixteen.

@@ -22,6 +22,7 @@ from bert_snli.fast.machine import pretraining_flops
 from bert_snli.folders import finished_folder
 from bert_snli.hub import forget_measurements
 from bert_snli.inference import batches_by_length, load_config, load_tokenizer, load_weights
+from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.provenance import read_steps, write_steps
@@ -218,6 +219,8 @@ def make_model(
         if len(tokenizer) != model.config.vocab_size:
             # Draws from a normal distribution with the known words' mean and covariance (Hewitt, 2021).
             model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    # A classifier that starts from these weights has the labels of SNLI.
+    model.config.id2label, model.config.label2id = dict(ID2LABEL), dict(LABEL2ID)
     model.set_attn_implementation(attention)
     return model
 

@@ -72,6 +72,8 @@ def read_geometry(checkpoint: Checkpoint, form: str, num_attention_heads: int | 
         _name_labels(config, num_labels(last))
     elif form == "classifier":
         _name_labels(config, num_labels("output.weight"))
+    else:  # a classifier that starts from these weights has the labels of SNLI
+        _name_labels(config, len(BOOK_LABELS))
     return config
 
 

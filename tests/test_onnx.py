@@ -136,7 +136,7 @@ def test_int8_is_smaller_and_close(both: tuple[Path, Path], tmp_path: Path, caps
     graph = onnx.load(target / ONNX_FILE).graph
     floats = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     assert not [tensor.name for tensor in floats if "word_embeddings" in tensor.name and len(tensor.dims) > 1]
-    in_head = 1 if load_config(str(target)).classifier_head == "pooler" else 2  # the pooler itself is in float64
+    in_head = {"pooler": 2, "mlp": 2, "matching": 3}[load_config(str(target)).classifier_head]
     assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 6 * 2 + in_head  # six in each layer
     by_torch, by_onnx = answers_of(tmp_path, both[0]), answers_of(tmp_path, target)
     scores = [[[*map(answer["scores"].get, ("entailment", "neutral"))] for answer in a] for a in (by_torch, by_onnx)]

@@ -27,6 +27,7 @@ from bert_snli.prediction import predict_pairs
 from bert_snli.tokenization import build_tokenizer
 from tests.conftest import SPECIALS
 from tests.elsewhere import run_elsewhere
+from tests.tolerances import rounding
 
 WORDS = "a the dog cat man woman is are n't sleeping running outside inside on in red ball . , '' `` it 's".split()
 PAIRS = [
@@ -49,6 +50,7 @@ SIZES = {
     "max_position_embeddings": 48,
     "initializer_range": 0.5,  # large enough for answers to differ
 }
+ROUNDING = rounding(D2LBertConfig(**SIZES))  # of a score too: the largest possible value is 1
 SCRIPT = """
 from transformers import pipeline
 
@@ -109,7 +111,7 @@ def ours(folder: Path, pairs: list[tuple[str, str]], **options) -> list[dict[str
 def assert_same_answers(found: list, expected: list[dict[str, float]]) -> None:
     assert len(found) == len(expected)
     for answer, by_label in zip(found, expected, strict=True):
-        assert scores(answer) == pytest.approx(by_label, abs=1e-6)
+        assert scores(answer) == pytest.approx(by_label, rel=0, abs=ROUNDING)
         assert list(scores(answer)) == list(by_label)  # the most probable first
 
 
@@ -148,7 +150,7 @@ def test_top_k_is_that_of_text_classification(nli: NLIPipeline, folder: Path):
         for found, theirs in zip(nli(PAIRS, **options), text_classification(texts, **options), strict=True):
             assert isinstance(found, type(theirs))
             found, theirs = ([answer] if isinstance(answer, dict) else answer for answer in (found, theirs))
-            assert scores(found) == pytest.approx(scores(theirs), abs=1e-6)
+            assert scores(found) == pytest.approx(scores(theirs), rel=0, abs=ROUNDING)
             assert list(scores(found)) == list(scores(theirs))
     assert open_nli(folder, top_k=2, batch_size=len(PAIRS))(PAIRS) == nli(PAIRS, top_k=2)
 
@@ -186,7 +188,7 @@ def test_a_key_pair_dataset_is_taken_as_other_pipelines_take_it(nli: NLIPipeline
     dataset = KeyPairDataset(Dataset.from_dict(columns), "premise", "hypothesis")
     answers = list(nli(dataset, num_workers=0, batch_size=2))
     for answer, expected in zip(answers, nli(PAIRS), strict=True):
-        assert answer == {"label": expected["label"], "score": pytest.approx(expected["score"], abs=1e-6)}
+        assert answer == {"label": expected["label"], "score": pytest.approx(expected["score"], rel=0, abs=ROUNDING)}
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])
@@ -315,14 +317,15 @@ def test_other_pipelines_open_our_folders(tmp_path: Path):
     model = D2LBertForSequenceClassification.from_pretrained(classifier).eval()
     with torch.no_grad():
         hidden = model.bert(**tokenizer("a dog is running", return_tensors="pt")).last_hidden_state
-    torch.testing.assert_close(torch.tensor(found["feature-extraction"]), hidden, rtol=0, atol=1e-5)
+    tolerance = ROUNDING * hidden.abs().max().item()
+    torch.testing.assert_close(torch.tensor(found["feature-extraction"]), hidden, rtol=0, atol=tolerance)
 
     # For `multi_label`, transformers takes the last label for the contradiction where entailment is the first.
     with torch.no_grad():
         logits = model(**tokenizer([texts[0]] * 2, ["a dog .", "a cat ."], padding=True, return_tensors="pt")).logits
     against_neutral = logits[:, [LABEL2ID["entailment"], LABEL2ID["neutral"]]].softmax(dim=-1)[:, 0].tolist()
     several = dict(zip(found["several labels"]["labels"], found["several labels"]["scores"], strict=True))
-    assert several == pytest.approx({"dog": against_neutral[0], "cat": against_neutral[1]}, abs=1e-5)
+    assert several == pytest.approx({"dog": against_neutral[0], "cat": against_neutral[1]}, rel=0, abs=ROUNDING)
 
     masked = D2LBertForMaskedLM.from_pretrained(pretrained).eval()
     inputs = tokenizer("a dog is <mask> .", return_tensors="pt")
@@ -330,4 +333,4 @@ def test_other_pipelines_open_our_folders(tmp_path: Path):
         logits = masked(**inputs).logits[0, inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)]
     best = logits.softmax(dim=-1).topk(3)
     assert [entry["token"] for entry in found["fill-mask"]] == best.indices.tolist()
-    assert [entry["score"] for entry in found["fill-mask"]] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert [entry["score"] for entry in found["fill-mask"]] == pytest.approx(best.values.tolist(), rel=0, abs=ROUNDING)

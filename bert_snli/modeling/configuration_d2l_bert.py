@@ -16,7 +16,7 @@ class D2LBertConfig(PreTrainedConfig):
     Names follow `BertConfig`. What is the book's own:
 
     - `hidden_act` is not here: the book's feed-forward network and its masked-language-model head use ReLU.
-    - `tie_word_embeddings` is false: the masked-language-model head has its own decoder weight.
+    - `tie_word_embeddings` is false and cannot be true: the masked-language-model head has its own decoder weight.
     - `classifier_head`: `"pooler"`, the pretrained `hidden` layer (Linear, tanh) under a fresh Linear, as section 15.7
       has it; or `"mlp"`, a fresh Dense(`classifier_hidden_size`, ReLU) under a Dense, as the chapter's first form had.
       `"matching"` is ours: two fresh layers on the pooled output, both sentences' mean states, their difference and
@@ -25,7 +25,8 @@ class D2LBertConfig(PreTrainedConfig):
     - special-token ids have no default: they come from the checkpoint's own vocabulary.
 
     Raises:
-        ValueError: `hidden_size` is not a multiple of `num_attention_heads`, or `classifier_head` is unknown.
+        ValueError: `hidden_size` is not a multiple of `num_attention_heads`, `classifier_head` is unknown, or
+            `tie_word_embeddings` is true.
     """
 
     model_type = "d2l_bert"
@@ -50,6 +51,19 @@ class D2LBertConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self._check_values()
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Build the configuration from a dictionary, as `PreTrainedConfig.from_dict`, and check it.
+
+        The base class sets most keyword arguments of `from_pretrained` as attributes, after `__post_init__`.
+        """
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._check_values()
+        return loaded
+
+    def _check_values(self) -> None:
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
@@ -58,4 +72,9 @@ class D2LBertConfig(PreTrainedConfig):
         if self.classifier_head not in CLASSIFIER_HEADS:
             raise ValueError(
                 f"classifier_head is {self.classifier_head!r}; choose one of {', '.join(CLASSIFIER_HEADS)}"
+            )
+        if self.tie_word_embeddings:
+            raise ValueError(
+                f"tie_word_embeddings is {self.tie_word_embeddings!r}, but the decoder has weights of its own; "
+                "set tie_word_embeddings to False"
             )

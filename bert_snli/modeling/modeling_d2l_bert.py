@@ -28,7 +28,8 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -42,6 +43,8 @@ AUTO_MAP = {
     "AutoModelForMaskedLM": "modeling_d2l_bert.D2LBertForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_d2l_bert.D2LBertForSequenceClassification",
 }
+# `transformers` adds `use_cache` to the keyword arguments if the configuration has it; `Trainer` sets it there.
+FORWARD_KWARGS = frozenset({*TransformersKwargs.__annotations__, "use_cache"})
 
 
 def eager_attention_forward(
@@ -80,22 +83,25 @@ class D2LBertEmbeddings(nn.Module):
         self,
         input_ids_BL: torch.Tensor | None,
         token_type_ids_BL: torch.Tensor | None,
+        position_ids_BL: torch.Tensor | None,
         inputs_embeds_BLD: torch.Tensor | None,
     ) -> torch.Tensor:
         if inputs_embeds_BLD is None:
             inputs_embeds_BLD = self.word_embeddings(input_ids_BL)
-        length = inputs_embeds_BLD.shape[1]
-        if length > self.position_embeddings.num_embeddings:
-            raise ValueError(
-                f"{length} positions, but the model has {self.position_embeddings.num_embeddings} "
-                "(max_position_embeddings); truncate the input"
-            )
+        if position_ids_BL is None:
+            length = inputs_embeds_BLD.shape[1]
+            if length > self.position_embeddings.num_embeddings:
+                raise ValueError(
+                    f"{length} positions, but the model has {self.position_embeddings.num_embeddings} "
+                    "(max_position_embeddings); truncate the input"
+                )
+            position_ids_BL = torch.arange(length, device=inputs_embeds_BLD.device)
         if token_type_ids_BL is None:
             token_type_ids_BL = torch.zeros(
                 inputs_embeds_BLD.shape[:2], dtype=torch.long, device=inputs_embeds_BLD.device
             )
         segments_BLD = self.token_type_embeddings(token_type_ids_BL)
-        return inputs_embeds_BLD + segments_BLD + self.position_embeddings.weight[:length]
+        return inputs_embeds_BLD + segments_BLD + self.position_embeddings(position_ids_BL)
 
 
 class D2LBertAttention(nn.Module):
@@ -167,25 +173,12 @@ class D2LBertEncoder(nn.Module):
         return BaseModelOutput(last_hidden_state=hidden_BLD)
 
 
-class D2LBertPoolerDense(nn.Linear):
-    """A Linear that takes its sums in float64 where it evaluates fp32 on a CPU.
-
-    tanh ends at 1, but the sums before it have D terms of either sign: rounded in fp32 they are the model's largest
-    error relative to its output. One small product a row costs next to nothing in float64.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.training or input.device.type != "cpu" or input.dtype != torch.float32:
-            return super().forward(input)
-        return nn.functional.linear(input.double(), self.weight.double(), self.bias.double()).float()
-
-
 class D2LBertPooler(nn.Module):
     """The book's `hidden`: Linear and tanh on the first position, `<cls>` (d2l 15.8.6)."""
 
     def __init__(self, config: D2LBertConfig):
         super().__init__()
-        self.dense = D2LBertPoolerDense(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.dense(hidden_BLD[:, 0]))
@@ -229,15 +222,18 @@ class D2LBertMatchingHead(nn.Module):
         attention_mask_BL: torch.Tensor | None,
         token_type_ids_BL: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Logits (B, C) of the encoder's states, and of what the pooler makes of the first.
+        """Compute the logits (B, C) from the pooled output and the states of the last block.
 
-        `<cls>` and `<sep>` count as words of their sentence; a sentence without any has a mean of 0.
+        `<cls>` and `<sep>` count as tokens of their sentence. A sentence without tokens has a mean of 0.
 
         Raises:
-            ValueError: a mask that is not (B, L).
+            ValueError: `token_type_ids_BL` is missing, or the mask is not (B, L).
         """
         if token_type_ids_BL is None:
-            token_type_ids_BL = torch.zeros(hidden_BLD.shape[:2], dtype=torch.long, device=hidden_BLD.device)
+            raise ValueError(
+                "token_type_ids: missing, but the matching head needs them to tell the two sentences apart; "
+                "pass those that tokenizer(premise, hypothesis) returns"
+            )
         within_B2L = torch.stack([token_type_ids_BL == sentence for sentence in range(2)], dim=1)
         if attention_mask_BL is not None:
             if attention_mask_BL.dim() != 2:
@@ -305,21 +301,27 @@ class D2LBertModel(D2LBertPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode `input_ids` (B, L): `last_hidden_state` (B, L, D) and `pooler_output` (B, D).
 
-        `attention_mask` (B, L) is 1 at tokens and 0 at padding; `token_type_ids` (B, L) is the book's `segments`.
+        `attention_mask` (B, L) is 1 at tokens and 0 at padding; `token_type_ids` (B, L) is the book's `segments`;
+        `position_ids` (B, L) is 0 to L - 1 by default.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`; more positions than the model has.
+            TypeError: a keyword argument that is neither here nor in `TransformersKwargs`.
         """
+        for name in kwargs:
+            if name not in FORWARD_KWARGS:
+                raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        embedded_BLD = self.embeddings(input_ids, token_type_ids, inputs_embeds)
+        embedded_BLD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=embedded_BLD, attention_mask=attention_mask)
-        hidden_BLD = self.encoder(embedded_BLD, mask, **kwargs).last_hidden_state
+        hidden_BLD = self.encoder(embedded_BLD, mask, position_ids=position_ids, **kwargs).last_hidden_state
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_BLD,
             pooler_output=self.pooler(hidden_BLD) if self.pooler is not None else None,
@@ -359,13 +361,16 @@ class D2LBertForPreTraining(D2LBertPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         next_sentence_label: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> D2LBertForPreTrainingOutput:
         """`labels` (B, L): ids to predict, −100 elsewhere. `next_sentence_label` (B,): 1 = is next, as in the book."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
+        outputs = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         prediction_BLV = self.lm_head(outputs.last_hidden_state)
         relationship_B2 = self.nsp_head(outputs.pooler_output)
         losses = []
@@ -405,12 +410,15 @@ class D2LBertForMaskedLM(D2LBertPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """`labels` (B, L): ids to predict, −100 where nothing is; `logits` (B, L, V)."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
+        outputs = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         logits_BLV = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
@@ -464,18 +472,21 @@ class D2LBertForSequenceClassification(D2LBertPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """`logits` (B, C); with `labels` also the loss that `config.problem_type` names.
 
         The matching head needs `token_type_ids` to tell the sentences apart, and an `attention_mask` of (B, L), if any.
 
         Raises:
-            ValueError: as `D2LBertModel`; a mask that the matching head cannot read.
+            ValueError: as `D2LBertModel`; the matching head gets no `token_type_ids` or a mask of another shape.
         """
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True, **kwargs)
+        outputs = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         hidden_BLD, pooled_BD = outputs.last_hidden_state, outputs.pooler_output
         if self.config.classifier_head == "matching":
             logits_BC = self.classifier(pooled_BD, hidden_BLD, attention_mask, token_type_ids)
