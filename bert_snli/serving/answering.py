@@ -71,7 +71,12 @@ WEIGHTS: dict[str, Callable[[D2LBertForSequenceClassification, dict[str, Tensor]
 
 
 class Answerer:
-    """A fine-tuned model that answers one question after the other, whichever thread asks.
+    """A fine-tuned model that answers the questions of all threads, one after the other.
+
+    A lock lets one request in at a time, because encoding changes settings of the tokenizer, which all threads share:
+    the Rust tokenizer raises "Already borrowed" when another thread is encoding meanwhile. The hooks that
+    `output_attentions` leaves on the model record only for the thread that asked for them. A prediction depends on the
+    weights and the pair alone.
 
     Raises:
         BertSnliError: no fine-tuned model of ours; called, a pair that cannot be answered.
@@ -87,7 +92,7 @@ class Answerer:
         self.predictor = Predictor(self.model, self.tokenizer)  # which also moves the model to its device
         self.encoder = self.predictor.encoder
         self.max_length = self.encoder.budget + NUM_SPECIAL_TOKENS
-        self._one_at_a_time = threading.Lock()  # the tokenizer's settings and the model's hooks are not for two
+        self._one_at_a_time = threading.Lock()
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
         """What `bert-snli predict` says."""
@@ -108,7 +113,7 @@ class Answerer:
             probabilities = self._probabilities(inputs)
             milliseconds = 1000 * (time.perf_counter() - start)
             sides, length = self._sides(premise, hypothesis, row["token_type_ids"].count(0) - 2, shares)
-        labelled = zip(self.model.config.id2label.values(), probabilities, strict=True)
+        labelled = zip(self.predictor.names, probabilities, strict=True)
         scores = dict(sorted(labelled, key=lambda item: -item[1]))
         return Answer(scores, milliseconds, sides, length, self.max_length)
 
