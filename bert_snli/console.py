@@ -16,9 +16,29 @@ UNEXPECTED, USER_ERROR = 1, 2
 BY_SIGNAL = 128  # and the signal's number, as the shell has it
 INTERRUPTED, BROKEN_PIPE = BY_SIGNAL + 2, BY_SIGNAL + 13
 LONGEST_MESSAGE = 1000
-LOST = re.compile("Connection (closed|reset) by peer|Broken pipe")  # as gloo says it
-# Which extra installs a library; all others are in "train".
-EXTRAS = {"gradio": "serve", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
+# gloo reports a lost connection as a plain RuntimeError with one of these texts.
+GLOO_LOST_CONNECTION = re.compile("Connection (closed|reset) by peer|Broken pipe")
+# NCCL errors that begin in this process. torch.distributed raises them as the same class as a lost connection.
+NCCL_LOCAL_FAULT = re.compile("ncclUnhandledCudaError|ncclInternalError|ncclInvalidArgument|ncclInvalidUsage")
+# The name under which a package is imported, and the extra in pyproject.toml that installs it.
+EXTRA_OF_IMPORT = {
+    "accelerate": "train",
+    "datasets": "train",
+    "evaluate": "train",
+    "matplotlib": "train",
+    "psutil": "train",
+    "pyarrow": "train",
+    "yaml": "train",
+    "sklearn": "train",
+    "scipy": "train",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "gradio": "serve",
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -46,7 +66,8 @@ def run(prog: str, command: Callable[[], None]) -> int:
         try:
             command()
         except ModuleNotFoundError as error:
-            say_what_is_missing(error)
+            raise_if_extra_is_missing(error)
+            raise
         sys.stdout.flush()
     except BertSnliError as error:
         sys.stderr.write(f"{prog}: error: {_one_line(str(error))}\n")
@@ -76,7 +97,7 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
     except Exception as error:
         if not _in_company():
             raise
-        if is_loss(error):
+        if is_lost_connection(error):
             sys.stderr.write(
                 f"{prog}: lost another process of this run; what became of it is said above or in its log\n"
             )
@@ -91,9 +112,15 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
     return code
 
 
-def is_loss(error: Exception) -> bool:
-    """Whether it says that another process of the group is gone."""
-    return isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
+def is_lost_connection(error: Exception) -> bool:
+    """Return whether `error` says that another process of the group has gone.
+
+    torch.distributed has classes for errors of NCCL, the network and the store. gloo raises plain RuntimeErrors.
+    """
+    distributed = sys.modules.get("torch.distributed")  # where it is not imported, no process group can be lost
+    if isinstance(error, getattr(distributed, "DistError", ())):
+        return not NCCL_LOCAL_FAULT.search(str(error))
+    return isinstance(error, RuntimeError) and bool(GLOO_LOST_CONNECTION.search(str(error)))
 
 
 def _in_company() -> bool:
@@ -129,12 +156,11 @@ def quiet_libraries() -> None:
             sys.modules["datasets"].disable_progress_bars()
 
 
-def say_what_is_missing(error: ModuleNotFoundError) -> NoReturn:
-    """Conversion needs little; what the other commands need besides are extras of the package.
+def raise_if_extra_is_missing(error: ModuleNotFoundError) -> None:
+    """Name the extra to install if the missing module is a package of one; return if it is anything else.
 
     Raises:
-        BertSnliError: always.
+        BertSnliError: a package of an extra is not installed.
     """
-    package = (error.name or "").partition(".")[0]
-    extra = EXTRAS.get(package, "train")
-    raise BertSnliError(f"{error.name} is not installed; pip install 'bert-snli[{extra}]'") from error
+    if extra := EXTRA_OF_IMPORT.get(error.name or ""):
+        raise BertSnliError(f"{error.name} is not installed; pip install 'bert-snli[{extra}]'") from error

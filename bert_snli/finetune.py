@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from bert_snli.console import say
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, distinct_ids, encode_pairs, flat_columns
 from bert_snli.data.snli import load_snli, load_train_file
@@ -54,6 +56,9 @@ from bert_snli.training.session import (
 
 PROG = "bert-snli finetune"
 RECIPE = FinetuneRecipe
+# `did_not_learn`: updates after which a model should have learned, and factors of the loss of a uniform guess.
+FEWEST_STEPS_TO_LEARN = 100
+MARGIN_OF_SHORT_RUN, MARGIN_OF_LONG_RUN = 10.0, 1.1
 DESCRIPTION = """\
 Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
 Without --config it follows recipes/default.yaml, whose values are the defaults below.
@@ -118,6 +123,9 @@ def finetune(recipe: FinetuneRecipe) -> dict:
 
     flops = training_flops(config, loop.pairs.lengths)
     results = run_loop(loop, prepare_folder, precision=precision, flops=flops, without_gold_label=num_dropped)
+    evidence = did_not_learn(results, [entry["train_loss"] for entry in loop.progress.epochs], evaluation["labels"])
+    if evidence and accelerator.is_main_process:
+        say(f"the model did not learn: {evidence}; lower --learning_rate")
     if recipe.push_to_hub and accelerator.is_main_process:
         accelerator.print(f"Pushed: {push_finished(recipe)}")
     return results
@@ -282,6 +290,29 @@ def trained_module(
     if recipe.torch_compile:
         trained.compile(dynamic=True)  # not a graph for each size and length of a batch
     return trained
+
+
+def did_not_learn(results: dict, train_losses: Sequence[float], eval_labels: Sequence[int]) -> str | None:
+    """Return what shows that the model learned nothing; None if nothing does.
+
+    A short run is judged by a very high loss alone: near its start, the loss may be above that of a uniform guess.
+
+    Args:
+        results: what `train_results.json` holds.
+        train_losses: of each epoch.
+        eval_labels: the gold labels that the model was evaluated on.
+    """
+    is_short = results["train_steps"] < FEWEST_STEPS_TO_LEARN
+    loss, uniform_loss = min(train_losses), math.log(len(ID2LABEL))
+    if loss > uniform_loss * (MARGIN_OF_SHORT_RUN if is_short else MARGIN_OF_LONG_RUN):
+        return f"the training loss is {loss:.4g}, that of a uniform guess is {uniform_loss:.4g}"
+    majority_share = np.bincount(eval_labels).max() / len(eval_labels)
+    if not is_short and results["eval_accuracy"] <= majority_share:
+        return (
+            f"{results['eval_split']} accuracy is {results['eval_accuracy']:.3f}, that of always predicting the most "
+            f"frequent label is {majority_share:.3f}"
+        )
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import finished_folder
-from bert_snli.inference import load_classifier, load_tokenizer
+from bert_snli.inference import causes_of, hub_failure, load_classifier, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import (
     CURVE,
     EVALUATIONS,
@@ -25,10 +24,12 @@ from bert_snli.model_card import (
     REPORT,
     START_CERTIFICATE,
     TRAIN_RESULTS,
+    is_pretraining_model,
     make_card,
     measured_elsewhere,
     where_it_is,
 )
+from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.provenance import PROVENANCE
 from conversion.card import GENERATED, card_text
 from conversion.certificate import CARD, CERTIFICATE, read_certificate, verify
@@ -89,14 +90,18 @@ def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str |
     A README.md that bert-snli did not make is the user's, and goes as it is.
 
     Raises:
-        BertSnliError: `folder` is not a model, or neither fine-tuned nor converted, or not as certified.
+        BertSnliError: `folder` is not a converted, pretrained or fine-tuned model, or not as certified.
     """
     check_repo_id(repo_id, "--repo_id")
     if not folder.is_dir():
-        raise BertSnliError(f"{folder}: no such folder; give one that bert-snli finetune or bert-snli convert wrote")
+        raise BertSnliError(f"{folder}: no such folder; give one that bert-snli convert, pretrain or finetune wrote")
     converted = (folder / CERTIFICATE).is_file() and not (folder / TRAIN_RESULTS).is_file()
     if converted:
         verify(folder)
+    elif is_pretraining_model(config := load_config(str(folder))):
+        _, missing = load_weights(str(folder), config, D2LBertForPreTraining)
+        if missing:
+            raise BertSnliError(f"{folder}: a pretrained model that lacks {min(missing)}; convert or pretrain it again")
     else:
         load_classifier(str(folder))
     load_tokenizer(str(folder))
@@ -231,19 +236,12 @@ def _reason(error: BaseException) -> str:
     """What went wrong: uploads wrap the error that says it, and one about the card says more than what it wraps."""
     if isinstance(error, ValueError) and not isinstance(error, HTTPError):
         return " ".join(str(error).split())
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    for link in chain:
-        if (response := getattr(link, "response", None)) is not None:
-            status = response.status_code
-            said = " ".join((getattr(link, "server_message", None) or "no reason given").split())
-            later = "; try again later" if status >= 500 else ""
-            return ANSWERS.get(status, f"the hub answered {status} ({said}){later}")
-    for link in chain:
-        if isinstance(link, (HTTPError, ConnectionError)):
-            address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-            return f"{address} cannot be reached, or broke off ({' '.join(str(link).split())}); try again"
+    causes = list(causes_of(error))
+    for cause in causes:
+        if (response := getattr(cause, "response", None)) is not None and response.status_code in ANSWERS:
+            return ANSWERS[response.status_code]
+    if (failure := hub_failure(causes)) is not None:
+        return failure
     return " ".join(str(error).split())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from bert_snli.data.batching import PaddedPairs, Piece
 from bert_snli.errors import BertSnliError
@@ -20,6 +23,7 @@ from bert_snli.fast.forward import FastClassifier
 from bert_snli.folders import looks_local
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from conversion.model_folder import CONFIG, TOKENIZER, WEIGHTS
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -43,12 +47,13 @@ def load_config(model_name_or_path: str) -> D2LBertConfig:
     if path.is_file() or (not path.is_dir() and looks_local(model_name_or_path)):
         what = "a file" if path.is_file() else "no such folder"
         raise BertSnliError(f"{model_name_or_path}: {what}; give {REMEDY}")
+    find_file(model_name_or_path, CONFIG)
     try:
         config_dict, _ = D2LBertConfig.get_config_dict(model_name_or_path)
     except (OSError, ValueError) as error:
         raise BertSnliError(
-            f"{model_name_or_path}: no model folder (with a config.json that can be read), and none of this name can "
-            f"be fetched from the hub; give {REMEDY}"
+            f"{model_name_or_path}: its {CONFIG} is damaged ({_first_line(error)}); convert, train or download the "
+            "model again"
         ) from error
     if config_dict.get("model_type") != MODEL_TYPE:
         raise BertSnliError(
@@ -62,17 +67,78 @@ def load_config(model_name_or_path: str) -> D2LBertConfig:
         raise BertSnliError(f"{model_name_or_path}/config.json: not the sizes of a model ({reason})") from error
 
 
+def find_file(model_name_or_path: str, filename: str) -> str:
+    """Return the path of one of a model's files. A file of a model on the Hub is downloaded, or found in the cache.
+
+    transformers tells the causes apart here; its `from_pretrained` reports most of them as a missing file.
+
+    Raises:
+        BertSnliError: the Hub cannot be reached or refuses, has no such model, or the model has no such file.
+    """
+    try:
+        path = cached_file(model_name_or_path, filename)
+    except (OSError, HTTPError) as error:
+        causes = list(causes_of(error))
+        if any(isinstance(cause, RepositoryNotFoundError | HFValidationError) for cause in causes):
+            problem = "no model folder of this name, and no model on the Hub that your token can read"
+        elif (failure := hub_failure(causes)) is not None:
+            raise BertSnliError(
+                f"{model_name_or_path}: no model folder of this name, and {failure}, or give {REMEDY}"
+            ) from error
+        elif error.__cause__ is None and getattr(error, "errno", None) is None:  # not an error of the file system
+            problem = f"has no {filename}"
+        else:
+            problem = _first_line(error)
+        raise BertSnliError(f"{model_name_or_path}: {problem}; give {REMEDY}") from error
+    if path is None:  # returned for config.json alone
+        raise BertSnliError(f"{model_name_or_path}: has no {filename}; give {REMEDY}")
+    return path
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and its causes, the first one last."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
+
+
+def hub_failure(causes: Sequence[BaseException]) -> str | None:
+    """Say how the Hub refused a request or could not be reached, and what to do; None if that is not the error."""
+    for cause in causes:
+        if (response := getattr(cause, "response", None)) is not None:
+            message = " ".join((getattr(cause, "server_message", None) or "no reason given").split())
+            remedy = "try again later" if response.status_code >= 500 else "check the name and your token"
+            return f"the Hub answered {response.status_code} ({message}); {remedy}"
+    if constants.HF_HUB_OFFLINE and any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+        return "the Hub cannot be reached (HF_HUB_OFFLINE is set); unset it"
+    for cause in causes:
+        if isinstance(cause, HTTPError | ConnectionError):
+            return (
+                f"the Hub at {constants.ENDPOINT} cannot be reached ({' '.join(str(cause).split())}); check the network"
+            )
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
     """The tokenizer that a model folder carries.
 
     Raises:
-        BertSnliError: it has none, or a damaged one.
+        BertSnliError: as `find_file`; tokenizer.json or tokenizer_config.json is damaged.
     """
+    find_file(model_name_or_path, TOKENIZER)
     try:
         return PreTrainedTokenizerFast.from_pretrained(model_name_or_path)
-    except Exception as error:  # the Rust reader raises bare Exception on a damaged tokenizer.json
+    except HTTPError as error:
+        raise BertSnliError(f"{model_name_or_path}: {hub_failure([error])}") from error
+    except Exception as error:  # the file is there; of a damaged one the Rust reader raises bare Exception
         raise BertSnliError(
-            f"{model_name_or_path}: no tokenizer.json that can be read; convert the checkpoint again"
+            f"{model_name_or_path}: its {TOKENIZER} is damaged ({type(error).__name__}: {_first_line(error)}); "
+            "convert, train or download the model again"
         ) from error
 
 
@@ -82,16 +148,17 @@ def load_weights(
     """A `model_class` with the weights of a folder, and the names of those it lacks, which start afresh.
 
     Raises:
-        BertSnliError: the weights are not there, damaged, or of other sizes.
+        BertSnliError: as `find_file`; the weights are damaged or of other sizes.
     """
+    if not Path(model_name_or_path).is_dir():
+        find_file(model_name_or_path, WEIGHTS)
     try:
         model, info = model_class.from_pretrained(
             model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
         raise BertSnliError(
-            f"{model_name_or_path}: its weights cannot be loaded ({reason}); get or convert the model again"
+            f"{model_name_or_path}: its weights cannot be loaded ({_first_line(error)}); get or convert the model again"
         ) from error
     return model, set(info["missing_keys"])
 
@@ -131,13 +198,18 @@ def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification
     return model.eval()
 
 
+def ordered_labels(config: D2LBertConfig) -> list[str]:
+    """Return the label names of `config` in the order of the logits. config.json may list them in any order."""
+    return [config.id2label[number] for number in range(config.num_labels)]
+
+
 def label_names(config: D2LBertConfig, where: str) -> list[str]:
     """The labels of a classifier in the order of its logits.
 
     Raises:
         BertSnliError: they are not those of natural language inference.
     """
-    names = [config.id2label[number].lower() for number in range(config.num_labels)]
+    names = [name.lower() for name in ordered_labels(config)]
     if set(names) != set(BOOK_LABELS):
         raise BertSnliError(
             f"{where}: its labels are {', '.join(names)}, not {', '.join(BOOK_LABELS)}; "

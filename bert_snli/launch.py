@@ -23,6 +23,8 @@ from bert_snli.errors import BertSnliError
 from bert_snli.training.recipe import TrainingRecipe
 from bert_snli.training.stopping import STOPPING
 
+# Environment variables that torchrun and `accelerate launch` set in each process that they start.
+LAUNCHED = {"WORLD_SIZE", "LOCAL_RANK"}
 # They tell of defaults that were taken and of signals that were passed on.
 CHATTY = (
     "accelerate.commands.launch",
@@ -57,10 +59,17 @@ def split_arguments(argv: Sequence[str], recipe_class: type[TrainingRecipe]) -> 
 def main(command: ModuleType, argv: Sequence[str]) -> int:
     """Train in this process, or launch as many as are asked for (by default one for each GPU).
 
+    A process that torchrun or `accelerate launch` started trains; it does not launch others.
+
     Args:
         command: `bert_snli.finetune` or `bert_snli.pretrain`.
     """
     launch, recipe = split_arguments(argv, command.RECIPE)
+    if LAUNCHED & os.environ.keys():
+        if launch:
+            message = f"{launch[0]}: this process was started by a launcher; give the option to the launcher"
+            return run(command.PROG, lambda: _refuse(message))
+        return command.main(recipe)
     if not launch and torch.cuda.device_count() > 1:
         launch = ["--num_processes", str(torch.cuda.device_count())]
     if launch in ([], ["--num_processes", "1"], ["--num_processes=1"]):
@@ -81,6 +90,10 @@ def _launch(launch: list[str], command: ModuleType, recipe: list[str]) -> None:
         args.multi_gpu, args.cpu = True, False
     if args.num_processes is not None and args.num_processes < 1:
         _refuse(f"--num_processes {args.num_processes}: give 1 or more")
+    no_number = args.config_file is None and args.num_processes is None  # Accelerate then takes the number of GPUs
+    if no_number and (args.multi_gpu or args.use_fsdp) and not torch.accelerator.is_available():
+        option = "--multi_gpu" if args.multi_gpu else "--use_fsdp"
+        _refuse(f"{option}: this machine has no GPU; add --num_processes N for N processes on the CPU")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it advises against what `open_accelerator` needs

@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned folder: what lies in it, put into `templates/model_card.md`."""
+"""The model card of a fine-tuned or pretrained folder: `templates/model_card.md` filled from the folder's files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from bert_snli.data.snli import HUB_ID
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_config
-from bert_snli.modeling import D2LBertConfig
+from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.nli_pipeline import TASK
 from bert_snli.modeling.pair_truncation import longest_pair
 from bert_snli.provenance import read_steps
@@ -32,33 +32,48 @@ EVALUATIONS, MATRICES = "eval_results_*.json", "confusion_matrix_*.png"
 REPORT = "report/report.md"
 START_CERTIFICATE = "start_conversion_certificate.json"
 SNLI = re.compile(r"snli_1\.0(?:\.zip|_(?:train|dev|test)\.(?:jsonl|txt))?")  # as Stanford publishes it
-TAGS = ["d2l_bert", "d2l", "natural-language-inference", "bert-snli"]
+TAGS = ["d2l_bert", "d2l", "bert-snli"]
 # What the table of training says: the option of the recipe, and how it is called there.
 TRAINING = {
-    "max_train_samples": "only the first pairs, at most",
-    "text_source": "sentences",
-    "max_length": "longest pair, tokens",
-    "truncation": "longer ones are cut",
+    "max_train_samples": "first training pairs used, at most",
+    "text_source": "text source",
+    "min_freq": "occurrences of a token in the vocabulary, at least",
+    "max_length": "maximum pair length (tokens)",
+    "truncation": "truncation",
     "num_train_epochs": "epochs",
-    "train_batch_size": "pairs per update",
+    "train_batch_size": "batch size (pairs)",
     "optim": "optimizer",
     "learning_rate": "learning rate",
     "lr_scheduler_type": "schedule",
     "warmup_steps": "warm-up",
     "weight_decay": "weight decay",
-    "max_grad_norm": "largest gradient norm",
-    "loss_reduction": "loss of a batch",
+    "max_grad_norm": "maximum gradient norm",
+    "loss_reduction": "loss reduction",
+    "static_masks": "same masks in every epoch",
     "dropout": "dropout",
     "seed": "seed",
 }
 FIGURES = {
     "train_samples": "training pairs",
-    "kept_epoch": "epoch kept",
+    "kept_epoch": "best epoch",
     "train_steps": "updates",
-    "train_runtime": "seconds of training",
+    "train_runtime": "training time (s)",
     "num_processes": "processes",
     "mixed_precision": "mixed precision",
     "device": "device",
+}
+# The columns of the table of epochs.
+CLASSIFIER_COLUMNS = {
+    "train_loss": "train loss",
+    "train_accuracy": "train accuracy",
+    "eval_loss": "evaluation loss",
+    "eval_accuracy": "evaluation accuracy",
+}
+PRETRAINING_COLUMNS = {
+    "train_mlm_loss": "train MLM loss",
+    "train_nsp_loss": "train NSP loss",
+    "eval_mlm_loss": "evaluation MLM loss",
+    "eval_nsp_loss": "evaluation NSP loss",
 }
 T = TypeVar("T")
 
@@ -81,13 +96,22 @@ def describe_data(name_or_path: str) -> Data:
     return Data(f"`{name}`".replace("|", "/"), None)
 
 
+def is_pretraining_model(config: D2LBertConfig) -> bool:
+    """Return whether a folder with this configuration holds a model with its pretraining heads."""
+    return D2LBertForPreTraining.__name__ in (config.architectures or [])
+
+
 def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None = None) -> str:
-    """The card of the fine-tuned model in `folder`, with a snippet that opens it as `repo_id`.
+    """Return the card of the fine-tuned or pretrained model in `folder`, with a snippet that opens it as `repo_id`.
+
+    It says only what the folder's files say: without `recipe.yaml`, `bert-snli` did not train the model.
 
     Raises:
         BertSnliError: a file that it is made from cannot be read.
     """
     config = load_config(str(folder))
+    pretrained = is_pretraining_model(config)
+    columns = PRETRAINING_COLUMNS if pretrained else CLASSIFIER_COLUMNS
     recipe = _read(folder / RECIPE, _table) or {}
     results = _read(folder / TRAIN_RESULTS, _table) or {}
     data = describe_data(recipe["dataset_name_or_path"]) if "dataset_name_or_path" in recipe else None
@@ -103,20 +127,26 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     )
     template = resources.files("bert_snli").joinpath("templates/model_card.md").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        metadata=_metadata(name, license, data, evaluations),
+        metadata=_metadata(name, license, data, evaluations, pretrained),
         generated=GENERATED,
         name=name,
+        pretrained=pretrained,
+        trained_here=bool(recipe),
+        results=results,
         config=config,
         parameters=sum(math.prod(info.shape) for info in read_weights(folder).tensors.values()),
         has_pipeline=TASK in getattr(config, "custom_pipelines", {}),
         where=where_it_is(repo_id, revision),
+        repo_id=repo_id,
+        revision=revision,
         labels=", ".join(f"{label} {number}" for number, label in sorted(config.id2label.items())),
         evaluations=evaluations,
         matrices=[path.name for path in sorted(folder.glob(MATRICES)) if path.name not in elsewhere],
         report=REPORT if (folder / REPORT).is_file() and REPORT not in elsewhere else None,
         steps=read_steps(folder),
         training=_training(recipe, results, data),
-        epochs=_read(folder / METRICS, _epochs),
+        columns=columns,
+        epochs=_read(folder / METRICS, lambda text: _epochs(text, ["epoch", *columns])),
         curve=CURVE if (folder / CURVE).is_file() else None,
         start=read_certificate(folder, START_CERTIFICATE).source if (folder / START_CERTIFICATE).is_file() else None,
         start_certificate=START_CERTIFICATE,
@@ -130,7 +160,7 @@ def where_it_is(repo_id: str, revision: str | None) -> str:
     return f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
 
 
-def _metadata(name: str, license: str, data: Data | None, evaluations: list[dict]) -> str:
+def _metadata(name: str, license: str, data: Data | None, evaluations: list[dict], pretrained: bool) -> str:
     results = [
         EvalResult(
             task_type="text-classification",
@@ -149,17 +179,17 @@ def _metadata(name: str, license: str, data: Data | None, evaluations: list[dict
     return ModelCardData(
         model_name=name,
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag="fill-mask" if pretrained else "text-classification",
         language="en",
         license=license,
         datasets=[data.hub_id] if data and data.hub_id else None,
-        tags=TAGS,
+        tags=TAGS if pretrained else [*TAGS, "natural-language-inference"],
         eval_results=results or None,
     ).to_yaml()
 
 
 def _training(recipe: dict, results: dict, data: Data | None) -> list[tuple[str, Any]]:
-    """The rows of the table of training, in the order of `TRAINING` and `FIGURES`; what is not known is left out."""
+    """Return the rows of the table of training, in the order of `TRAINING` and `FIGURES`, without unknown ones."""
     rows: list[tuple[str, Any]] = [("data", data.name)] if data else []
     known = [*((TRAINING[name], recipe.get(name)) for name in TRAINING)]
     known += [(FIGURES[name], results.get(name)) for name in FIGURES]
@@ -236,7 +266,6 @@ def measured_elsewhere(folder: Path) -> set[str]:
     return names
 
 
-def _epochs(text: str) -> list[dict]:
-    names = ("epoch", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
+def _epochs(text: str, names: list[str]) -> list[dict]:
     entries = [json.loads(line) for line in text.splitlines()]
     return [{name: float(entry[name]) for name in names} for entry in entries if "eval_loss" in entry]

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encoder_of
 from bert_snli.errors import BertSnliError
-from bert_snli.inference import LogitsFunction, batches_by_length, logits_by_length, logits_of
+from bert_snli.inference import LogitsFunction, batches_by_length, logits_by_length, logits_of, ordered_labels
 from bert_snli.modeling import D2LBertForSequenceClassification
 
 Pair = tuple[str, str]
@@ -59,7 +59,7 @@ class Predictor:
         self.compute = logits_of(classifier, self.accelerator)
         self.pad_token_id = tokenizer.pad_token_id
         self.batch_size = batch_size
-        self.names = [classifier.config.id2label[number] for number in range(classifier.config.num_labels)]
+        self.names = ordered_labels(classifier.config)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Answer]:
         """The answer to each of `pairs`, computed in this process."""

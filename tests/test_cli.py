@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
-from bert_snli import launch
+from bert_snli import finetune, launch
 from bert_snli.cli import main
+from bert_snli.console import EXTRA_OF_IMPORT, is_lost_connection, run
 from bert_snli.finetune import parse_recipe
 from bert_snli.training.recipe import FinetuneRecipe
 from conversion.convert import convert
 from tests.conftest import random_pairs
+from tests.test_prediction import LAUNCH
+
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
 @pytest.fixture
@@ -273,9 +280,148 @@ def test_an_output_folder_below_a_file_is_one_line(
     assert "file is a file; name a folder" in refused([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
 
 
-def test_a_package_that_is_missing_is_named(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "bert_snli.inference", None)
-    assert "pip install 'bert-snli[train]'" in refused(["predict", "m", "--premise", "a", "--hypothesis", "b"], capsys)
+def test_extra_is_named_when_one_of_its_packages_is_missing(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    line = refused(["predict", "m", "--premise", "a", "--hypothesis", "b"], capsys)
+    assert "accelerate is not installed; pip install 'bert-snli[train]'" in line
+
+
+@pytest.mark.parametrize("name", ["bert_snli.inferrence", "sklearn.no_such_module", "numpyy"])
+def test_missing_module_that_is_no_extra_is_a_traceback(name: str):
+    with pytest.raises(ModuleNotFoundError, match=name):
+        run("bert-snli", lambda: importlib.import_module(name))
+
+
+def test_table_of_extras_agrees_with_pyproject():
+    project = pytest.importorskip("tomllib").loads(PYPROJECT.read_text())["project"]
+    extras = {
+        extra: {Requirement(line).name for line in lines}
+        for extra, lines in project["optional-dependencies"].items()
+        if extra != "dev"
+    }
+    package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+    for name, extra in EXTRA_OF_IMPORT.items():
+        assert package_of.get(name, name) in extras[extra]
+    listed = {package_of.get(name, name) for name in EXTRA_OF_IMPORT}
+    assert listed == set().union(*extras.values()) - {"bert-snli"}
+
+
+GLOO_ERROR = "[../third_party/gloo/gloo/transport/tcp/pair.cc:525] Read error [127.0.0.1]:1: Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (DistBackendError("NCCL communicator was aborted on rank 1. "), True),
+        (
+            DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited or there was a network error, NCCL "
+                "version 2.27.5\nncclRemoteError: A call failed possibly due to a network error or a remote process "
+                "exiting prematurely."
+            ),
+            True,
+        ),
+        (
+            DistBackendError("ncclSystemError: System call (e.g. socket, malloc) or external library call failed"),
+            True,
+        ),
+        (
+            DistBackendError(
+                "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE) ran for "
+                "600081 milliseconds before timing out."
+            ),
+            True,
+        ),
+        (DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), True),
+        (DistStoreError("wait timeout after 300000ms, keys: /default_pg/0//cuda//timeline_0"), True),
+        (RuntimeError(GLOO_ERROR), True),
+        (DistBackendError("unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed."), False),
+        (DistBackendError("ncclInvalidUsage: This usually reflects invalid usage of NCCL library."), False),
+        (RuntimeError("NCCL is not built in"), False),
+        (ValueError(GLOO_ERROR), False),
+    ],
+)
+def test_lost_connection_is_recognised_by_class_and_by_text_of_gloo(error: Exception, is_lost: bool):
+    assert is_lost_connection(error) is is_lost
+
+
+def test_lost_connection_is_recognised_without_importing_torch(run_python):
+    done = run_python(
+        "-c",
+        "import sys; from bert_snli.console import is_lost_connection; "
+        "assert is_lost_connection(RuntimeError('Broken pipe')) and not is_lost_connection(RuntimeError('other')); "
+        "assert 'torch' not in sys.modules",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "LOCAL_RANK"])
+def test_process_of_a_launcher_trains_and_does_not_launch(variable: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    """On a machine with two GPUs, where `bert-snli finetune` would launch two processes."""
+    trained: list[list[str]] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(finetune, "main", lambda argv: trained.append(argv) or 0)
+    monkeypatch.setattr(launch, "_launch", lambda *_: pytest.fail("launched again"))
+    monkeypatch.setenv(variable, "1")
+    command = ["finetune", "--model_name_or_path", "m", "--output_dir", "o"]
+    assert main(command) == 0
+    assert trained == [command[1:]]
+    assert "give the option to the launcher" in refused([*command, "--num_processes", "2"], capsys)
+
+
+def test_accelerate_launch_of_the_command_makes_one_run_of_two_processes(
+    model_folder: Path, corpus: Path, tmp_path: Path, run_python
+):
+    where = ["--model_name_or_path", model_folder, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "run"]
+    done = run_python(*LAUNCH, "finetune", *where, "--max_length", 32, "--max_steps", 2, "--max_eval_samples", 20)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "train_results.json").read_text())
+    assert (results["num_processes"], results["train_steps"]) == (2, 2)
+    assert sum("train loss" in line and "pairs/s" in line for line in done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--multi_gpu", "--use_fsdp"])
+def test_launch_on_gpus_is_refused_in_one_line_without_one(option: str, pretrained: Path, tmp_path: Path, capsys):
+    command = ["finetune", "--model_name_or_path", pretrained, "--output_dir", tmp_path / "run", option]
+    assert f"{option}: this machine has no GPU; add --num_processes N" in refused(command, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("learning_rate", "is_warned"), [("1e-3", False), ("10", True)])
+def test_finetune_warns_when_the_model_did_not_learn(
+    learning_rate: str, is_warned: bool, model_folder: Path, corpus: Path, tmp_path: Path, capsys
+):
+    command = ["finetune", "--model_name_or_path", model_folder, "--dataset_name_or_path", corpus, "--max_length", 32]
+    command += ["--output_dir", tmp_path / "run", "--train_batch_size", 32, "--max_steps", 5]
+    command += ["--mixed_precision", "no", "--learning_rate", learning_rate]
+    assert main([str(word) for word in command]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "did not learn" in line]
+    assert len(lines) == is_warned
+    if is_warned:
+        assert lines[0].startswith("bert-snli: the model did not learn: the training loss is ")
+        assert lines[0].endswith(", that of a uniform guess is 1.099; lower --learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("steps", "train_losses", "eval_accuracy", "evidence"),
+    [
+        (5, [1.2, 1.1], 0.3, None),  # a short run has learned nothing yet
+        (5, [8.0], 0.3, None),  # nor has one that starts from a classifier of other labels
+        (5, [7.6e7], 0.5, "the training loss is 7.6e"),
+        (200, [1.1, 0.9], 0.6, None),
+        (200, [2.5, 0.9], 0.6, None),
+        (200, [1.09, 1.1], 0.5, "validation accuracy is 0.500, that of always predicting the most frequent label is "),
+        (200, [2.5, 1.5], 0.6, "the training loss is 1.5, that of a uniform guess is 1.099"),
+    ],
+)
+def test_model_did_not_learn_if_it_is_no_better_than_a_guess(
+    steps: int, train_losses: list[float], eval_accuracy: float, evidence: str | None
+):
+    results = {"train_steps": steps, "eval_accuracy": eval_accuracy, "eval_split": "validation"}
+    found = finetune.did_not_learn(results, train_losses, [0, 0, 1, 2])
+    assert found is None if evidence is None else str(found).startswith(evidence)
 
 
 @pytest.mark.parametrize("content", ["premise,hypothesis\na\n", "p,h\na,b\n", "premise,hypothesis\n", "\xff"])
@@ -307,20 +453,27 @@ def test_a_model_that_was_never_fine_tuned_is_not_evaluated(
     ("name", "content", "message"),
     [
         ("config.json", '{"model_type": "bert"}', "a model of type 'bert', not 'd2l_bert'"),
-        ("config.json", "{", "no model folder"),
+        ("config.json", "{", "its config.json is damaged (It looks like the config file"),
         ("config.json", '{"model_type": "d2l_bert", "hidden_size": "wide"}', "not the sizes of a model"),
-        ("tokenizer.json", "{", "no tokenizer.json that can be read"),
+        ("tokenizer.json", "{", "its tokenizer.json is damaged (JSONDecodeError: "),
+        ("tokenizer.json", "{}", "its tokenizer.json is damaged (KeyError: "),
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("config.json", None, "has no config.json"),
+        ("model.safetensors", None, "its weights cannot be loaded"),
         ("model.safetensors", "no weights", "its weights cannot be loaded"),
     ],
 )
 def test_a_damaged_model_folder_is_named(
     name: str,
-    content: str,
+    content: str | None,
     message: str,
     model_folder: Path,  # noqa: F811
     capsys: pytest.CaptureFixture,
 ):
-    (model_folder / name).write_text(content)
+    if content is None:
+        (model_folder / name).unlink()
+    else:
+        (model_folder / name).write_text(content)
     assert message in refused(["predict", model_folder, "--premise", "a", "--hypothesis", "b"], capsys)
 
 

@@ -18,7 +18,14 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
 from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
 from bert_snli.finetune import finetune
-from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits
+from bert_snli.inference import (
+    label_names,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    ordered_labels,
+    predict_logits,
+)
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.pair_truncation import TRUNCATIONS
@@ -145,6 +152,14 @@ def test_a_model_with_another_label_order_scores_the_same(model_folder: Path, co
     after = evaluate_model(str(tmp_path / "permuted"), str(corpus))
     for name in ("accuracy", "macro_f1", "per_label", "confusion_matrix"):
         assert after[name] == before[name]
+
+
+def test_labels_are_in_the_order_of_the_logits_when_the_config_lists_them_otherwise(model_folder: Path):
+    before = ordered_labels(load_config(str(model_folder)))
+    config = json.loads((model_folder / "config.json").read_text())
+    config["id2label"] = {number: config["id2label"][number] for number in ("2", "0", "1")}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    assert ordered_labels(load_config(str(model_folder))) == before == list(BOOK_LABELS)
 
 
 def test_labels_of_another_task_are_refused():

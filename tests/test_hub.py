@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from bert_snli.errors import BertSnliError
@@ -21,15 +22,17 @@ from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.finetune import finetune
 from bert_snli.folders import finished_folder
 from bert_snli.hub import stage
-from bert_snli.inference import load_classifier
+from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.model_card import describe_data
+from bert_snli.pretrain import pretrain
+from bert_snli.training.pretrain_recipe import PretrainRecipe
 from bert_snli.training.recipe import FinetuneRecipe
 from conversion.certificate import CERTIFICATE
 from conversion.convert import convert
 from tests.book import BookBERT
 from tests.conftest import save_book_checkpoint, save_random_classifier, tiny_vocabulary
 from tests.elsewhere import run_elsewhere
-from tests.hub_server import KNOWN_TOKEN, Hub, running_hub
+from tests.hub_server import KNOWN_TOKEN, Commit, Hub, Repository, running_hub
 
 PAIRS = [["A man is sleeping.", "w1 w2, w3"], ["w4 w5 w6", "w7"], ["w1 w2 w3", "w3 w2 w1"]]
 JUNK = (
@@ -130,13 +133,31 @@ def model(converted: Path, corpus: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def pretrained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that `bert-snli pretrain` wrote."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 64}
+    pretrain(
+        PretrainRecipe(dataset_name_or_path=str(corpus), output_dir=str(folder), max_length=40, max_steps=3, **sizes)
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     with running_hub() as hub:
         yield hub
 
 
 @pytest.fixture(scope="module")
-def pushed(hub: Hub, model: Path, converted: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def pushed(
+    hub: Hub,
+    model: Path,
+    converted: Path,
+    pretrained: Path,
+    corpus: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict:
     """What every push of these tests said, by its repository: one Python makes them all, as it is slow to start."""
     home = tmp_path_factory.mktemp("home")
     hub.faults = {
@@ -155,6 +176,7 @@ def pushed(hub: Hub, model: Path, converted: Path, corpus: Path, tmp_path_factor
         "user/secret": push_of(model, "user/secret", "--private", "--commit_message", "For my eyes only"),
         "public already": push_of(model, "user/name", "--private"),
         "user/converted": push_of(converted, "user/converted"),
+        "user/pretrained": push_of(pretrained, "user/pretrained"),
         "user/unauthorized": push_of(model, "user/unauthorized"),
         "user/forbidden": push_of(model, "user/forbidden"),
         "user/gone": push_of(model, "user/gone"),
@@ -266,10 +288,11 @@ def test_what_was_pushed_opens_elsewhere_with_the_same_bits_and_its_snippets_run
             branches["main"][-1].files["README.md"],
             branches["an/experiment"][-1].files["README.md"],
             hub.repositories["user/converted"].branches["main"][-1].files["README.md"],
+            hub.repositories["user/pretrained"].branches["main"][-1].files["README.md"],
         )
         for snippet in snippets_of(card.decode())
     ]
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     found = run_elsewhere(
         OPEN, tmp_path, hub.endpoint, pairs=PAIRS, revisions=["main", "an/experiment"], snippets=snippets
     )
@@ -284,22 +307,100 @@ def test_what_was_pushed_opens_elsewhere_with_the_same_bits_and_its_snippets_run
     assert found["answers"] == [here, here]
     for printed in found["printed"][:4]:
         assert all(label in printed for label in ("entailment", "contradiction", "neutral"))
+    assert "token_str" in found["printed"][5]
 
 
 # What goes wrong
+
+
+LOAD = """
+import json, sys, time
+from bert_snli import inference
+from bert_snli.errors import BertSnliError
+from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+
+time.sleep = lambda seconds: None  # huggingface_hub waits between its attempts
+messages = []
+for name, what in json.loads(sys.argv[1]):
+    try:
+        if what == "weights":
+            inference.load_weights(name, D2LBertConfig(), D2LBertForSequenceClassification)
+        else:
+            getattr(inference, f"load_{what}")(name)
+        messages.append("")
+    except BertSnliError as error:
+        messages.append(str(error))
+print(json.dumps(messages))
+"""
+LOADED = ("config", "tokenizer", "weights")
+FILES = ("config.json", "tokenizer.json", "model.safetensors")
+
+
+def messages_of_loading(endpoint: str, home: Path, names: list[str]) -> dict[tuple[str, str], str]:
+    """What `load_config`, `load_tokenizer` and `load_weights` say of models on a Hub, without anything in the cache."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    asked = [(name, what) for name in names for what in LOADED]
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, json.dumps(asked)],
+        env={**kept, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"},
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(asked, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def test_loading_says_which_of_hub_model_and_file_is_missing_or_damaged(model_folder: Path, tmp_path: Path):
+    files = {path.name: path.read_bytes() for path in model_folder.iterdir()}
+    stored = {
+        "user/whole": files,
+        "user/empty": {name: content for name, content in files.items() if name not in FILES},
+        "user/damaged": {name: b"{" if name in FILES else content for name, content in files.items()},
+        "user/failing": files,
+    }
+    with running_hub() as hub:
+        for name, content in stored.items():
+            hub.repositories[name] = Repository(False, {"main": [Commit("files", content)]})
+        hub.faults = {f"{method} /user/failing": 503 for method in ("HEAD", "GET")}
+        said = messages_of_loading(hub.endpoint, tmp_path / "home", [*stored, "user/unknown"])
+    assert said["user/whole", "config"] == said["user/whole", "tokenizer"] == ""
+    for what, file in zip(LOADED, FILES, strict=True):
+        assert said["user/empty", what].startswith(f"user/empty: has no {file}; give ")
+        assert "no model on the Hub that your token can read" in said["user/unknown", what]
+        assert "the Hub answered 503 (no reason given); try again later" in said["user/failing", what]
+    assert said["user/damaged", "config"].startswith("user/damaged: its config.json is damaged (")
+    assert said["user/damaged", "tokenizer"].startswith("user/damaged: its tokenizer.json is damaged (")
+    assert said["user/damaged", "weights"].startswith("user/damaged: its weights cannot be loaded (")
+
+
+def test_loading_says_that_the_hub_cannot_be_reached(tmp_path: Path):
+    said = messages_of_loading("http://127.0.0.1:9", tmp_path / "home", ["user/name"])
+    reason = (
+        "the Hub at http://127.0.0.1:9 cannot be reached ([Errno 111] Connection refused); check the network, or give"
+    )
+    for message in said.values():
+        assert reason in message
+        assert "again" not in message  # neither "convert the checkpoint again" nor "get the model again"
+
+
+def test_loading_says_that_the_hub_cannot_be_reached_offline():
+    with pytest.raises(BertSnliError, match="the Hub cannot be reached \\(HF_HUB_OFFLINE is set\\); unset it, or give"):
+        load_tokenizer("user/name")
 
 
 def test_what_the_hub_refuses_is_one_line(pushed: dict, hub: Hub):
     assert_refused(pushed["user/unauthorized"], "user/unauthorized: the hub does not know your token")
     assert_refused(pushed["unknown token"], "hf auth login")
     assert_refused(pushed["user/forbidden"], "user/forbidden: your token must not write there")
-    assert_refused(pushed["user/taken"], "user/taken: the hub answered 422 (no)")
+    assert_refused(pushed["user/taken"], "user/taken: the Hub answered 422 (no)")
     assert_refused(pushed["no licence"], 'Invalid metadata in README.md. - "license" must be one of ...')
     assert_refused(pushed["user/gone"], "user/gone: no such repository or branch")
 
 
 def test_a_commit_that_fails_leaves_the_repository_as_it_was(pushed: dict, hub: Hub):
-    assert_refused(pushed["user/broken"], "user/broken: the hub answered 500")
+    assert_refused(pushed["user/broken"], "user/broken: the Hub answered 500 (no); try again later")
     assert [commit.files for commit in hub.repositories["user/broken"].branches["main"]] == [{}]
 
 
@@ -314,7 +415,7 @@ def test_an_upload_that_is_cut_leaves_the_repository_as_it_was(pushed: dict, hub
     hub.calls.clear()
     (done,) = run_client(hub.endpoint, tmp_path / "home", [push_of(changed, "user/name")])
     del hub.faults["PUT /lfs/"]
-    assert_refused(done, "cannot be reached, or broke off")
+    assert_refused(done, "cannot be reached")
     assert any(call.startswith("PUT /lfs/") for call in hub.calls)
     assert not any("/commit/" in call for call in hub.calls)
     after = hub.repositories["user/name"].branches["main"]
@@ -323,11 +424,13 @@ def test_an_upload_that_is_cut_leaves_the_repository_as_it_was(pushed: dict, hub
 
 def test_without_a_hub(model: Path, converted: Path, pushed: dict, hub: Hub, tmp_path: Path):
     """Nobody listens: what needs no hub works, and what does says so; what is wrong is said before it is asked."""
-    base = tmp_path / "base"
-    base.mkdir()
+    headless = tmp_path / "headless"
+    headless.mkdir()
     for path in converted.iterdir():
         if path.name != CERTIFICATE:
-            (base / path.name).write_bytes(path.read_bytes())
+            (headless / path.name).write_bytes(path.read_bytes())
+    weights = {name: tensor for name, tensor in load_file(headless / "model.safetensors").items() if "nsp" not in name}
+    save_file(weights, headless / "model.safetensors", metadata={"format": "pt"})
     tampered = tmp_path / "tampered"
     tampered.mkdir()
     for path in converted.iterdir():
@@ -353,7 +456,7 @@ def test_without_a_hub(model: Path, converted: Path, pushed: dict, hub: Hub, tmp
         (push_of(model, "user/name", "--dry_run"), "--dry_run and --output_dir go together"),
         (push_of(model, "user/name", "--output_dir", staged), "--dry_run and --output_dir go together"),
         (push_of(model, "user/name", "--dry_run", "--output_dir", full), f"--output_dir {full}: already holds files"),
-        (push_of(base, "user/name", *dry), "a pretrained model without a trained classifier; fine-tune it first"),
+        (push_of(headless, "user/name", *dry), "a pretrained model that lacks nsp_head."),
         (push_of(tampered, "user/name", *dry), "modeling_d2l_bert.py: not as certified"),
         (push_of(lacking, "user/name", *dry), f"{lacking}: holds no modeling_d2l_bert.py"),
         (push_of(tmp_path / "nowhere", "user/name", *dry), "nowhere: no such folder"),
@@ -565,6 +668,47 @@ def test_of_little_known_little_is_said(model: Path, tmp_path: Path):
     assert "model-index" not in metadata and "datasets" not in metadata
     assert "Not measured on a test split." in card and "Nothing is known of it" in card
     assert "![" not in card and "It started from" not in card
+
+
+def test_card_does_not_name_bert_snli_as_trainer_of_a_model_that_transformers_trained(model: Path, tmp_path: Path):
+    """`Trainer` writes a `train_results.json` too, without a recipe."""
+    load_classifier(str(model)).save_pretrained(tmp_path / "run")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "run")
+    results = {"epoch": 2.0, "train_loss": 0.5, "train_runtime": 12.5, "train_samples_per_second": 100.0}
+    (tmp_path / "run" / "train_results.json").write_text(json.dumps(results))
+    said = "It was fine-tuned with `bert-snli`"
+    card = card_of(tmp_path / "run")
+    assert said in card_of(model) and said not in card
+    assert "and recipe" not in card and "fine-tuned" not in card
+    assert "| training time (s) | 12.5 |" in card
+
+
+def test_card_of_a_pretrained_model_says_what_it_is_and_how_to_use_it(
+    pushed: dict, hub: Hub, pretrained: Path, corpus: Path
+):
+    assert pushed["user/pretrained"][0] == 0, pushed["user/pretrained"]
+    files = hub.repositories["user/pretrained"].branches["main"][-1].files
+    assert {"model.safetensors", "tokenizer.json", "recipe.yaml", "train_results.json", "provenance.md"} <= files.keys()
+    card = files["README.md"].decode()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["pipeline_tag"] == "fill-mask" and "natural-language-inference" not in metadata["tags"]
+    results = json.loads((pretrained / "train_results.json").read_text())
+    for part in (
+        f"{results['vocab_size']} tokens",
+        f"- Data: `{corpus.name}`.",
+        f"| validation | {results['eval_mlm_loss']:.4f} | {results['eval_mlm_accuracy']:.4f} |",
+        f"| 1 | {json.loads((pretrained / 'metrics.jsonl').read_text().splitlines()[0])['train_mlm_loss']:.4f} |",
+        "hf download user/pretrained --local-dir pretrained\n",
+        "bert-snli finetune --model_name_or_path pretrained --output_dir",
+        "It was pretrained with `bert-snli`",
+    ):
+        assert part in card, part
+    assert "entailment" not in card
+
+
+def test_card_of_a_pretrained_model_says_no_more_than_is_known(converted: Path, tmp_path: Path):
+    card = card_of(copied(converted, tmp_path / "bare", lambda folder: (folder / CERTIFICATE).unlink()))
+    assert "Not measured." in card and "Nothing is known of it" in card and "with `bert-snli`." not in card
 
 
 def test_a_head_that_is_not_the_books_is_said_in_the_card(model: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import nullcontext
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,17 +20,19 @@ from transformers import AutoTokenizer
 from bert_snli.cli import main
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import EvaluationSet
+from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.answers import Answers
 from bert_snli.evaluation.calibration import calibration
 from bert_snli.evaluation.comparison import mcnemar, swapped_labels
 from bert_snli.evaluation.metrics import interval, label_metrics
+from bert_snli.evaluation.pages import check_report_dir
 from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.evaluation.slices import accuracy_by, annotators, hardest, slices
 from bert_snli.inference import load_classifier
 from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
 from bert_snli.prediction import predict_pairs
 from bert_snli.tokenization import build_tokenizer
-from tests.conftest import SPECIALS, random_pairs
+from tests.conftest import SPECIALS, random_pairs, save_random_classifier
 
 WORDS = "a man dog is was runs sleeps".split()
 TOKENIZER = build_tokenizer(SPECIALS + WORDS, model_max_length=64)
@@ -296,6 +299,41 @@ def test_wrong_options_are_one_line(options: list[str], message: str, model_fold
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert sorted(model_folder.iterdir()) == before
+
+
+def test_report_on_other_weights_is_not_overwritten(model_folder: Path, nasty_set: Path, tmp_path: Path, capsys):
+    other, folder = save_random_classifier(tmp_path / "other", seed=1), tmp_path / "report"
+
+    def evaluate_into_folder(model: Path) -> int:
+        return main(["evaluate", str(model), "--dataset_name_or_path", str(nasty_set), "--report", str(folder)])
+
+    assert evaluate_into_folder(model_folder) == 0
+    before = (folder / "report.json").read_bytes()
+    assert evaluate_into_folder(model_folder) == 0  # the same weights
+    assert (folder / "report.json").read_bytes() == before
+    capsys.readouterr()
+    assert evaluate_into_folder(other) == 2
+    said = capsys.readouterr().err
+    assert f"--report {folder}: holds a report on other weights ({model_folder}); name another folder" in said
+    assert said.count("\n") == 1
+    assert (folder / "report.json").read_bytes() == before and not list(other.glob("eval_results_*"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_refused"),
+    [
+        ('{"model": "a", "weights_sha256": "1"}', ("b", "1"), False),  # the folder was moved
+        ('{"model": "a", "weights_sha256": "1"}', ("a", "2"), True),  # it was trained again
+        ('{"model": "a", "weights_sha256": null}', ("a", None), False),  # a model on the Hub
+        ('{"model": "a", "weights_sha256": null}', ("b", None), True),
+        ('{"accuracy": 1}', ("a", "1"), True),
+        ("[", ("a", None), True),
+    ],
+)
+def test_report_may_be_replaced_only_by_one_on_the_same_weights(old: str, new: tuple, is_refused: bool, tmp_path: Path):
+    (tmp_path / "report.json").write_text(old)
+    with pytest.raises(BertSnliError, match="holds a report") if is_refused else nullcontext():
+        check_report_dir(tmp_path, *new)
 
 
 def test_figures_of_other_data_are_not_overwritten(model_folder: Path, corpus: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +15,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from html.parser import HTMLParser
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,10 @@ from bert_snli.prediction import predict_pairs
 from bert_snli.serving.answering import CUT, MAX_CHARACTERS, SPECIAL, UNKNOWN, WEIGHTS, Answerer
 from bert_snli.serving.app import MAX_ROWS, ROWS_SHOWN, label_file
 from bert_snli.serving.page import SHADINGS, render
-from bert_snli.serving.server import FIRST_PORT, free_port
+from bert_snli.serving.server import FIRST_PORT, free_port, start
 from bert_snli.serving.space import MODEL_FILES, REQUIREMENTS
-from tests.serving import ASKED, MAX_LENGTH
+from tests.conftest import spare_port
+from tests.serving import ANIMALS, ASKED, DOINGS, MAX_LENGTH
 from tests.test_cli import pretrained, refused  # noqa: F401 (a fixture)
 
 NASTY = "<script>window.x=1</script><img src=x onerror='window.x=1'>"
@@ -54,6 +58,17 @@ def test_the_scores_are_those_of_predict(toy: Path, answerer: Answerer, pair: tu
     scores = answerer.answer(*pair, weights).scores
     assert list(scores) == list(expected)
     assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_scores_are_those_of_predict_when_the_config_lists_labels_in_another_order(toy: Path, tmp_path: Path):
+    shutil.copytree(toy, tmp_path / "toy")
+    config = json.loads((tmp_path / "toy" / "config.json").read_text())
+    config["id2label"] = {number: config["id2label"][number] for number in ("2", "0", "1")}
+    (tmp_path / "toy" / "config.json").write_text(json.dumps(config))
+    reordered = Answerer(str(tmp_path / "toy"))
+    for label, pair in ASKED.items():
+        assert next(iter(reordered.answer(*pair, "gradient").scores)) == label
+        assert next(iter(reordered.predict([pair])[0])) == label
 
 
 def test_the_model_has_learnt_what_the_tests_ask(answerer: Answerer):
@@ -268,6 +283,56 @@ def test_programs_get_what_predict_says(toy: Path, address: str):
         assert answer["label"] == "contradiction"
         assert answer["scores"] == pytest.approx(scores, abs=1e-6)
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
+
+
+def test_answers_do_not_depend_on_other_requests(toy: Path, tmp_path: Path):
+    """20 threads at once ask for files of 300 pairs, for single pairs over HTTP, and for weights of tokens."""
+    singles = [*ASKED.values(), ("A wombat is eating.", "The bird is hungry."), *PAIRS[-2:]]
+    files = [  # of few words and lengths, which the single pairs do not share
+        [(f"{animal} " * (1 + row % 3), doing) for row in range(100) for doing in DOINGS] for animal in ANIMALS
+    ]
+    expected = {
+        pair: scores
+        for pairs in [*([pair] for pair in singles), *([*dict.fromkeys(file)] for file in files)]
+        for pair, scores in zip(
+            pairs, predict_pairs(load_classifier(str(toy)), load_tokenizer(str(toy)), pairs), strict=True
+        )
+    }
+    answerer = Answerer(str(toy))
+    app = start(answerer, "127.0.0.1", spare_port())
+    begin = threading.Barrier(20)
+
+    def ask_for_file(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
+        path = tmp_path / str(number) / "pairs.jsonl"
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in files[number]))
+        _, answered, _ = label_file(answerer, path)
+        lines = [json.loads(line) for line in answered.read_text().splitlines()]
+        assert len(lines) == 300
+        return [((line["premise"], line["hypothesis"]), line["scores"]) for line in lines]
+
+    def ask_over_http() -> list[tuple[tuple[str, str], dict[str, float]]]:
+        found = []
+        for pair in singles:
+            status, response = post(f"{app.local_url}gradio_api/run/predict", json.dumps({"data": pair}).encode())
+            assert status == 200, response
+            found.append((pair, response["data"][0]["scores"]))
+        return found
+
+    def ask_for_weights() -> list[tuple[tuple[str, str], dict[str, float]]]:
+        return [(pair, answerer.answer(*pair, weights).scores) for pair in singles for weights in WEIGHTS]
+
+    def ask_at_once(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
+        begin.wait(timeout=60)
+        return ask_for_file(number) if number < len(files) else ask_for_weights() if number < 8 else ask_over_http()
+
+    try:
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(ask_at_once, range(20)))
+    finally:
+        app.close(verbose=False)
+    for pair, scores in chain.from_iterable(answers):
+        assert scores == pytest.approx(expected[pair], abs=1e-5), pair
 
 
 def test_programs_get_errors_in_a_line(address: str):

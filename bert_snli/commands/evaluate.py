@@ -46,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", nargs="+", default=[], metavar="FOUND=LABEL", help="what a label of the set is called here"
     )
     parser.add_argument("--output_dir", type=Path, help="where the figures go (default: the model folder)")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write the full report into this folder")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write the full report into this folder; it replaces a report on the same weights only",
+    )
     parser.add_argument(
         "--compare", metavar="OTHER", help="another fine-tuned model; McNemar's test goes into --report"
     )
@@ -70,12 +75,14 @@ def run(args: argparse.Namespace) -> None:
 
     from bert_snli.data.snli import load_evaluation_set
     from bert_snli.evaluation.comparison import say_swapped
-    from bert_snli.evaluation.pages import write_report
+    from bert_snli.evaluation.pages import check_report_dir, write_report
     from bert_snli.evaluation.report import figures, format_figures, full_report, load_examinee, save_figures
 
     quiet_libraries()
     reading = {name: getattr(args, name) for name in ("text_source", "max_length", "truncation", "batch_size")}
     examinee = load_examinee(args.model, backend=args.backend, **reading)
+    if args.report:
+        check_report_dir(args.report, examinee.name, examinee.weights_sha256)
     other = load_examinee(args.compare, **reading) if args.compare else None
     evaluation_set = load_evaluation_set(
         args.dataset_name_or_path,

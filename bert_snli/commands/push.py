@@ -10,10 +10,10 @@ from bert_snli.errors import BertSnliError
 
 SUMMARY = "put a model on the hub"
 HELP = """\
-Put a fine-tuned or converted model on the Hugging Face hub, in one commit: weights, code, tokenizer, what is known of
-its training and evaluation, and a model card made of that. Checkpoints, logs and files of other kinds stay here.
+Push a converted, pretrained or fine-tuned model to the Hugging Face Hub in one commit: weights, code, tokenizer, the
+results of training and evaluation, and a model card made from them. Checkpoints, logs and other files are not pushed.
 
-A README.md that you wrote yourself is pushed as it is; move it away to get a card made.
+A README.md that you wrote yourself is pushed unchanged; move it away to get a generated model card.
 
 examples:
   bert-snli push runs/snli --repo_id user/name

@@ -198,7 +198,9 @@ class MaskedPairs(PaddedPairs):
         self.tokenizer = tokenizer
         self.seed = seed
         self.static_masks = static_masks
-        self.ids_N = pairs["input_ids"].combine_chunks().flatten().to_numpy()
+        self.ids_N, self.segments_N = (
+            pairs[name].combine_chunks().flatten().to_numpy() for name in ("input_ids", "token_type_ids")
+        )
         self.is_next_R = pairs["labels"].to_numpy()
         self.predictions_R = num_predictions(self.lengths)
         self.first_prediction_R = torch.from_numpy(np.cumsum(self.predictions_R) - self.predictions_R).to(device)
@@ -208,7 +210,7 @@ class MaskedPairs(PaddedPairs):
 
     def arrays(self) -> list[np.ndarray]:
         """Return all data of the pairs before masking: token ids, segments, lengths and next-sentence labels."""
-        return [self.ids_N, self.tokens["token_type_ids"].cpu().numpy(), self.lengths, self.is_next_R]
+        return [self.ids_N, self.segments_N, self.lengths, self.is_next_R]
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the masks of the epoch, if they are not there."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.comparison import say_swapped
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
 from bert_snli.folders import finished_folder
@@ -17,6 +18,28 @@ PICTURES = {
     "reliability.png": "Reliability: accuracy over confidence",
     "slices.png": "Accuracy by length, word overlap and unknown words",
 }
+
+
+def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> None:
+    """Refuse a folder with a report on other weights. A report on the same weights may be replaced.
+
+    Args:
+        weights_sha256: of the file of weights; None for a model on the Hub, which is compared by its name.
+
+    Raises:
+        BertSnliError: the report there is on other weights, or does not say on which.
+    """
+    path = folder / "report.json"
+    if not path.exists():
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        old_model, old_sha256 = old["model"], old["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        old_model, old_sha256 = None, None
+    if old_sha256 != weights_sha256 or (weights_sha256 is None and old_model != model):
+        whose = f"a report on other weights ({old_model})" if old_model else "a report.json that names no model"
+        raise BertSnliError(f"--report {folder}: holds {whose}; name another folder, or delete that report")
 
 
 def write_report(report: dict, folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +70,10 @@ WEIGHTS: dict[str, Callable[[D2LBertForSequenceClassification, dict[str, Tensor]
 
 
 class Answerer:
-    """A fine-tuned model that answers one question after the other, whichever thread asks.
+    """A fine-tuned model that predicts pairs and explains its predictions. Several threads may call it at a time.
+
+    A prediction depends on the weights and the pair only. The hooks that `output_attentions` leaves on the model record
+    only for the thread that asked for attentions.
 
     Raises:
         BertSnliError: no fine-tuned model of ours; called, a pair that cannot be answered.
@@ -87,28 +89,25 @@ class Answerer:
         self.predictor = Predictor(self.model, self.tokenizer)  # which also moves the model to its device
         self.encoder = self.predictor.encoder
         self.max_length = self.encoder.budget + NUM_SPECIAL_TOKENS
-        self._one_at_a_time = threading.Lock()  # the tokenizer's settings and the model's hooks are not for two
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
         """What `bert-snli predict` says."""
-        with self._one_at_a_time:
-            return self.predictor(pairs)
+        return self.predictor(pairs)
 
     def answer(self, premise: str, hypothesis: str, weights: str) -> Answer:
         """The answer to one pair, with the tokens weighed in the way of `WEIGHTS` that is named."""
         check_pair(premise, hypothesis)
-        with self._one_at_a_time:
-            row = self.encoder.encode([premise], [hypothesis]).to_pylist()[0]
-            names = ("input_ids", "token_type_ids")
-            inputs = {name: torch.tensor([row[name]], device=self.model.device) for name in names}
-            weights_L = WEIGHTS[weights](self.model, inputs)
-            # A weight of 0 everywhere must not become 0/0.
-            shares = (weights_L / weights_L.sum().clamp_min(torch.finfo(weights_L.dtype).tiny)).tolist()
-            start = time.perf_counter()  # not before: a first pass ever takes much longer
-            probabilities = self._probabilities(inputs)
-            milliseconds = 1000 * (time.perf_counter() - start)
-            sides, length = self._sides(premise, hypothesis, row["token_type_ids"].count(0) - 2, shares)
-        labelled = zip(self.model.config.id2label.values(), probabilities, strict=True)
+        row = self.encoder.encode([premise], [hypothesis]).to_pylist()[0]
+        names = ("input_ids", "token_type_ids")
+        inputs = {name: torch.tensor([row[name]], device=self.model.device) for name in names}
+        weights_L = WEIGHTS[weights](self.model, inputs)
+        # A weight of 0 everywhere must not become 0/0.
+        shares = (weights_L / weights_L.sum().clamp_min(torch.finfo(weights_L.dtype).tiny)).tolist()
+        start = time.perf_counter()  # not before: a first pass ever takes much longer
+        probabilities = self._probabilities(inputs)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        sides, length = self._sides(premise, hypothesis, row["token_type_ids"].count(0) - 2, shares)
+        labelled = zip(self.predictor.names, probabilities, strict=True)
         scores = dict(sorted(labelled, key=lambda item: -item[1]))
         return Answer(scores, milliseconds, sides, length, self.max_length)
 

@@ -20,7 +20,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from bert_snli.console import is_loss
+from bert_snli.console import is_lost_connection
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import flush_to_disk, replace_file
 from conversion.checkpoint import sha256_of_file
@@ -87,7 +87,7 @@ def _whole_or_not_at_all(temporary: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if is_loss(error):  # of the process that found that it cannot, and says so
+        if is_lost_connection(error):  # of the process that found that it cannot, and says so
             raise
         shutil.rmtree(temporary, ignore_errors=True)
         reason = " ".join(str(error).split())[:200]
