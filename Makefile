@@ -28,7 +28,7 @@ demo: $(VENV)/train.stamp  ## The whole job on generated data, in ./quickstart
 	@$(BIN)/bert-snli quickstart --output_dir quickstart --overwrite_output_dir
 
 test: $(VENV)/dev.stamp  ## Run the tests, two at a time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 soak: $(VENV)/dev.stamp  ## Kill runs at random moments and resume them: the same bits in the end (ten minutes)
 	@$(BIN)/python -m tests.soak

@@ -394,7 +394,7 @@ def test_a_port_that_is_taken_is_passed_over():
 
 
 def test_the_command_serves_until_ctrl_c(toy: Path, capsys: pytest.CaptureFixture):
-    port = free_port("127.0.0.1", None)
+    port = spare_port()
     answers = []
 
     def ask_and_interrupt() -> None:

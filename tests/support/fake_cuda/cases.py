@@ -1,6 +1,6 @@
 """Run training, evaluation and prediction on fake CUDA tensors: `python -m tests.support.fake_cuda.cases RESULTS.json`.
 
-It needs a process of its own, because PyTorch must not be imported before the fake device is loaded. RESULTS.json maps
+It needs its own process, because the fake device must be loaded before PyTorch is imported. RESULTS.json maps
 the name of each case to null, or to the traceback of what failed.
 """
 
