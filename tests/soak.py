@@ -55,14 +55,15 @@ class Kill(NamedTuple):
 
 
 def make_inputs(folder: Path) -> tuple[Path, Path]:
-    """A generated corpus, and a pretrained model of bert.small's shape with random weights."""
+    """A generated corpus, and a small pretrained model with random weights."""
     corpus = write_sample(folder / "corpus", num_pairs={"train": 3300, "dev": 330, "test": 30})
     rows = [json.loads(line) for line in (corpus / "snli_1.0_train.jsonl").read_text().splitlines()]
     words = {word.lower() for row in rows for text in (row["sentence1"], row["sentence2"]) for word in text.split()}
     special = list(SPECIAL_TOKENS.values())
     tokenizer = build_tokenizer([*special, *sorted(words - set(special))], model_max_length=128)
     torch.manual_seed(0)
-    D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer))).save_pretrained(folder / "start")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "start")
     tokenizer.save_pretrained(folder / "start")
     return corpus, folder / "start"
 
