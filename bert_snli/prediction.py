@@ -31,7 +31,8 @@ class Predictor:
     """Predicts the label of pairs of premise and hypothesis. Create it once and call it often.
 
     A prediction depends on the weights and the pair only, up to floating-point rounding: not on earlier calls or on the
-    other pairs of a call. Several threads may call one `Predictor` at the same time.
+    other pairs of a call. Limitation: an int8 ONNX model scales its activations by the batch, so there the other pairs
+    matter. Several threads may call one `Predictor` at the same time.
 
     Args:
         classifier: a fine-tuned model, or whoever else computes its logits.
