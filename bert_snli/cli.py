@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bert_snli.commands import evaluate, export, predict, push, quickstart, serve
-from bert_snli.console import OneLineErrorParser, run, run_and_leave
+from bert_snli.console import OneLineErrorParser, run, run_and_leave, say_loading
+from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
+from bert_snli.training.command_line import split_arguments
 from conversion import command as conversion
 
 PROG = "bert-snli"
@@ -87,6 +89,9 @@ def run_training(name: str, argv: list[str]) -> int:
     codes: list[int] = []
 
     def train() -> None:
+        command = TRAINING_COMMANDS[name]
+        command.parse(split_arguments(argv, command.recipe_class)[1])  # answers --help and mistakes at once
+        say_loading()
         from bert_snli import launch
 
         codes.append(launch.main(importlib.import_module(f"bert_snli.{name}"), argv))
@@ -102,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:  # argparse would point to the help of all commands
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    say_loading()
     return run_and_leave(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args))
 
 

@@ -134,6 +134,12 @@ def say(message: str) -> None:
     sys.stderr.write(f"bert-snli: {_one_line(message)}\n")
 
 
+def say_loading() -> None:
+    """Say that the libraries are being imported, which takes seconds, if PyTorch is not imported yet."""
+    if "torch" not in sys.modules:
+        say("loading ...")
+
+
 def _one_line(message: str) -> str:
     """Names that come from a file may hold anything, line ends and a terminal's commands among it."""
     printable = "".join(

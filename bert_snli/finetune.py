@@ -39,6 +39,7 @@ from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.provenance import read_steps, write_steps
+from bert_snli.training.command_line import FINETUNE
 from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Classification
 from bert_snli.training.recipe import FinetuneRecipe
@@ -48,27 +49,15 @@ from bert_snli.training.session import (
     fingerprint,
     make_sampler,
     open_accelerator,
-    parse_options,
     prepare_training,
     run_command,
     run_loop,
 )
 
-PROG = "bert-snli finetune"
-RECIPE = FinetuneRecipe
+PROG, RECIPE = FINETUNE.prog, FINETUNE.recipe_class
 # `did_not_learn`: updates after which a model should have learned, and factors of the loss of a uniform guess.
 FEWEST_STEPS_TO_LEARN = 100
 MARGIN_OF_SHORT_RUN, MARGIN_OF_LONG_RUN = 10.0, 1.1
-DESCRIPTION = """\
-Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
-Without --config it follows recipes/default.yaml, whose values are the defaults below.
-
-examples:
-  bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
-  bert-snli finetune --config recipes/d2l_book.yaml --model_name_or_path models/small --output_dir runs/book
-  bert-snli finetune ... --num_processes 2          options of `accelerate launch` are taken as well
-  accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune ...      the same, launched by hand
-"""
 
 
 def parse_recipe(argv: Sequence[str]) -> FinetuneRecipe:
@@ -77,7 +66,7 @@ def parse_recipe(argv: Sequence[str]) -> FinetuneRecipe:
     Raises:
         BertSnliError: a value that makes no sense. An unknown option exits with 2.
     """
-    return parse_options(argv, FinetuneRecipe, PROG, DESCRIPTION)
+    return FINETUNE.parse(argv)
 
 
 def check_recipe(recipe: FinetuneRecipe) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from types import FrameType, ModuleType
 from typing import NoReturn
 
@@ -20,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from bert_snli.console import BY_SIGNAL, run, say
 from bert_snli.errors import BertSnliError
-from bert_snli.training.recipe import TrainingRecipe
+from bert_snli.training.command_line import split_arguments
 from bert_snli.training.stopping import STOPPING
 
 # Environment variables that torchrun and `accelerate launch` set in each process that they start.
@@ -31,29 +30,6 @@ CHATTY = (
     "torch.distributed.elastic.agent.server.api",
     "torch.distributed.elastic.multiprocessing.api",
 )
-
-
-def split_arguments(argv: Sequence[str], recipe_class: type[TrainingRecipe]) -> tuple[list[str], list[str]]:
-    """Part the options of `accelerate launch` from those of the recipe; one that both know is the recipe's."""
-    names = [entry.name for entry in fields(recipe_class)]
-    ours = {"-h", "--help", *(f"--{name}" for name in names), *(f"--{name.replace('_', '-')}" for name in names)}
-    launch_options = {
-        option: action
-        for action in launch_command_parser()._actions
-        for option in action.option_strings
-        if option not in ours
-    }
-    launch: list[str] = []
-    recipe: list[str] = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        action = launch_options.get(word.split("=")[0])
-        target = recipe if action is None else launch
-        target.append(word)
-        if action is not None and action.nargs is None and "=" not in word and rest:
-            launch.append(rest.pop(0))
-    return launch, recipe
 
 
 def main(command: ModuleType, argv: Sequence[str]) -> int:
@@ -91,9 +67,8 @@ def _launch(launch: list[str], command: ModuleType, recipe: list[str]) -> None:
     if args.num_processes is not None and args.num_processes < 1:
         _refuse(f"--num_processes {args.num_processes}: give 1 or more")
     no_number = args.config_file is None and args.num_processes is None  # Accelerate then takes the number of GPUs
-    if no_number and (args.multi_gpu or args.use_fsdp) and not torch.accelerator.is_available():
-        option = "--multi_gpu" if args.multi_gpu else "--use_fsdp"
-        _refuse(f"{option}: this machine has no GPU; add --num_processes N for N processes on the CPU")
+    if no_number and args.multi_gpu and not torch.accelerator.is_available():
+        _refuse("--multi_gpu: this machine has no GPU; add --num_processes N for N processes on the CPU")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it advises against what `open_accelerator` needs

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from bert_snli.data.snli import HUB_ID
+from bert_snli.choices import HUB_ID
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining

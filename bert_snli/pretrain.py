@@ -27,6 +27,7 @@ from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.provenance import read_steps, write_steps
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
+from bert_snli.training.command_line import PRETRAIN
 from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Pretraining
 from bert_snli.training.pretrain_recipe import FRESH, PretrainRecipe
@@ -36,25 +37,13 @@ from bert_snli.training.session import (
     fingerprint,
     make_sampler,
     open_accelerator,
-    parse_options,
     prepare_training,
     run_command,
     run_loop,
 )
 
-PROG = "bert-snli pretrain"
-RECIPE = PretrainRecipe
+PROG, RECIPE = PRETRAIN.prog, PRETRAIN.recipe_class
 EVALUATION_SEED = 0  # of its pairs and masks, whatever is trained with: figures of two runs can be compared
-DESCRIPTION = """\
-Pretrain a model on plain text, to predict hidden words (MLM) and whether a sentence is the next one (NSP), and keep it
-as a normal model folder, to be fine-tuned, asked by pipeline("fill-mask"), or exported to the book's own format.
-
-examples:
-  bert-snli pretrain --dataset_name_or_path path/to/wikitext-2 --output_dir runs/wiki
-  bert-snli pretrain --dataset_name_or_path snli_1.0.zip --model_name_or_path runs/wiki --output_dir runs/captions
-  bert-snli pretrain --config recipes/d2l_book_pretrain.yaml --output_dir runs/book       WikiText-2 from the hub
-  bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are taken as well
-"""
 
 
 def parse_recipe(argv: Sequence[str]) -> PretrainRecipe:
@@ -63,7 +52,7 @@ def parse_recipe(argv: Sequence[str]) -> PretrainRecipe:
     Raises:
         BertSnliError: a value that makes no sense. An unknown option exits with 2.
     """
-    return parse_options(argv, PretrainRecipe, PROG, DESCRIPTION)
+    return PRETRAIN.parse(argv)
 
 
 def pretrain(recipe: PretrainRecipe) -> dict:

@@ -14,7 +14,6 @@ from torch.utils.data import Sampler
 from bert_snli.errors import BertSnliError
 
 IGNORED_LABEL = -100
-STRATEGIES = ("group_by_length", "random")
 
 
 class Piece(NamedTuple):

@@ -16,7 +16,6 @@ from datasets import ClassLabel, Dataset
 from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
 
-TEXT_SOURCES = ("raw", "parse")
 COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "raw": {
         "premise": ("sentence1", "premise", "Sentence1", "example.premise"),

@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from bert_snli.data.layouts import TEXT_SOURCES
+from bert_snli.choices import TEXT_SOURCES
 from bert_snli.data.truncation import named_as_options, truncated_lengths
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig

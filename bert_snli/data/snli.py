@@ -12,6 +12,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
+from bert_snli.choices import HUB_ID
 from bert_snli.data.layouts import (
     NO_GOLD_LABEL,
     annotator_columns,
@@ -21,7 +22,7 @@ from bert_snli.data.layouts import (
     name_labels,
     number_labels,
 )
-from bert_snli.data.sources import HUB_ID, READERS, SPLITS, is_data_file, read_files, read_split
+from bert_snli.data.sources import READERS, SPLITS, is_data_file, read_files, read_split
 from bert_snli.errors import BertSnliError
 from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
 

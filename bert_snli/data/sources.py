@@ -18,11 +18,11 @@ from typing import Any, Literal
 import datasets
 from datasets import Dataset, Features, Value, load_dataset
 
+from bert_snli.choices import HUB_ID
 from bert_snli.data import sample
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import looks_local, make_temporary_folder
 
-HUB_ID = "stanfordnlp/snli"
 SAMPLE = "sample"
 
 # Our name of a split → the words that name it in files; any other split is named by its own.

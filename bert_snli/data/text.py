@@ -16,13 +16,14 @@ from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase
 
+from bert_snli.choices import HUB_ID, WIKITEXT
 from bert_snli.data.snli import load_snli
-from bert_snli.data.sources import HUB_ID, READERS, SAMPLE
+from bert_snli.data.sources import READERS, SAMPLE
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import looks_local
 from bert_snli.tokenization import SPECIAL_TOKENS
 
-WIKITEXT, WIKITEXT_2 = "Salesforce/wikitext", "wikitext-2-v1"
+WIKITEXT_2 = "wikitext-2-v1"
 TOKENIZED = re.compile(r"wikitext-\d+-v1")  # its configurations that are; the others are raw
 WIKI_FILES = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "wiki.test.tokens"}
 # Files of text whose names say that they are splits, and of what.

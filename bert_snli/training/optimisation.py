@@ -16,7 +16,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw_torch": torch.optim.AdamW,
     "adam_torch": torch.optim.Adam,
 }
-SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
 def make_optimizer(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bert_snli.data.text import WIKITEXT
+from bert_snli.choices import WIKITEXT
 from bert_snli.errors import BertSnliError
 from bert_snli.training.recipe import TrainingRecipe, option
 

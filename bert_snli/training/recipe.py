@@ -12,16 +12,19 @@ from typing import Any, ClassVar
 
 import yaml
 
-from bert_snli.data.batching import STRATEGIES
-from bert_snli.data.layouts import TEXT_SOURCES
-from bert_snli.data.sources import HUB_ID
+from bert_snli.choices import (
+    CLASSIFIER_HEADS,
+    HUB_ID,
+    OPTIMIZERS,
+    SAMPLING_STRATEGIES,
+    SCHEDULERS,
+    TEXT_SOURCES,
+    TRACKERS,
+    TRUNCATIONS,
+)
 from bert_snli.errors import BertSnliError
 from bert_snli.folders import write_whole
-from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
-from bert_snli.modeling.pair_truncation import TRUNCATIONS
-from bert_snli.training.optimisation import OPTIMIZERS, SCHEDULERS
 
-TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 # How a run is started, which is no part of what it does.
 STARTING = (
     "overwrite_output_dir",
@@ -91,10 +94,10 @@ class TrainingRecipe:
     per_device_eval_batch_size: int = option(256, "Pairs per evaluation batch of one process.")
     gradient_accumulation_steps: int = option(1, "Passes that each update of train_batch_size pairs is cut into.")
     train_sampling_strategy: str = option(
-        "group_by_length", "Batches of like length, or 'random' as in the book.", STRATEGIES
+        "group_by_length", "Batches of like length, or 'random' as in the book.", SAMPLING_STRATEGIES
     )
 
-    optim: str = option("adamw_torch_fused", "Optimizer.", tuple(OPTIMIZERS))
+    optim: str = option("adamw_torch_fused", "Optimizer.", OPTIMIZERS)
     learning_rate: float = option(1e-3, "Peak learning rate.")
     lr_scheduler_type: str = option("linear", "How the rate falls after the warm-up.", SCHEDULERS)
     warmup_steps: float = option(0.06, "Updates of linear warm-up; below 1, a share of all updates.")
@@ -205,7 +208,7 @@ class FinetuneRecipe(TrainingRecipe):
         "longest",
         "How pairs that are too long are cut: 'longest' from the longer side as the book does, 'ratio' in proportion, "
         "'only_first', 'only_second', or 'do_not_truncate', an error.",
-        tuple(TRUNCATIONS),
+        TRUNCATIONS,
     )
     classifier_head: str | None = option(
         None,

@@ -19,9 +19,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, parse_flag_from_env, set_seed
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import HfArgumentParser, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from bert_snli.console import OneLineErrorParser, quiet_libraries, run_and_leave, say
+from bert_snli.console import quiet_libraries, run_and_leave, say
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.fast.forward import FastClassifier
@@ -39,7 +39,7 @@ from bert_snli.training.checkpointing import (
 from bert_snli.training.finite import NON_FINITE
 from bert_snli.training.loop import METRICS, TrainingLoop, as_trackers_show, num_updates, read_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
-from bert_snli.training.recipe import TrainingRecipe, recipe_arguments
+from bert_snli.training.recipe import TrainingRecipe
 from bert_snli.training.record import RUN, TRAINER_STATE, describe_origin, read_origin, write_origin
 from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_report
 
@@ -48,32 +48,6 @@ UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each
 # Processes wait for each other while the first one encodes the data, which may take longer than NCCL's 10 minutes.
 TIMEOUT = timedelta(hours=6)
 Recipe = TypeVar("Recipe", bound=TrainingRecipe)
-
-
-class RecipeParser(OneLineErrorParser, HfArgumentParser):
-    """Options from the fields of a dataclass, with one-line errors."""
-
-    def add_argument(self, *names, **options):
-        """As argparse does; the contrary of an option, which is made of its text, gets one of its own."""
-        if names[0].startswith("--no_"):
-            options["help"] = f"Switch {names[0].replace('--no_', '--')} off."
-        return super().add_argument(*names, **options)
-
-
-def parse_options(argv: Sequence[str], recipe_class: type[Recipe], prog: str, description: str) -> Recipe:
-    """Read options; those of `--config FILE.yaml` come first, so that the command line overrides them.
-
-    Raises:
-        BertSnliError: a value that makes no sense. An unknown option exits with 2.
-    """
-    parser = RecipeParser(recipe_class, prog=prog, description=description)
-    parser.add_argument("--config", type=Path, help="YAML recipe: any of these options; the command line overrides it.")
-    config = parser.parse_known_args(argv)[0].config
-    from_file = recipe_arguments(config, recipe_class, prog) if config else []
-    recipe, _, unknown = parser.parse_args_into_dataclasses([*from_file, *argv], return_remaining_strings=True)
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return recipe
 
 
 def check_start(recipe: TrainingRecipe) -> None:

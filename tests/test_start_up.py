@@ -1,0 +1,82 @@
+"""Help and mistaken options are answered before the large libraries are imported."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from bert_snli import choices
+from bert_snli.cli import COMMANDS, TRAINING
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "sklearn", "scipy", "matplotlib")
+SCRIPT = """
+import sys
+from bert_snli.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stopped:
+    code = stopped.code
+print("imported:", *[name for name in {heavy} if name in sys.modules])
+sys.exit(code)
+""".replace("{heavy}", repr(HEAVY))
+
+
+def run_command(run_python, *arguments: str) -> subprocess.CompletedProcess:
+    done = run_python("-c", SCRIPT, *arguments)
+    assert done.stdout.splitlines()[-1] == "imported:", done.stdout
+    return done
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *TRAINING])
+def test_help_and_unknown_option_import_no_large_library(command: str, run_python):
+    assert run_command(run_python, command, "--help").returncode == 0
+    done = run_command(run_python, command, "--no_such_option", "1")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rate", "fast"], "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        (["--fast_forward", "perhaps"], "argument --fast_forward/--fast-forward: perhaps: give true or false"),
+        (["--optim", "sgd"], "argument --optim: invalid choice: 'sgd'"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
+        (["--config", "no_such_recipe.yaml"], "--config no_such_recipe.yaml: No such file or directory"),
+        (["--num_processes", "2", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+    ],
+)
+def test_mistaken_value_of_a_training_option_imports_no_large_library(arguments: list[str], message: str, run_python):
+    done = run_command(run_python, "finetune", "--model_name_or_path", "m", "--output_dir", "o", *arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_package_imports_no_large_library(run_python):
+    done = run_python("-c", f"import sys, bert_snli; print([name for name in {HEAVY} if name in sys.modules])")
+    assert done.stdout == "[]\n"
+
+
+def test_command_that_takes_long_says_that_it_is_loading(run_python, tmp_path):
+    done = run_python(
+        "-m", "bert_snli.cli", "finetune", "--model_name_or_path", tmp_path, "--output_dir", tmp_path / "o"
+    )
+    assert done.returncode == 2 and done.stderr.startswith("bert-snli: loading ...\n")
+
+
+def test_choices_are_those_that_are_implemented():
+    from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
+    from bert_snli.modeling.pair_truncation import TRUNCATIONS
+    from bert_snli.training.optimisation import OPTIMIZERS
+
+    assert choices.CLASSIFIER_HEADS == CLASSIFIER_HEADS
+    assert tuple(TRUNCATIONS) == choices.TRUNCATIONS
+    assert tuple(OPTIMIZERS) == choices.OPTIMIZERS
+
+
+def test_launch_options_are_those_of_accelerate():
+    from accelerate.commands.launch import launch_command_parser
+
+    from bert_snli.training.command_line import LAUNCH_OPTIONS
+
+    known = {option: action for action in launch_command_parser()._actions for option in action.option_strings}
+    assert {name: known[name].nargs is None for name in LAUNCH_OPTIONS} == LAUNCH_OPTIONS
