@@ -216,24 +216,24 @@ STAGES = [  # seconds are guesses for an H100
     Stage("evaluation logits", 8, evaluation_logits),
     Stage("gradients", 8, gradients),
     Stage("losses", 20, partial(loss_curves, precisions=("no", "bf16", "fp16"))),
-    Stage("bits", 30, bits),
+    Stage("bits", 40, bits),
     Stage("commands", 20, commands),
     Stage("small, d2l, fp32", 25, partial(peer, name=training.PEERS[0])),
-    Stage("small, transformers, bf16", 20, partial(peer, name=training.PEERS[2])),
+    Stage("small, transformers, bf16", 15, partial(peer, name=training.PEERS[2])),
     *(Stage(f"small, {head}, bf16", 12, partial(ours, head=head, precision="bf16")) for head in HEADS),
     *(Stage(f"small, {head}, fp32", 12, partial(ours, head=head, precision="no")) for head in HEADS),
     Stage("prediction", 8, prediction),
     Stage("pretraining", 20, pretraining),
-    Stage("base, transformers, bf16", 25, partial(peer, name=training.PEERS[2], **BASE)),
+    Stage("base, transformers, bf16", 20, partial(peer, name=training.PEERS[2], **BASE)),
     *(Stage(f"base, {head}, bf16", 12, partial(ours, head=head, precision="bf16", **BASE)) for head in HEADS),
-    Stage("losses, compiled", 40, partial(loss_curves, precisions=("no",), **COMPILED)),
+    Stage("losses, compiled", 30, partial(loss_curves, precisions=("no",), **COMPILED)),
     *(
-        Stage(f"small, {head}, bf16, compiled", 40, partial(ours, head=head, precision="bf16", **COMPILED))
+        Stage(f"small, {head}, bf16, compiled", 30, partial(ours, head=head, precision="bf16", **COMPILED))
         for head in HEADS
     ),
     Stage("updates", 15, updates),  # late, as a profiler may slow down what follows
-    Stage("updates, compiled", 30, partial(updates, **COMPILED)),
-    Stage("base, pooler, bf16, compiled", 60, partial(ours, head="pooler", precision="bf16", **BASE, **COMPILED)),
+    Stage("updates, compiled", 25, partial(updates, **COMPILED)),
+    Stage("base, pooler, bf16, compiled", 45, partial(ours, head="pooler", precision="bf16", **BASE, **COMPILED)),
 ]
 
 

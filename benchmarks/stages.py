@@ -1,4 +1,4 @@
-"""A benchmark in stages: each is run and recorded, whatever becomes of the others."""
+"""A benchmark in stages: each is run and recorded independently of the others."""
 
 from __future__ import annotations
 
@@ -58,12 +58,14 @@ def run_stages(
                 record["rows"].append(row)
                 if time.monotonic() > deadline:
                     raise Skipped("stopped at the deadline")
-            record["status"] = "ok" if all(row.get("ok", True) for row in record["rows"]) else "wrong"
+            record["status"] = "ok"
         except Skipped as skipped:
-            record |= {"status": "skipped", "reason": str(skipped)}
+            record |= {"status": "partial" if record["rows"] else "skipped", "reason": str(skipped)}
         except (Exception, SystemExit):
             last = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
             record |= {"status": "failed", "reason": "\n".join(last)}
+        if record["status"] != "failed" and not all(row.get("ok", True) for row in record["rows"]):
+            record["status"] = "wrong"
         record["seconds"] = round(time.monotonic() - begun, 1)
         save(records)
     return records

@@ -98,8 +98,9 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
         if not _in_company():
             raise
         if is_lost_connection(error):
+            reason = _one_line(str(error).partition("\n")[0])
             sys.stderr.write(
-                f"{prog}: lost another process of this run; what became of it is said above or in its log\n"
+                f"{prog}: lost the connection to another process ({reason}); see its messages above or in its log\n"
             )
         else:
             traceback.print_exc()

@@ -47,6 +47,7 @@ from bert_snli.training.session import (
     check_start,
     describe_machine,
     fingerprint,
+    main_process_first,
     make_sampler,
     open_accelerator,
     prepare_training,
@@ -96,7 +97,7 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     accelerator, recipe, precision = open_accelerator(recipe)
     if recipe.hub_model_id and accelerator.is_main_process:
         check_login(recipe.hub_model_id)
-    with accelerator.main_process_first():
+    with main_process_first(accelerator):
         train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
     accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
     accelerator.print(f"Classifier head: {config.classifier_head}")
@@ -282,9 +283,10 @@ def trained_module(
 
 
 def did_not_learn(results: dict, train_losses: Sequence[float], eval_labels: Sequence[int]) -> str | None:
-    """Return what shows that the model learned nothing; None if nothing does.
+    """Return the evidence that the model did not learn, or None.
 
-    A short run is judged by a very high loss alone: near its start, the loss may be above that of a uniform guess.
+    In a short run only a very high loss counts, because the loss of the first updates may be above that of a uniform
+    guess.
 
     Args:
         results: what `train_results.json` holds.

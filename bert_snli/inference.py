@@ -133,9 +133,11 @@ def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
     find_file(model_name_or_path, TOKENIZER)
     try:
         return PreTrainedTokenizerFast.from_pretrained(model_name_or_path)
-    except HTTPError as error:
-        raise BertSnliError(f"{model_name_or_path}: {hub_failure([error])}") from error
+    except (ImportError, MemoryError):
+        raise
     except Exception as error:  # the file is there; of a damaged one the Rust reader raises bare Exception
+        if failure := hub_failure(list(causes_of(error))):
+            raise BertSnliError(f"{model_name_or_path}: {failure}") from error
         raise BertSnliError(
             f"{model_name_or_path}: its {TOKENIZER} is damaged ({type(error).__name__}: {_first_line(error)}); "
             "convert, train or download the model again"

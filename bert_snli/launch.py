@@ -22,8 +22,8 @@ from bert_snli.errors import BertSnliError
 from bert_snli.training.command_line import split_arguments
 from bert_snli.training.stopping import STOPPING
 
-# Environment variables that torchrun and `accelerate launch` set in each process that they start.
-LAUNCHED = {"WORLD_SIZE", "LOCAL_RANK"}
+# torchrun sets the first in each process that it starts, `accelerate launch` always sets the second.
+LAUNCHED = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"}
 # They tell of defaults that were taken and of signals that were passed on.
 CHATTY = (
     "accelerate.commands.launch",
@@ -43,8 +43,8 @@ def main(command: ModuleType, argv: Sequence[str]) -> int:
     launch, recipe = split_arguments(argv, command.RECIPE)
     if LAUNCHED & os.environ.keys():
         if launch:
-            message = f"{launch[0]}: this process was started by a launcher; give the option to the launcher"
-            return run(command.PROG, lambda: _refuse(message))
+            message = f"{launch[0]}: a launcher started this process; give the option to the launcher"
+            return run(command.PROG, lambda: _raise(message))
         return command.main(recipe)
     if not launch and torch.cuda.device_count() > 1:
         launch = ["--num_processes", str(torch.cuda.device_count())]
@@ -131,4 +131,8 @@ def _exit_code(codes: dict[int, int], asked: int | None = None) -> int:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise BertSnliError(f"accelerate launch: {message}")
+    _raise(f"accelerate launch: {message}")
+
+
+def _raise(message: str) -> NoReturn:
+    raise BertSnliError(message)

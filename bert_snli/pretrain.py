@@ -35,6 +35,7 @@ from bert_snli.training.session import check_start as check_recipe
 from bert_snli.training.session import (
     describe_machine,
     fingerprint,
+    main_process_first,
     make_sampler,
     open_accelerator,
     prepare_training,
@@ -66,7 +67,7 @@ def pretrain(recipe: PretrainRecipe) -> dict:
     steps = read_steps(Path(recipe.model_name_or_path)) if start else []
     accelerator, recipe, precision = open_accelerator(recipe)
     text = open_text(recipe.dataset_name_or_path, recipe.dataset_config_name, recipe.text_source)
-    with accelerator.main_process_first():
+    with main_process_first(accelerator):
         rules = start[1] if start else fresh_rules(recipe)
         paragraphs = split_sentences(
             text, SentenceSplitter(rules, text.tokenized), num_proc=recipe.preprocessing_num_workers

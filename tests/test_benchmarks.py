@@ -222,7 +222,7 @@ def test_stages_are_skipped_when_too_little_time_is_left():
 
     stages = [Stage("long", 10, steady), Stage("slow", 0, slow), Stage("late", 0, steady)]
     records = run_stages(stages, 5, deadline=time.monotonic() + 0.05, save=lambda records: None)
-    assert [record["status"] for record in records] == ["skipped"] * 3
+    assert [record["status"] for record in records] == ["skipped", "partial", "skipped"]
     assert [record["rows"] for record in records] == [[], [{"value": 1}], []]
     assert records[0]["reason"].startswith("needs about 10 s") and records[1]["reason"] == "stopped at the deadline"
 

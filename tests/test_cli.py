@@ -358,7 +358,7 @@ def test_lost_connection_is_recognised_without_importing_torch(run_python):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "LOCAL_RANK"])
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"])
 def test_process_of_a_launcher_trains_and_does_not_launch(variable: str, monkeypatch: pytest.MonkeyPatch, capsys):
     """On a machine with two GPUs, where `bert-snli finetune` would launch two processes."""
     trained: list[list[str]] = []
@@ -408,7 +408,7 @@ def test_finetune_warns_when_the_model_did_not_learn(
     ("steps", "train_losses", "eval_accuracy", "evidence"),
     [
         (5, [1.2, 1.1], 0.3, None),  # a short run has learned nothing yet
-        (5, [8.0], 0.3, None),  # nor has one that starts from a classifier of other labels
+        (5, [8.0], 0.3, None),  # the same when it starts from a classifier of other labels
         (5, [7.6e7], 0.5, "the training loss is 7.6e"),
         (200, [1.1, 0.9], 0.6, None),
         (200, [2.5, 0.9], 0.6, None),

@@ -18,7 +18,7 @@ from bert_snli.tokenization import build_tokenizer
 from tests.conftest import SPECIALS
 
 NUM_PAIRS, LARGEST_CALL, NUM_THREADS, CALLS_PER_THREAD = 1_200, 600, 4, 30
-MIN_TOKENS, MAX_TOKENS = 5, 128  # with the three special tokens
+MIN_TOKENS, MAX_TOKENS = 3, 128  # with the three special tokens: a side may be empty
 TOPICS, WORDS_PER_TOPIC = 4, 400  # each topic shares half of its words with the next one
 # Probabilities: 1e-6 is what fp32 gives here; a wrong token or position changes them by more than 1e-3.
 TOLERANCE = 1e-5
@@ -30,7 +30,7 @@ from bert_snli.inference import load_classifier, load_tokenizer
 model, tokenizer = load_classifier(sys.argv[1]), load_tokenizer(sys.argv[1])
 with torch.no_grad():
     for premise, hypothesis in json.load(open(sys.argv[2])):
-        logits = model(**tokenizer(premise, hypothesis, return_tensors="pt")).logits
+        logits = model(**tokenizer([premise], [hypothesis], return_tensors="pt")).logits
         print(json.dumps(logits[0].softmax(dim=-1).tolist()))
 """
 
@@ -65,7 +65,7 @@ def pairs() -> list[Pair]:
     for number in range(NUM_PAIRS):
         first_word = number * TOPICS // NUM_PAIRS * WORDS_PER_TOPIC // 2
         total = random.integers(MIN_TOKENS, MAX_TOKENS + 1) - 3
-        split = random.integers(1, total)
+        split = random.integers(total + 1)
         words = [f"w{first_word + word}" for word in random.integers(WORDS_PER_TOPIC, size=total)]
         made.append((" ".join(words[:split]), " ".join(words[split:])))
     return made
@@ -100,9 +100,6 @@ def call_all(predictor: Predictor, pairs: list[Pair], calls: list[np.ndarray]) -
 def assert_as_expected(found: list[np.ndarray], calls: list[np.ndarray], expected: np.ndarray) -> None:
     for probabilities, rows in zip(found, calls, strict=True):
         np.testing.assert_allclose(probabilities, expected[rows], rtol=0, atol=TOLERANCE)
-        best_two = np.sort(expected[rows])[:, -2:]
-        clear = best_two[:, 1] - best_two[:, 0] > 2 * TOLERANCE
-        assert (probabilities.argmax(axis=1) == expected[rows].argmax(axis=1))[clear].all()
 
 
 def test_predictions_do_not_depend_on_earlier_calls(folder: Path, pairs: list[Pair], expected: np.ndarray):

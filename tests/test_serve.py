@@ -286,7 +286,7 @@ def test_programs_get_what_predict_says(toy: Path, address: str):
 
 
 def test_answers_do_not_depend_on_other_requests(toy: Path, tmp_path: Path):
-    """20 threads at once ask for files of 300 pairs, for single pairs over HTTP, and for weights of tokens."""
+    """At once: 3 threads with files of 300 pairs, 5 that want weights of tokens, 20 HTTP clients with single pairs."""
     singles = [*ASKED.values(), ("A wombat is eating.", "The bird is hungry."), *PAIRS[-2:]]
     files = [  # of few words and lengths, which the single pairs do not share
         [(f"{animal} " * (1 + row % 3), doing) for row in range(100) for doing in DOINGS] for animal in ANIMALS
@@ -300,7 +300,7 @@ def test_answers_do_not_depend_on_other_requests(toy: Path, tmp_path: Path):
     }
     answerer = Answerer(str(toy))
     app = start(answerer, "127.0.0.1", spare_port())
-    begin = threading.Barrier(20)
+    begin = threading.Barrier(28)
 
     def ask_for_file(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
         path = tmp_path / str(number) / "pairs.jsonl"
@@ -327,8 +327,8 @@ def test_answers_do_not_depend_on_other_requests(toy: Path, tmp_path: Path):
         return ask_for_file(number) if number < len(files) else ask_for_weights() if number < 8 else ask_over_http()
 
     try:
-        with ThreadPoolExecutor(20) as pool:
-            answers = list(pool.map(ask_at_once, range(20)))
+        with ThreadPoolExecutor(28) as pool:
+            answers = list(pool.map(ask_at_once, range(28)))
     finally:
         app.close(verbose=False)
     for pair, scores in chain.from_iterable(answers):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 
-from bert_snli.finetune import FinetuneRecipe
-from bert_snli.training import session
-from bert_snli.training.loop import TrainingLoop
-from tests.conftest import save_random_classifier, spare_port
+from bert_snli.errors import Stopped
+from bert_snli.evaluation.metrics import nli_metrics
+from bert_snli.training import loop, session
+from bert_snli.training.checkpointing import read_progress
+from conversion.checkpoint import sha256_of_file
+from tests.conftest import save_random_classifier
 from tests.test_training import metrics, run_recipe
 
 STEPS = {"max_steps": 4, "logging_steps": 2, "save_steps": 2, "max_train_samples": 200, "max_eval_samples": 20}
@@ -22,11 +27,6 @@ STEPS = {"max_steps": 4, "logging_steps": 2, "save_steps": 2, "max_train_samples
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_classifier(tmp_path_factory.mktemp("start") / "start", spread=0.1)
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> FinetuneRecipe:
-    return FinetuneRecipe(model_name_or_path="start", output_dir=str(tmp_path / "run"), mixed_precision="no")
 
 
 def test_throughput_includes_work_that_the_device_has_still_to_do(
@@ -46,18 +46,67 @@ def test_throughput_includes_work_that_the_device_has_still_to_do(
     assert metrics(tmp_path / "run")[-1]["train_seconds"] > 2 * waited
 
 
+class Clock:
+    """A clock that can be set forward."""
+
+    passed = 0.0
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.passed
+
+
 def test_time_of_saving_a_checkpoint_is_not_training_time(
     start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    save, took = TrainingLoop._save_checkpoint, 1.0
+    took, hours = 3600.0, itertools.count(1)
+    monkeypatch.setattr("bert_snli.training.loop.time", clock := Clock())
+    save = loop.save_checkpoint
 
-    def save_slowly(loop: TrainingLoop) -> Path:
-        monkeypatch.setattr("bert_snli.training.loop.save_checkpoint", lambda *_: time.sleep(took) or tmp_path)
-        return save(loop)
+    def save_slowly(*arguments) -> Path:
+        clock.passed = took * next(hours)
+        return save(*arguments)
 
-    monkeypatch.setattr(TrainingLoop, "_save_checkpoint", save_slowly)
+    monkeypatch.setattr(loop, "save_checkpoint", save_slowly)
     run_recipe(start, corpus, tmp_path / "run", **{**STEPS, "save_steps": 1}, max_length=40)
     assert metrics(tmp_path / "run")[-1]["train_seconds"] < took
+
+
+def test_time_of_an_evaluation_is_not_training_time_when_a_signal_stops_the_run(
+    start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bert_snli.training.loop.time", clock := Clock())
+
+    def signal_and_measure(*arguments) -> dict:
+        clock.passed += 3600
+        signal.raise_signal(signal.SIGTERM)
+        return nli_metrics(*arguments)
+
+    monkeypatch.setattr("bert_snli.finetune.nli_metrics", signal_and_measure)
+    changes = {**STEPS, "max_steps": -1, "num_train_epochs": 2, "save_steps": 0, "max_length": 40}
+    with pytest.raises(Stopped):
+        run_recipe(start, corpus, tmp_path / "run", **changes)
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert read_progress(checkpoint).seconds < 3600
+
+
+def test_resume_from_a_checkpoint_of_an_earlier_version_says_what_is_unknown(
+    start: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    run = tmp_path / "run"
+    run_recipe(start, corpus, run, **STEPS, max_length=40)
+    edit_progress(run / "checkpoint-4", lambda progress: progress["means"].pop("num_gpus"))
+    run_recipe(start, corpus, run, **{**STEPS, "max_steps": 6}, max_length=40, resume_from_checkpoint="auto")
+    assert "num_gpus unknown" in capsys.readouterr().err
+
+
+def edit_progress(checkpoint: Path, change: Callable[[dict], object]) -> None:
+    """Change progress.json of a checkpoint, and its checksum."""
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    change(progress)
+    (checkpoint / "progress.json").write_text(json.dumps(progress))
+    checksums = json.loads((checkpoint / "checksums.json").read_text())
+    checksums["progress.json"] = sha256_of_file(checkpoint / "progress.json")
+    (checkpoint / "checksums.json").write_text(json.dumps(checksums))
 
 
 def test_resume_with_another_number_of_gpus_draws_new_random_numbers_and_says_so(
@@ -69,22 +118,7 @@ def test_resume_with_another_number_of_gpus_draws_new_random_numbers_and_says_so
     seeds = []
     set_seed = session.set_seed
     monkeypatch.setattr(session, "set_seed", lambda seed, **options: seeds.append(seed) or set_seed(seed, **options))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    edit_progress(run / "checkpoint-4", lambda progress: progress["means"].update(num_gpus=2))
     run_recipe(start, corpus, run, **{**STEPS, "max_steps": 6}, max_length=40, resume_from_checkpoint="auto", seed=5)
     assert "it was made with" in capsys.readouterr().err
     assert seeds == [5 + 4]
-
-
-def test_a_process_waits_for_hours_while_another_one_encodes(recipe: FinetuneRecipe, monkeypatch: pytest.MonkeyPatch):
-    """NCCL's own limit is 10 minutes."""
-    environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": spare_port()}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, str(value))
-    try:
-        accelerator, _, _ = session.open_accelerator(recipe)
-        backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
-        assert backend.options._timeout == session.TIMEOUT
-        assert accelerator.ddp_handler.broadcast_buffers is False
-        assert accelerator.ddp_handler.gradient_as_bucket_view is True
-    finally:
-        dist.destroy_process_group()

@@ -12,7 +12,7 @@ D2L_TOLERANCE = 2e-6
 
 
 def rounding(config: D2LBertConfig, dtype: torch.dtype = torch.float32) -> float:
-    """Bound the difference of two computations of a model's output, relative to its largest value.
+    """Estimate how far two computations of a model's output may differ, relative to its largest value.
 
     Kernels sum in another order on each instruction set. Two orders of a sum of n terms differ by up to n * eps,
     relative to the terms (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2). Here n is the number

@@ -40,7 +40,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         loss, right = hidden_PD.new_zeros((), dtype=bias_V.dtype), labels_P.new_zeros(())
         gradients = None
         # The gradients are not scaled yet: in fp16, p - y below 3e-8 would be rounded to 0.
-        factors = (hidden_PD, weight_VD) if kind == torch.float16 else (inputs_PD, words_VD)
+        factors = (hidden_PD.float(), weight_VD.float()) if kind == torch.float16 else (inputs_PD, words_VD)
         if with_gradient:
             gradients = Gradients(torch.empty_like(hidden_PD), torch.zeros_like(weight_VD), torch.zeros_like(bias_V))
         size = max(1, LOGITS_AT_ONCE // len(weight_VD))

@@ -51,7 +51,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     power on a GPU, which then runs at a higher clock rate.
     """
     rows, inner, columns = PRODUCT if device.type == "cpu" else (8192, 8192, 8192)
-    generator = torch.Generator(device).manual_seed(0)  # its own: the seed of the run stays what it is
+    generator = torch.Generator(device).manual_seed(0)  # a separate one, so that the seed of the run does not change
     left, right = (
         torch.randn(size, generator=generator, device=device, dtype=dtype) for size in ((rows, inner), (inner, columns))
     )

@@ -29,7 +29,7 @@ class WordRows(nn.Module):
         places_V[used_R] = torch.arange(len(used_R), device=used_R.device)
         self.register_buffer("used_R", used_R, persistent=False)
         self.register_buffer("places_V", places_V, persistent=False)
-        # Part of a checkpoint, because the table in it has not decayed yet.
+        # A checkpoint stores this factor, because the table in it has not decayed yet.
         self.register_buffer("decay", torch.ones((), device=used_R.device))
 
     def decay_others(self, optimizer: torch.optim.Optimizer) -> None:

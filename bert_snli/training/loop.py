@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from bert_snli.console import say
 from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs, Piece
 from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.folders import flush_to_disk
@@ -102,8 +103,11 @@ class TrainingLoop:
         """
         try:
             self._train()
-        except Stopped:
-            self._draw()
+        except (Stopped, BertSnliError):
+            try:
+                self._draw()
+            except Exception as error:  # must not hide why the run ended
+                say(f"the curve cannot be drawn: {error}")
             raise
         self._draw()
 
@@ -114,7 +118,7 @@ class TrainingLoop:
             while (self.progress.step < total and not self._out_of_patience()) or self.progress.batch:
                 self._train_epoch(total, request)
                 self._end_epoch()
-                signum = request.agreed()
+                signum = request.agreed(now=True)
                 if signum and self.progress.step < total and not self._out_of_patience():
                     self._stop(signum)
 
@@ -151,7 +155,7 @@ class TrainingLoop:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
             if recipe.save_steps and progress.step % recipe.save_steps == 0:
                 self._save_checkpoint()
-            if signum := request.agreed():
+            if signum := request.agreed(now=ended):
                 bar.close()
                 self._stop(signum)
         bar.close()
@@ -235,8 +239,8 @@ class TrainingLoop:
         if accelerator.scaler is None:  # for fp16, an overflow is what its scaler is there for
             self.watch.add("gradient", self.grad_norm, rows, self.progress)
         self.optimizer.step()
-        # Also after an fp16 overflow, when the optimizer skips the update: to know of it, the host would have to wait
-        # for the GPU. So the learning rate depends on the number of the update only.
+        # The learning rate depends on the number of the update only. It also moves on after an fp16 overflow, when the
+        # optimizer skips the update: with fused AdamW, the host would have to wait for the GPU to know of that.
         self.scheduler.step()
         self.optimizer.zero_grad()
         return seen
@@ -275,6 +279,7 @@ class TrainingLoop:
             progress.kept = {"step": progress.step, **details}
             self.save_model()
         progress.epoch, progress.batch, progress.totals = progress.epoch + 1, 0, []
+        self.clock = time.perf_counter()  # the time of evaluating is not training time
 
     def _draw(self) -> None:
         """Draw the curve and write the history as other tools read it, if there has been an evaluation."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, parse_flag_from_env, set_seed
 from torch import nn
@@ -45,8 +46,7 @@ from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_r
 
 RECIPE_FILE, RESULTS = "recipe.yaml", "train_results.json"
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process holds all weights
-# Processes wait for each other while the first one encodes the data, which may take longer than NCCL's 10 minutes.
-TIMEOUT = timedelta(hours=6)
+ENCODING_TIMEOUT = timedelta(hours=6)  # NCCL's own limit is 10 minutes
 Recipe = TypeVar("Recipe", bound=TrainingRecipe)
 
 
@@ -63,6 +63,8 @@ def check_start(recipe: TrainingRecipe) -> None:
         check_output_dir(output_dir, overwrite=recipe.overwrite_output_dir)
     if recipe.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise BertSnliError("--mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
+    if importlib.util.find_spec("matplotlib") is None:  # it draws the curve when the run ends
+        raise BertSnliError("matplotlib is not installed; pip install 'bert-snli[train]'")
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise BertSnliError(
             f"--report_to {recipe.report_to}: is not installed; pip install 'bert-snli[{recipe.report_to}]'"
@@ -84,7 +86,7 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise BertSnliError(f"accelerate's {name} is not supported; use distributed_type: MULTI_GPU")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu, timeout=TIMEOUT))
+    recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu))
     # After the first update DDP reorders the gradients in its buckets, which changes the order in which those of more
     # than two processes are added; a resumed run would start with the first order again. DDP keeps the order when it
     # looks for unused parameters.
@@ -103,6 +105,24 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
         ],
     )
     return accelerator, recipe, precision
+
+
+@contextmanager
+def main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Run the block in the main process, then in the others, which wait for up to `ENCODING_TIMEOUT`.
+
+    `Accelerator.main_process_first` gives up after 10 minutes on GPUs. This barrier has its own gloo group, so that
+    a GPU that hangs during training is still noticed after 10 minutes.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=ENCODING_TIMEOUT)
+    if not accelerator.is_main_process:
+        dist.barrier(group)
+    yield
+    if accelerator.is_main_process:
+        dist.barrier(group)
 
 
 def as_the_main_process_finds(recipe: Recipe, state: PartialState) -> tuple[Recipe, Precision]:
@@ -170,7 +190,8 @@ def prepare_training(
         model.follow(optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress()
-    machine = {"num_processes": accelerator.num_processes, "num_gpus": torch.cuda.device_count()}
+    num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
+    machine = {"num_processes": accelerator.num_processes, "num_gpus": num_gpus}
     means = {**recipe.means(), **machine}
     if recipe.resume_from_checkpoint:
         checkpoint = Path(recipe.resume_from_checkpoint)
@@ -179,7 +200,7 @@ def prepare_training(
         other = [name for name, value in means.items() if progress.means.get(name) != value]
         if machine.keys() & set(other):  # the checkpoint's random states do not fit
             set_seed((recipe.seed + progress.step) % 2**32, device_specific=True)
-        then, now = (", ".join(f"{name} {of[name]}" for name in other) for of in (progress.means, means))
+        then, now = (", ".join(f"{name} {of.get(name, 'unknown')}" for name in other) for of in (progress.means, means))
         shorter = {"num_train_epochs", "max_steps"} & set(other)
         if shorter and num_updates(recipe, batches_per_epoch) <= progress.step:
             raise BertSnliError(f"--resume_from_checkpoint {checkpoint}: is as far as {now} goes; give more")

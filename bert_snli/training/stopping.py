@@ -17,7 +17,7 @@ class StopRequest:
 
     Signals reach one process or all, at different times. The processes agree on the update after which they stop. They
     exchange their signals in the background while the next update runs, so several processes stop one update later
-    than one process does.
+    than one process does. At the end of an epoch and of an evaluation they wait for each other.
     """
 
     def __init__(self, num_processes: int):
@@ -34,8 +34,8 @@ class StopRequest:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
-        if self.exchange is not None and error_type is None:
-            self.exchange[0].wait()
+        if error_type is None:
+            self._finish_exchange()
         if self.signum and self.group is not None:
             return  # the launcher ends whoever has not left when the first does: who is on the way out, leaves in peace
         for number, handler in self.before.items():
@@ -46,20 +46,28 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signum = signum
 
-    def agreed(self) -> int:
-        """Return the signal that any process had received before the previous call, or 0. All processes must call.
+    def agreed(self, *, now: bool = False) -> int:
+        """Return the signal on which the processes agree, or 0. All processes must call.
 
-        One process gets its own signal at once.
+        One process gets its own signal at once. Several get the largest one that any of them had received before the
+        previous call. With `now` they wait for each other and get those received before this call, too.
         """
         if self.group is None:
             return self.signum
-        if self.exchange is not None:
-            work, received = self.exchange
-            self.exchange = None
-            work.wait()
-            if received.item():
-                return int(received.item())
-        received = torch.tensor(self.signum)
-        work = dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
-        self.exchange = work, received
-        return 0
+        signum = self._finish_exchange()
+        if signum == 0:
+            received = torch.tensor(self.signum)
+            work = dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+            self.exchange = work, received
+            if now:
+                signum = self._finish_exchange()
+        return signum
+
+    def _finish_exchange(self) -> int:
+        """Wait for the running exchange and return its signal; 0 if none is running."""
+        if self.exchange is None:
+            return 0
+        work, received = self.exchange
+        self.exchange = None
+        work.wait()
+        return int(received.item())

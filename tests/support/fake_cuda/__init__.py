@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("fake_cuda.cpp")
@@ -31,7 +30,7 @@ def environment() -> dict[str, str]:
 
 
 def load() -> None:
-    """Compile the library, or take it from the temporary folder, and load it with PyTorch's own libraries.
+    """Compile the library if that has not been done, and load it with PyTorch's own libraries.
 
     Raises:
         RuntimeError: PyTorch has been imported already and would not see it.
@@ -49,8 +48,9 @@ def load() -> None:
 def _compile(torch_folder: Path) -> Path:
     version = (torch_folder / "version.py").read_bytes()
     digest = hashlib.sha256(version + SOURCE.read_bytes()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"fake_cuda_{digest}.so"
+    library = SOURCE.parent / "build" / f"{digest}.so"
     if not library.exists():
+        library.parent.mkdir(exist_ok=True)
         partial = library.with_suffix(f".{os.getpid()}")
         includes = [f"-I{torch_folder / 'include'}", f"-I{torch_folder / 'include/torch/csrc/api/include'}"]
         command = ["g++", "-shared", "-fPIC", "-O0", "-std=c++20", *includes, str(SOURCE), "-o", str(partial)]
