@@ -1,0 +1,35 @@
+"""Processes agree on the update after which a signal stops them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import sys
+import torch.distributed as dist
+from bert_snli.training.stopping import StopRequest
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+with StopRequest(2) as request:
+    agreed = [request.agreed()]
+    request.signum = 15 * rank  # only one process gets the signal
+    agreed += [request.agreed(), request.agreed()]
+with StopRequest(2) as request:
+    request.signum = 2 * rank
+    agreed.append(request.agreed(now=True))
+print(*agreed)
+dist.destroy_process_group()
+"""
+
+
+def test_processes_agree_one_call_after_the_signal_or_at_once(tmp_path: Path):
+    command = [sys.executable, "-c", SCRIPT]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert said == ["0 0 15 2\n", "0 0 15 2\n"]
