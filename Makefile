@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint format types imports check clean
+.PHONY: help install demo test test-slow test-all soak lint format types imports check clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 $(VENV)/train.stamp: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a minute or two) ..."
@@ -27,8 +27,13 @@ install: $(VENV)/train.stamp  ## Make .venv with what users need
 demo: $(VENV)/train.stamp  ## The whole job on generated data, in ./quickstart
 	@$(BIN)/bert-snli quickstart --output_dir quickstart --overwrite_output_dir
 
-test: $(VENV)/dev.stamp  ## Run the tests, two at a time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: $(VENV)/dev.stamp  ## Run the quick tests, two at a time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/dev.stamp  ## Run the other tests: killed runs, many processes, the notebook, the browser
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+test-all: test test-slow  ## Run all tests
 
 soak: $(VENV)/dev.stamp  ## Kill runs at random moments and resume them: the same bits in the end (ten minutes)
 	@$(BIN)/python -m tests.soak
@@ -47,7 +52,7 @@ types: $(VENV)/dev.stamp  ## Check the types
 imports: $(VENV)/dev.stamp  ## Check who may import whom
 	@$(BIN)/lint-imports
 
-check: lint types imports test  ## All that CI runs
+check: lint types imports test  ## Run what CI runs first; it goes on with test-slow
 
 clean:  ## Remove .venv and what the demo wrote
 	rm -rf $(VENV) quickstart

@@ -31,6 +31,13 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what a script starts with &
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests as slow that use a slow fixture: the pushes to a local Hub take half a minute."""
+    for item in items:
+        if "pushed" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 def shared(path: str) -> Path:
     """`path` in the folder of real data beside the repository; the test is skipped where it is not there."""
     found = SHARED / path

@@ -38,6 +38,7 @@ def runs(tmp_path):
     return [finished_run(tmp_path / f"{size}-{seed}", size, seed) for size in sizes for seed in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_the_law_that_runs_follow_is_found(tmp_path, runs, run_python):
     options = ("--output_file", tmp_path / "curve", "--draws", 100, "--pairs", 300_000)
     done = run_python("benchmarks/learning_curve.py", *runs, *options)
@@ -68,6 +69,7 @@ def test_too_few_sizes_and_folders_of_no_run_are_refused(tmp_path, runs, run_pyt
     assert f"{tmp_path / 'notes.txt'}: no finished run" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_hard_pairs_are_those_that_the_hypothesis_does_not_give_away(tmp_path, run_python):
     """Each label has a word of its own in training; in two pairs of dev it has that of another."""
     words = dict(zip(BOOK_LABELS, ("outside", "sleeping", "tall"), strict=True))
@@ -256,6 +258,7 @@ def test_smoke_run_measures_every_stage_of_the_gpu_benchmark(tmp_path, run_pytho
     assert all(row["examples/s"] > 0 for row in rows["pretraining"])
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_skips_all_stages_without_time(tmp_path, run_python):
     arguments = ("--smoke", "--deadline", 1, "--stages", "rates", "logits", "--output_file", tmp_path / "gpu")
     done = run_python("benchmarks/gpu.py", *arguments)

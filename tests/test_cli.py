@@ -179,6 +179,7 @@ def test_options_of_accelerate_are_told_from_ours():
     assert ours == ["--seed", "3", "--mixed-precision", "bf16", "--config", "r.yaml"]
 
 
+@pytest.mark.slow
 def test_a_failure_in_two_processes_still_exits_with_2(pretrained: Path, tmp_path: Path, run_python):
     command = ["--model_name_or_path", pretrained, "--output_dir", tmp_path / "run", "--max_length", 32]
     done = run_python(
@@ -372,6 +373,7 @@ def test_process_of_a_launcher_trains_and_does_not_launch(variable: str, monkeyp
     assert "give the option to the launcher" in refused([*command, "--num_processes", "2"], capsys)
 
 
+@pytest.mark.slow
 def test_accelerate_launch_of_the_command_makes_one_run_of_two_processes(
     model_folder: Path, corpus: Path, tmp_path: Path, run_python
 ):

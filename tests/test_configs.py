@@ -49,6 +49,7 @@ def launch(inputs: Path, config: str, module: str, output_dir: Path, *launching:
     )
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one_process_does(inputs: Path, tmp_path: Path):
     """Both are this one."""
     where = ("--num_processes", 2, "--main_process_port", spare_port())

@@ -239,6 +239,7 @@ def test_special_ids_come_from_the_vocabulary(book_bert: BookBERT, tmp_path: Pat
     assert config["pad_token_id"] == 48
 
 
+@pytest.mark.slow
 def test_python_m_conversion_is_the_same_command(book_checkpoint: Path, tmp_path: Path, run_python):
     done = run_python("-m", "conversion", book_checkpoint, "--output_dir", tmp_path / "m", "--num_attention_heads", 2)
     assert done.returncode == 0, done.stderr

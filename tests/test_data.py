@@ -488,6 +488,7 @@ print(Hasher.hash(PairEncoder(tokenizer, 32, text_source="parse")), Hasher.hash(
 """
 
 
+@pytest.mark.slow
 def test_every_process_gives_the_encoder_the_same_fingerprint(run_python):
     hashes = {run_python("-c", HASH).stdout for _ in range(2)}
     assert len(hashes) == 1 and len(set(hashes.pop().split())) == 2

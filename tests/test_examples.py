@@ -25,6 +25,7 @@ from tests.elsewhere import bare_environment
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch):
     for name in ("BERT_SNLI_CHECKPOINT", "BERT_SNLI_DATASET"):
         monkeypatch.delenv(name, raising=False)
@@ -43,6 +44,7 @@ def test_the_notebook_tells_nothing_of_where_it_ran():
     assert not re.search(r"/(tmp|home|root|work|Users)/", text)
 
 
+@pytest.mark.slow
 def test_a_model_is_used_with_transformers_alone(model_folder: Path, tmp_path: Path):
     script = shutil.copy(EXAMPLES / "use_from_the_hub.py", tmp_path)
     done = subprocess.run(
@@ -81,6 +83,7 @@ def tiny_encoder(folder: Path, corpus: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["examples/teacher/recombine.py", "benchmarks/hard_pairs.py"])
 def test_scripts_say_in_one_line_what_is_missing(script: str, corpus: Path, tmp_path: Path, run_python):
     for source, target in (("nowhere.zip", tmp_path / "pairs.jsonl"), (corpus, tmp_path / "nowhere" / "pairs.jsonl")):
@@ -89,6 +92,7 @@ def test_scripts_say_in_one_line_what_is_missing(script: str, corpus: Path, tmp_
         assert "nowhere" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "others"),
     [
@@ -116,6 +120,7 @@ def test_a_folder_that_holds_files_is_left_alone(script: str, others: list[str],
     assert [path.read_bytes() for path in (tmp_path / "kept").iterdir()] == [b"hours of work"]
 
 
+@pytest.mark.slow
 def test_an_encoder_that_does_not_fit_is_named(corpus: Path, tmp_path: Path, run_python):
     def refused(*command: object) -> str:
         done = run_python(*command)
@@ -132,6 +137,7 @@ def test_an_encoder_that_does_not_fit_is_named(corpus: Path, tmp_path: Path, run
     assert "encoder: cannot be opened" in refused(*train)
 
 
+@pytest.mark.slow
 def test_hypotheses_of_one_photograph_are_paired_too(corpus: Path, tmp_path: Path, run_python):
     def recombined(*options) -> set[tuple[str, str]]:
         done = run_python("examples/teacher/recombine.py", corpus, tmp_path / "pairs.jsonl", *options)
@@ -152,6 +158,7 @@ def test_hypotheses_of_one_photograph_are_paired_too(corpus: Path, tmp_path: Pat
     assert len(more - fewer) <= 2 * len(set(photographs))
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_asked_and_learnt_from(corpus: Path, tmp_path: Path, run_python):
     encoder, taught = tiny_encoder(tmp_path / "encoder", corpus), tmp_path / "taught.jsonl"
     steps = [
@@ -190,6 +197,7 @@ def test_a_teacher_is_trained_asked_and_learnt_from(corpus: Path, tmp_path: Path
     ]
 
 
+@pytest.mark.slow
 def test_words_start_from_an_encoders_vectors(corpus: Path, tmp_path: Path, run_python):
     """With as many components as the encoder is wide, nothing is lost: distances are those of its mean states."""
     encoder = tiny_encoder(tmp_path / "encoder", corpus)

@@ -298,6 +298,7 @@ def test_auto_is_what_an_earlier_accelerator_has():
     assert choose_precision("auto", CPU).name == "bf16"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
 def test_freed_memory_is_kept(run_python):
     """Counted in page faults: blocks of 32 MiB, over and over."""

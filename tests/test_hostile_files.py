@@ -283,6 +283,7 @@ def limited_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
 
 
+@pytest.mark.slow
 def test_a_claim_is_not_allocated(book_checkpoint: Path, tmp_path: Path):
     """Run in a process that may not have more memory than the libraries take."""
     repeated(book_checkpoint)

@@ -240,6 +240,7 @@ def test_private_and_the_commit_message_arrive(pushed: dict, hub: Hub):
     assert_refused(pushed["public already"], "--private: user/name is there already and public")
 
 
+@pytest.mark.slow
 def test_files_of_an_earlier_push_go_and_other_peoples_stay(hub: Hub, pushed: dict, model: Path, tmp_path: Path):
     files = hub.repositories["user/name"].branches["main"][-1].files
     files.update({"eval_results_validation.json": b"{}", CERTIFICATE: b"{}", "notes.md": b"mine", "a/config.json": b""})
@@ -278,6 +279,7 @@ def snippets_of(card: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", card, flags=re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_what_was_pushed_opens_elsewhere_with_the_same_bits_and_its_snippets_run(
     pushed: dict, hub: Hub, model: Path, tmp_path: Path
 ):
@@ -375,6 +377,7 @@ def test_loading_says_which_of_hub_model_and_file_is_missing_or_damaged(model_fo
     assert said["user/damaged", "weights"].startswith("user/damaged: its weights cannot be loaded (")
 
 
+@pytest.mark.slow
 def test_loading_says_that_the_hub_cannot_be_reached(tmp_path: Path):
     said = messages_of_loading("http://127.0.0.1:9", tmp_path / "home", ["user/name"])
     reason = (
@@ -404,6 +407,7 @@ def test_a_commit_that_fails_leaves_the_repository_as_it_was(pushed: dict, hub: 
     assert [commit.files for commit in hub.repositories["user/broken"].branches["main"]] == [{}]
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_cut_leaves_the_repository_as_it_was(pushed: dict, hub: Hub, model: Path, tmp_path: Path):
     before = [commit.sha for commit in hub.repositories["user/name"].branches["main"]]
     files = dict(hub.repositories["user/name"].branches["main"][-1].files)
@@ -422,6 +426,7 @@ def test_an_upload_that_is_cut_leaves_the_repository_as_it_was(pushed: dict, hub
     assert [commit.sha for commit in after] == before and after[-1].files == files
 
 
+@pytest.mark.slow
 def test_without_a_hub(model: Path, converted: Path, pushed: dict, hub: Hub, tmp_path: Path):
     """Nobody listens: what needs no hub works, and what does says so; what is wrong is said before it is asked."""
     headless = tmp_path / "headless"

@@ -55,6 +55,7 @@ def same_run(one: Path, other: Path) -> bool:
     return soak.differences(one, other) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_runs_end_as_unharmed_ones(processes: int, inputs: Path, tmp_path: Path):
     """What `make soak` does at length."""
@@ -72,7 +73,10 @@ def begun(run: subprocess.Popen, output_dir: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("processes", "signum", "code"), [(1, signal.SIGTERM, 143), (2, signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("processes", "signum", "code"),
+    [(1, signal.SIGTERM, 143), pytest.param(2, signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
     processes: int, signum: int, code: int, start: Path, corpus: Path, tmp_path: Path
 ):
@@ -235,6 +239,7 @@ def test_a_run_is_not_resumed_with_other_data(what: str, start: Path, corpus: Pa
         run_recipe(start, tmp_path / "corpus", tmp_path / "run", **CHANGES, resume_from_checkpoint="auto")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(start: Path, corpus: Path, tmp_path: Path):
     """A limit on the size of files stands in for the disk: the system answers a write in the same way."""
     changes = {"max_train_samples": 640, "num_train_epochs": 1, "save_steps": 5, "logging_steps": 1}
@@ -303,6 +308,7 @@ def finetune_until_loaded(start: Path, corpus: Path, output_dir: Path, changes: 
             run_recipe(start, corpus, output_dir, **changes, resume_from_checkpoint="auto")
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_batches(start: Path, corpus: Path, tmp_path: Path):
     changes = {"dropout": 0.0, "max_train_samples": 640, "num_train_epochs": 1, "save_steps": 4, "logging_steps": 1}
     soak.finish(soak.begin(corpus, start, tmp_path / "whole", 1, **changes))
@@ -318,6 +324,7 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(start: Path, 
     np.testing.assert_allclose(step_losses(tmp_path / "run"), step_losses(tmp_path / "whole"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_four_processes_resume_to_the_bit(start: Path, corpus: Path, tmp_path: Path):
     """More than two add up their gradients in an order, which must not change."""
     changes = {"max_train_samples": 640, "num_train_epochs": 1, "save_steps": 4, "logging_steps": 1}
@@ -329,6 +336,7 @@ def test_four_processes_resume_to_the_bit(start: Path, corpus: Path, tmp_path: P
     assert same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_to_the_last_digit_on_however_many_processes(start: Path, corpus: Path, tmp_path: Path):
     changes = {"max_eval_samples": 301, "max_steps": 1, "learning_rate": 1e-30, "per_device_eval_batch_size": 32}
     for processes in (1, 2, 4):
@@ -354,6 +362,7 @@ def launch_two(module: str, start: Path, corpus: Path, output_dir: Path, *more: 
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_others_and_is_heard(start: Path, corpus: Path, tmp_path: Path):
     run = launch_two("failing_process", start, corpus, tmp_path / "run")
     _, said = run.communicate(timeout=100)
@@ -363,6 +372,7 @@ def test_a_process_that_fails_ends_the_others_and_is_heard(start: Path, corpus: 
     assert missed == -1 or planted < missed, said
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_reaches_every_process(start: Path, corpus: Path, tmp_path: Path):
     """The first one they would wait for the end of the evaluation with, however long, and not be killed meanwhile."""
     run = launch_two("slow_process", start, corpus, tmp_path / "run", "--max_train_samples", 64)

@@ -191,6 +191,7 @@ print(json.dumps(logits))
 """
 
 
+@pytest.mark.slow
 def test_folder_saved_again_without_the_package_still_carries_its_code(tmp_path: Path):
     ids, models, folders = random_ids(), {}, {}
     for auto_class, model_class in AUTO_CLASSES.items():

@@ -128,6 +128,7 @@ print(json.dumps([config.id2label[number] for number in logits.argmax(1).tolist(
     assert answers == [next(iter(scores)) for scores in expected]
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_close(both: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture):
     target = tmp_path / "int8"
     command = ["export", both[0], "--format", "onnx", "--quantize", "int8", "--output_dir", target]
@@ -144,6 +145,7 @@ def test_int8_is_smaller_and_close(both: tuple[Path, Path], tmp_path: Path, caps
     assert sum(o["label"] == t["label"] for o, t in zip(by_onnx, by_torch, strict=True)) >= 27
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_written(
     both: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

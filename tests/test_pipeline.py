@@ -115,6 +115,7 @@ def assert_same_answers(found: list, expected: list[dict[str, float]]) -> None:
         assert list(scores(answer)) == list(by_label)  # the most probable first
 
 
+@pytest.mark.slow
 def test_pipelines_without_the_package_give_the_packages_scores(folder: Path, tmp_path: Path):
     expected = ours(folder, PAIRS)
     assert max(abs(expected[0][label] - expected[1][label]) for label in LABEL2ID) > 0.01, "order does not matter"
@@ -296,6 +297,7 @@ def trained_to_tell_dogs_from_cats(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_other_pipelines_open_our_folders(tmp_path: Path):
     classifier = save_model(
         tmp_path / "classifier",

@@ -34,6 +34,7 @@ def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_proc", [None, 2])
 def test_a_stream_gives_what_a_list_does_in_its_order(predictor: Predictor, num_proc, monkeypatch):
     monkeypatch.setattr(prediction, "CHUNK", 7)
@@ -46,6 +47,7 @@ def test_a_stream_gives_what_a_list_does_in_its_order(predictor: Predictor, num_
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_proc", "chunks_ahead"), [(None, 1), (2, 3)])
 def test_a_stream_takes_no_more_than_it_needs(predictor: Predictor, num_proc, chunks_ahead, monkeypatch):
     """So memory does not grow with the file."""
@@ -65,6 +67,7 @@ def test_a_stream_takes_no_more_than_it_needs(predictor: Predictor, num_proc, ch
     stream.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs_to_ask", [1, 61])
 def test_two_processes_write_what_one_does(pairs_to_ask, model_folder: Path, tmp_path: Path, run_python):
     """Also where one of them has no row at all; as `accelerate launch` runs it."""
@@ -79,6 +82,7 @@ def test_two_processes_write_what_one_does(pairs_to_ask, model_folder: Path, tmp
         assert {name: ours[name] for name in theirs} == theirs
 
 
+@pytest.mark.slow
 def test_two_processes_end_together_where_one_cannot_go_on(model_folder: Path, tmp_path: Path, run_python):
     pairs = [*random_pairs(4), ("a man " * 60, "a dog"), *random_pairs(4)]  # the fifth is the first process's
     source = write_pairs(tmp_path / "pairs.jsonl", pairs)

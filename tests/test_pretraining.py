@@ -465,6 +465,7 @@ def test_losses_follow_the_books_loop(passes: int, start: Path, wiki: Path, book
     assert results["train_loss"] == pytest.approx(results["train_mlm_loss"] + results["train_nsp_loss"])
 
 
+@pytest.mark.slow
 def test_two_processes_follow_it_as_well(start: Path, wiki: Path, book_losses: list[float], tmp_path: Path, run_python):
     command = options(start, wiki, tmp_path / "two", *PLAIN, "--gradient_accumulation_steps", 2)
     done = run_python("-m", "bert_snli.cli", "pretrain", "--num_processes", 2, *command)
@@ -476,6 +477,7 @@ def test_two_processes_follow_it_as_well(start: Path, wiki: Path, book_losses: l
         assert two[name] == pytest.approx(one[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(wiki: Path, tmp_path: Path):
     """Fresh weights, dropout, dynamic masks: killed in the second epoch, resumed, and the same bits in the end."""
     command = options(None, wiki, tmp_path / "whole", "--num_train_epochs", 3, "--train_batch_size", 16)

@@ -134,6 +134,7 @@ def test_a_resumed_run_says_so_and_the_tracker_shows_each_step_once(run: Path, t
         assert shown == [(entry["step"], entry[name]) for entry in lines if which in entry]
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing_that_it_told_the_tracker(inputs: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -413,6 +413,7 @@ def test_the_command_serves_until_ctrl_c(toy: Path, capsys: pytest.CaptureFixtur
     assert free_port("127.0.0.1", port) == port
 
 
+@pytest.mark.slow
 def test_a_space_runs_as_it_is(toy: Path, tmp_path: Path):
     space = tmp_path / "space"
     assert main(["serve", str(toy), "--space", str(space)]) == 0

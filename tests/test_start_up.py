@@ -56,6 +56,7 @@ def test_package_imports_no_large_library(run_python):
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_command_that_takes_long_says_that_it_is_loading(run_python, tmp_path):
     done = run_python(
         "-m", "bert_snli.cli", "finetune", "--model_name_or_path", tmp_path, "--output_dir", tmp_path / "o"

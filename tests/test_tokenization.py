@@ -347,6 +347,7 @@ MARKS = "`` '' ` ' \" -- ... -lrb- -rrb- ( ) \u2013 \u2026 -LRB- -RRB-".split()
 MARKS += "u.s.-based U.S.-Based d.c./x cafe\u0301 caf\u00e9 cafe".split()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sets(st.sampled_from(MARKS)), st.booleans(), st.lists(st.sampled_from([*MARKS, "old", "("]), min_size=1))
 def test_what_is_known_without_the_fallback_is_known_alike_with_it(

@@ -156,6 +156,7 @@ def test_two_processes_follow_it_as_well(
         assert metrics(tmp_path / "two")[-1][name] == pytest.approx(metrics(tmp_path / "one")[-1][name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_launch_line_of_the_readme_works_with_its_configuration(
     start: Path, corpus: Path, book_losses: np.ndarray, tmp_path: Path, run_python
 ):
@@ -181,6 +182,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(start: Path, corpus
         assert torch.equal(value, weights[name]), name
 
 
+@pytest.mark.slow
 def test_every_weight_ends_where_it_would_have(start: Path, corpus: Path, tmp_path: Path):
     """Also of words that the training data do not hold: resumed to the bit, and as training the whole model has it."""
     changes = {
@@ -216,6 +218,7 @@ def test_every_weight_ends_where_it_would_have(start: Path, corpus: Path, tmp_pa
             )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which("g++") or torch.backends.cpu.get_cpu_capability() == "DEFAULT",
     reason="torch.compile needs a C++ compiler and vector instructions",
