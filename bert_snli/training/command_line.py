@@ -100,6 +100,8 @@ def add_fields(parser: argparse.ArgumentParser, recipe_class: type[TrainingRecip
     for field in fields(recipe_class):
         kind = _without_none(hints[field.name])
         options: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+        if field.name in recipe_class.required:
+            options["help"] += " Required."
         if kind is bool:
             options |= {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
         else:
@@ -108,7 +110,11 @@ def add_fields(parser: argparse.ArgumentParser, recipe_class: type[TrainingRecip
         if kind is bool and field.default is True:
             negated = _spellings(f"no_{field.name}")
             parser.add_argument(
-                *negated, dest=field.name, action="store_false", default=True, help=f"Switch --{field.name} off."
+                *negated,
+                dest=field.name,
+                action="store_false",
+                default=argparse.SUPPRESS,
+                help=f"Switch --{field.name} off.",
             )
 
 

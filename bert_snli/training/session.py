@@ -19,6 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, parse_flag_from_env, set_seed
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
@@ -97,11 +98,7 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
         kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                find_unused_parameters=keeps_order,
-                broadcast_buffers=False,  # the buffers are equal in all processes
-                gradient_as_bucket_view=True,
-            )
+            DistributedDataParallelKwargs(find_unused_parameters=keeps_order, gradient_as_bucket_view=True)
         ],
     )
     return accelerator, recipe, precision
@@ -188,6 +185,9 @@ def prepare_training(
     )
     if isinstance(model, FastClassifier):
         model.follow(optimizer)
+    # The buffers are equal in all processes: without this, DDP would send them before each forward pass.
+    buffers = [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, buffers)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress()
     num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
