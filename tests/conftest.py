@@ -27,6 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # never reach for the network
 os.environ["ACCELERATE_USE_CPU"] = "1"  # the same numbers on a machine with a GPU
 CACHE = tempfile.mkdtemp(prefix="bert-snli-tests-")  # what earlier runs cached would hide faults
 os.environ["HF_DATASETS_CACHE"] = CACHE
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE  # its key leaves ATEN_CPU_CAPABILITY out
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what a script starts with &
 

@@ -231,6 +231,7 @@ def test_eager_and_sdpa_agree():
         assert_same(outputs(model, **inputs), expected, FP64_ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="flex attention is compiled for the CPU by g++")
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="its code for the CPU needs vector instructions"
@@ -698,7 +699,7 @@ def test_unknown_classifier_head_is_an_error_that_names_the_choices():
 
 
 def test_tied_embeddings_are_an_error():
-    with pytest.raises(ValueError, match="tie_word_embeddings is True, but the decoder has weights of its own"):
+    with pytest.raises(ValueError, match="tie_word_embeddings is True, but the decoder has its own weights"):
         tiny_config(tie_word_embeddings=True)
 
 

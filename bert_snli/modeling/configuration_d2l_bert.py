@@ -75,6 +75,6 @@ class D2LBertConfig(PreTrainedConfig):
             )
         if self.tie_word_embeddings:
             raise ValueError(
-                f"tie_word_embeddings is {self.tie_word_embeddings!r}, but the decoder has weights of its own; "
+                f"tie_word_embeddings is {self.tie_word_embeddings!r}, but the decoder has its own weights; "
                 "set tie_word_embeddings to False"
             )
