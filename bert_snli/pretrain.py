@@ -76,7 +76,7 @@ def pretrain(recipe: PretrainRecipe) -> dict:
         train, evaluation = load_pairs(recipe, paragraphs, tokenizer, accelerator.device)
     more = len(tokenizer) - len(rules)
     accelerator.print(
-        f"{len(train):,} pairs to train on ({paragraphs.train_split}), {len(evaluation):,} to evaluate on "
+        f"{len(train):,} pairs to train on, {len(evaluation):,} to evaluate on "
         f"({paragraphs.eval_split}); {len(tokenizer):,} words{f', of which {more:,} new' if start else ''}"
     )
     accelerator.print(describe_machine(accelerator, precision))

@@ -193,7 +193,7 @@ def test_typed_text_is_split_as_tokenized_text_is(wiki: Path, tmp_path: Path):
     typed = 'He can\'t go. She (Ann) can! I "know" it.\nOne sentence.\n\nMr. Smith left. So did we.\n\n\n'
     (tmp_path / "book.txt").write_text(typed, encoding="utf-8")
     split = paragraphs(tmp_path / "book.txt")
-    assert (split.train_split, split.eval_split) == ("train", "held-out")
+    assert split.eval_split == "held-out"
     assert list(split.train["sentences"]) == [
         ["he ca n't go", "she -lrb- ann -rrb- can ! i `` know '' it ."],
         ["one sentence ."],  # as the book has it: no pair begins in it, but others may end in it
@@ -214,7 +214,7 @@ def test_texts_that_are_named_as_splits_are_splits(tmp_path: Path):
     for name in ("test.txt", "train.txt", "dev.txt"):
         (tmp_path / name).write_text(f"{name} is here. And there is more.\n" * 30, encoding="utf-8")
     split = paragraphs(tmp_path)
-    assert (split.train_split, split.eval_split) == ("train", "validation")
+    assert split.eval_split == "validation"
     assert (len(split.train), len(split.evaluation)) == (30, 30)
     assert split.train[0]["sentences"][0] == "train.txt is here"
     assert split.evaluation[0]["sentences"][0] == "dev.txt is here"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,7 @@ from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.training import loop, session
 from bert_snli.training.checkpointing import read_progress
 from conversion.checkpoint import sha256_of_file
-from tests.conftest import save_random_classifier
+from tests.conftest import save_random_classifier, spare_port
 from tests.test_training import metrics, run_recipe
 
 STEPS = {"max_steps": 4, "logging_steps": 2, "save_steps": 2, "max_train_samples": 200, "max_eval_samples": 20}
@@ -122,3 +125,34 @@ def test_resume_with_another_number_of_gpus_draws_new_random_numbers_and_says_so
     run_recipe(start, corpus, run, **{**STEPS, "max_steps": 6}, max_length=40, resume_from_checkpoint="auto", seed=5)
     assert "it was made with" in capsys.readouterr().err
     assert seeds == [5 + 4]
+
+
+ENCODE_SLOWLY = """
+import sys, time
+from datetime import timedelta
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from bert_snli.training.session import main_process_first
+
+accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2))])
+with main_process_first(accelerator):
+    if accelerator.is_main_process:
+        time.sleep(5)
+    print("encoded")
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_longer_for_the_encoding_than_the_process_group_allows():
+    """NCCL's limit is 10 minutes, here it is 2 seconds."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(spare_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENCODE_SLOWLY],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["encoded\n", "encoded\n"]

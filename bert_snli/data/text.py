@@ -209,11 +209,10 @@ class SentenceSplitter:
 
 @dataclass(frozen=True)
 class Paragraphs:
-    """Those to train on and those to evaluate on, with the column `sentences`, and the names of the splits."""
+    """Paragraphs to train and evaluate on, with the column `sentences`, and the name of the evaluation split."""
 
     train: Dataset
     evaluation: Dataset
-    train_split: str
     eval_split: str
 
 
@@ -237,18 +236,18 @@ def split_sentences(text: Text, splitter: SentenceSplitter, *, num_proc: int | N
         )
         for name in there[:2]
     }
-    train, eval_split = split[there[0]], there[1] if len(there) > 1 else "held-out"
+    train, eval_split = split["train"], there[1] if len(there) > 1 else "held-out"
     if len(there) > 1:
         evaluation = split[eval_split]
     else:
         cut = max(0, len(train) - max(1, round(HELD_OUT * len(train))))
         train, evaluation = train.select(range(cut)), train.select(range(cut, len(train)))
-    for name, rows in ((there[0], train), (eval_split, evaluation)):
+    for name, rows in (("train", train), (eval_split, evaluation)):
         if not any(len(sentences) > 1 for sentences in rows["sentences"]):
             raise BertSnliError(
                 f"{text.where} ({name}): too few lines of two sentences or more (cut at ' . '); give a longer text"
             )
-    return Paragraphs(train, evaluation, there[0], eval_split)
+    return Paragraphs(train, evaluation, eval_split)
 
 
 def count_words(paragraphs: Dataset, min_freq: int) -> list[str]:
