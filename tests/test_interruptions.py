@@ -373,10 +373,19 @@ def test_a_process_that_fails_ends_the_others_and_is_heard(start: Path, corpus: 
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_reaches_every_process(start: Path, corpus: Path, tmp_path: Path):
+def test_a_second_ctrl_c_reaches_every_process(
+    start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The first one they would wait for the end of the evaluation with, however long, and not be killed meanwhile."""
+    evaluating = tmp_path / "evaluating"
+    evaluating.mkdir()
+    monkeypatch.setenv("EVALUATING", str(evaluating))
     run = launch_two("slow_process", start, corpus, tmp_path / "run", "--max_train_samples", 64)
     begun(run, tmp_path / "run")
+    limit = time.monotonic() + 60
+    while len(list(evaluating.iterdir())) < 2:  # before, the processes would stop after their update
+        assert run.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
     run.send_signal(signal.SIGINT)
     time.sleep(1)
     assert run.poll() is None
