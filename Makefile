@@ -36,7 +36,7 @@ test-slow: $(VENV)/dev.stamp  ## Run the other tests: killed runs, many processe
 test-all: test test-slow  ## Run all tests
 
 soak: $(VENV)/dev.stamp  ## Kill runs at random moments and resume them: the same bits in the end (ten minutes)
-	@$(BIN)/python -m tests.soak
+	@$(BIN)/python -m tests.support.soak
 
 lint: $(VENV)/dev.stamp  ## Style and likely mistakes
 	@$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.book
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.support.d2l_reference
 
 import psutil
 
@@ -57,7 +57,7 @@ def measure(side: str, model: str, data: str, watch: bool) -> dict:
     from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
     from bert_snli.data.snli import load_snli
     from bert_snli.inference import load_tokenizer
-    from tests.book import BookPairs
+    from tests.support.d2l_reference import ReferencePairs
 
     quiet_libraries()
     tokenizer = load_tokenizer(model)
@@ -67,7 +67,7 @@ def measure(side: str, model: str, data: str, watch: bool) -> dict:
         columns = [[row for split in splits for row in split[name]] for name in ("premise", "hypothesis", "label")]
 
         def encode():
-            return BookPairs(*columns, vocabulary, MAX_LENGTH)
+            return ReferencePairs(*columns, vocabulary, MAX_LENGTH)
     else:
         encoder = PairEncoder(tokenizer, MAX_LENGTH, text_source=side)
 

@@ -1,7 +1,7 @@
 """The values that options can take.
 
 This module imports nothing, so that help and mistaken options are answered before PyTorch is loaded. The modules that
-implement a choice know more values only if a test fails (`tests/test_start_up.py`).
+implement a choice know more values only if a test fails (`tests/integration/test_start_up.py`).
 """
 
 HUB_ID = "stanfordnlp/snli"

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from tests.book import BookBERT
-
-SHARED = Path(os.environ.get("BERT_SNLI_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-SPECIALS = ["<unk>", "<pad>", "<mask>", "<cls>", "<sep>"]
+from conversion.convert import convert
+from tests.support.checkpoints import SPECIALS, save_d2l_checkpoint, small_vocabulary
+from tests.support.classifiers import save_random_classifier
+from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
+from tests.support.finetuning import read_parsed_rows
+from tests.support.processes import unused_port
+from tests.support.real_data import real_data
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # never reach for the network
 os.environ["ACCELERATE_USE_CPU"] = "1"  # the same numbers on a machine with a GPU
@@ -39,45 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def shared(path: str) -> Path:
-    """`path` in the folder of real data beside the repository; the test is skipped where it is not there."""
-    found = SHARED / path
-    if not found.exists():
-        pytest.skip(f"needs real data: {path}")
-    return found
-
-
 @pytest.fixture(scope="session")
 def snli_zip() -> Path:
-    return shared("data/snli/snli_1.0.zip")
+    return real_data("data/snli/snli_1.0.zip")
 
 
 @pytest.fixture(scope="session")
 def snli_parquet() -> Path:
-    return shared("data/snli-hub")
-
-
-def save_book_checkpoint(folder: Path, state_dict: dict, vocabulary: list[str]) -> Path:
-    """Write what the book's `pretrained` folders hold."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state_dict, folder / "pretrained.params")
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    return folder
-
-
-def changed(change_dict: Callable[[dict], None]) -> Callable[[Path], None]:
-    """What changes the `state_dict` in a checkpoint's folder."""
-
-    def change(folder: Path) -> None:
-        state = torch.load(folder / "pretrained.params", weights_only=True)
-        change_dict(state)
-        torch.save(state, folder / "pretrained.params")
-
-    return change
-
-
-def tiny_vocabulary(size: int = 50) -> list[str]:
-    return SPECIALS + [f"w{number}" for number in range(size - len(SPECIALS))]
+    return real_data("data/snli-hub")
 
 
 @pytest.fixture(scope="session")
@@ -89,19 +58,40 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuned model that knows the pairs of `tests.serving.ASKED`."""
-    from tests.serving import train_toy
-
-    return train_toy(tmp_path_factory.mktemp("toy"))
+def vocabulary(corpus: Path) -> list[str]:
+    """The tokens of the training split of `corpus`."""
+    return SPECIALS + sorted({word for row in read_parsed_rows(corpus) for side in row[:2] for word in side})
 
 
 @pytest.fixture(scope="session")
-def answerer(toy: Path):
+def classifier_weights(vocabulary: list[str]) -> dict[str, torch.Tensor]:
+    """The weights of a d2l classifier, with its output layer."""
+    torch.manual_seed(0)
+    return ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary))).state_dict()
+
+
+@pytest.fixture(scope="session")
+def base_model(classifier_weights, vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted classifier with the weights `classifier_weights`."""
+    folder = tmp_path_factory.mktemp("base_model")
+    convert(save_d2l_checkpoint(folder / "book", classifier_weights, vocabulary), folder / "hf", num_attention_heads=2)
+    return folder / "hf"
+
+
+@pytest.fixture(scope="session")
+def trained_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned model that knows the pairs of `tests.support.trained_classifier.KNOWN_PAIRS`."""
+    from tests.support.trained_classifier import train_classifier
+
+    return train_classifier(tmp_path_factory.mktemp("trained_classifier"))
+
+
+@pytest.fixture(scope="session")
+def answerer(trained_classifier: Path):
     """It, as `bert-snli serve` has it."""
     from bert_snli.serving.answering import Answerer
 
-    return Answerer(str(toy))
+    return Answerer(str(trained_classifier))
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +99,7 @@ def address(answerer) -> Iterator[str]:
     """Where its page is served."""
     from bert_snli.serving.server import start
 
-    port = spare_port()
+    port = unused_port()
     app = start(answerer, "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     app.close(verbose=False)
@@ -125,14 +115,14 @@ def fresh_accelerate_state():
 
 
 @pytest.fixture
-def book_bert() -> BookBERT:
+def reference_bert() -> ReferenceBERT:
     torch.manual_seed(0)
-    return BookBERT().eval()
+    return ReferenceBERT().eval()
 
 
 @pytest.fixture
-def book_checkpoint(tmp_path: Path, book_bert: BookBERT) -> Path:
-    return save_book_checkpoint(tmp_path / "book", book_bert.state_dict(), tiny_vocabulary())
+def d2l_checkpoint(tmp_path: Path, reference_bert: ReferenceBERT) -> Path:
+    return save_d2l_checkpoint(tmp_path / "book", reference_bert.state_dict(), small_vocabulary())
 
 
 @pytest.fixture(scope="session")
@@ -151,51 +141,12 @@ def run_python():
     return run
 
 
-CLASSIFIER_WORDS = "a man dog is was runs sleeps sits eats not".split()
-
-
-def save_random_classifier(
-    folder: Path, *, max_length: int = 40, classifier_head: str = "pooler", spread: float = 0.5, seed: int = 0
-) -> Path:
-    """A classifier with large random weights, so that its answers differ."""
-    from bert_snli.labels import ID2LABEL, LABEL2ID
-    from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-    from bert_snli.tokenization import build_tokenizer
-
-    torch.manual_seed(seed)
-    config = D2LBertConfig(
-        vocab_size=len(SPECIALS) + len(CLASSIFIER_WORDS),
-        hidden_size=16,
-        intermediate_size=24,
-        num_attention_heads=2,
-        max_position_embeddings=max_length,
-        initializer_range=spread,
-        classifier_head=classifier_head,
-        id2label=dict(ID2LABEL),
-        label2id=dict(LABEL2ID),
-    )
-    model = D2LBertForSequenceClassification(config)
-    *_, last = (part for part in model.classifier.modules() if isinstance(part, torch.nn.Linear))
-    torch.nn.init.normal_(last.weight, std=2.0 if classifier_head == "pooler" else 0.5)  # inputs without a bound
-    model.save_pretrained(folder)
-    build_tokenizer(SPECIALS + CLASSIFIER_WORDS, model_max_length=max_length).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     return save_random_classifier(tmp_path / "model")
 
 
-def random_pairs(count: int) -> list[tuple[str, str]]:
-    random = np.random.default_rng(0)
-    return [
-        tuple(" ".join(random.choice(CLASSIFIER_WORDS, random.integers(1, 12))) for _ in range(2)) for _ in range(count)
-    ]
-
-
-def spare_port() -> int:
-    """A port of this machine's choice, which another test does not get."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def pretrained(d2l_checkpoint: Path, tmp_path: Path) -> Path:
+    convert(d2l_checkpoint, tmp_path / "pretrained", num_attention_heads=2)
+    return tmp_path / "pretrained"

@@ -1,0 +1,498 @@
+"""What users type: the whole job, the help, and every mistake answered in one line with exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
+
+from bert_snli import finetune, launch
+from bert_snli.cli import main
+from bert_snli.console import EXTRA_OF_IMPORT, is_lost_connection, run
+from bert_snli.finetune import parse_recipe
+from bert_snli.training.command_line import split_arguments
+from bert_snli.training.recipe import FinetuneRecipe
+from tests.support.classifiers import random_pairs
+from tests.support.command_line import error_line
+from tests.support.processes import LAUNCH
+
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+
+
+@pytest.mark.parametrize("command", ["quickstart", "convert", "pretrain", "finetune", "evaluate", "predict", "push"])
+def test_every_command_has_help_with_its_options(command: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_an_unknown_option_is_answered_with_the_help_of_its_command(capsys: pytest.CaptureFixture):
+    line = error_line(["evaluate", "runs/snli", "--max_samples", "3"], capsys)
+    assert line == "bert-snli evaluate: error: unrecognized arguments: --max_samples 3; see bert-snli evaluate --help"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--model_name_or_path: is required"),
+        (["--no_such_option", "1"], "unrecognized arguments: --no_such_option"),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
+        (["--train_batch_size", "0"], "--train_batch_size 0: give 1 or more"),
+        (["--dropout", "1"], "--dropout 1.0: give a rate from 0 to below 1"),
+        (["--optim", "adam"], "invalid choice: 'adam'"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
+        (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
+        (["--model_name_or_path", "tests/nowhere"], "tests/nowhere: no such folder"),
+        (["--model_name_or_path", "README.md"], "README.md: a file"),
+        (["--num_processes", "two"], "accelerate launch: argument --num_processes/--num-processes: invalid"),
+        (["--max_length", "4"], "--max_length 4: must be from 5 to 40"),
+        (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file"),
+        (["--resume_from_checkpoint", "nowhere"], "no checkpoint there"),
+        (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU"),
+        (["--seed", "-1"], "--seed -1: give a number from 0"),
+        (["--report_to", "trackio"], "--report_to trackio: is not installed"),
+    ],
+)
+def test_a_mistake_in_finetune_is_one_line(
+    options: list[str], message: str, pretrained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    defaults = ["--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
+    command = ["finetune", *(defaults if options else []), "--output_dir", tmp_path / "run", *options]
+    assert message in error_line(command, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_the_book_must_be_converted_first(
+    d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    command = ["finetune", "--model_name_or_path", d2l_checkpoint, "--output_dir", tmp_path / "run"]
+    assert f"convert it first: bert-snli convert {d2l_checkpoint}" in error_line(command, capsys)
+
+
+def test_a_recipe_is_checked_as_the_command_line_is(tmp_path: Path, capsys: pytest.CaptureFixture):
+    recipe = tmp_path / "recipe.yaml"
+    for content, message in {
+        "learning_rat: 1": "unknown option 'learning_rat'",
+        "learning_rate: fast": "invalid float value: 'fast'",
+        "[1, 2]": "holds no options",
+        "a: [": "not YAML",
+    }.items():
+        recipe.write_text(content)
+        assert message in error_line(["finetune", "--config", recipe, "--output_dir", tmp_path / "run"], capsys)
+
+
+def test_the_command_line_overrides_the_recipe(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 1.0e-3\nload_best_model_at_end: false\nmixed_precision: 'no'\nseed: 7\n")
+    read = parse_recipe(["--config", str(recipe), "--seed", "8", "--model_name_or_path", "m", "--output_dir", "o"])
+    assert (read.learning_rate, read.load_best_model_at_end, read.mixed_precision, read.seed) == (1e-3, False, "no", 8)
+    read.save(recipe)
+    assert parse_recipe(["--config", str(recipe)]) == read
+
+
+@pytest.mark.parametrize("name", ["d2l_book.yaml", "default.yaml", "pooler.yaml", "taught.yaml"])
+def test_the_recipes_of_the_repository_are_valid(name: str):
+    recipe = Path(__file__).parents[2] / "recipes" / name
+    read = parse_recipe(["--config", str(recipe), "--model_name_or_path", "m", "--output_dir", "o"])
+    default = parse_recipe(["--model_name_or_path", "m", "--output_dir", "o"])
+    if name == "default.yaml":
+        assert read == default
+    elif name == "taught.yaml":
+        assert read == replace(default, dropout=0.0, num_train_epochs=3)
+    elif name == "pooler.yaml":
+        assert read == replace(default, classifier_head="pooler", learning_rate=5e-4)
+    else:
+        assert (read.optim, read.learning_rate, read.train_batch_size, read.loss_reduction) == (
+            "adam_torch",
+            1e-4,
+            512,
+            "sum",
+        )
+
+
+def test_an_output_folder_with_something_in_it_is_refused(
+    pretrained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", corpus]
+    assert "--overwrite_output_dir" in error_line([*command, "--output_dir", tmp_path / "run"], capsys)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_bad_label_stops_before_anything_is_written(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = tmp_path / "data"
+    data.mkdir()
+    row = {"gold_label": "maybe", "sentence1": "a", "sentence2": "b"}
+    for split in ("train", "dev"):
+        (data / f"snli_1.0_{split}.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", data, "--max_length", 32]
+    assert "label 'maybe' in row 1" in error_line([*command, "--output_dir", tmp_path / "run"], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_the_start_model_does_not_have_is_refused(
+    model_folder: Path,  # noqa: F811
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    command = ["finetune", "--model_name_or_path", model_folder, "--dataset_name_or_path", corpus]
+    error = error_line([*command, "--classifier_head", "mlp", "--output_dir", tmp_path / "run"], capsys)
+    assert "a classifier with the pooler head" in error
+
+
+def test_options_of_accelerate_are_told_from_ours():
+    launch_options, ours = split_arguments(
+        "--num_processes 2 --seed 3 --mixed-precision bf16 --main_process_port=0 --cpu --config r.yaml".split(),
+        FinetuneRecipe,
+    )
+    assert launch_options == ["--num_processes", "2", "--main_process_port=0", "--cpu"]
+    assert ours == ["--seed", "3", "--mixed-precision", "bf16", "--config", "r.yaml"]
+
+
+@pytest.mark.slow
+def test_a_failure_in_two_processes_still_exits_with_2(pretrained: Path, tmp_path: Path, run_python):
+    command = ["--model_name_or_path", pretrained, "--output_dir", tmp_path / "run", "--max_length", 32]
+    done = run_python(
+        "-m",
+        "bert_snli.cli",
+        "finetune",
+        "--num_processes",
+        2,
+        *command,
+        "--dataset_name_or_path",
+        tmp_path / "nowhere.zip",
+    )
+    assert done.returncode == 2
+    assert "nowhere.zip: no such file" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_one_pair(model_folder: Path, capsys: pytest.CaptureFixture):  # noqa: F811
+    command = ["predict", str(model_folder), "--premise", "a man runs", "--hypothesis", "a dog"]
+    assert main(command) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {name for name, _ in lines} == {"entailment", "contradiction", "neutral"}
+    assert sum(float(value) for _, value in lines) == pytest.approx(1, abs=3e-4)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
+def test_predict_a_file(suffix: str, model_folder: Path, tmp_path: Path):  # noqa: F811
+    pairs = random_pairs(9)
+    source = tmp_path / f"pairs{suffix}"
+    if suffix == ".jsonl":
+        source.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in pairs))
+    else:
+        mark = "," if suffix == ".csv" else "\t"
+        source.write_text("".join(f"{p}{mark}{h}\n" for p, h in [("premise", "hypothesis"), *pairs]))
+    command = [
+        "predict",
+        model_folder,
+        "--input_file",
+        source,
+        "--output_file",
+        tmp_path / "out.jsonl",
+    ]
+    assert main([str(word) for word in command]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(answer["premise"], answer["hypothesis"]) for answer in answers] == pairs
+    assert all(answer["label"] == max(answer["scores"], key=answer["scores"].get) for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--premise", "a"], "give either --premise and --hypothesis, or --input_file"),
+        (["--input_file", "nowhere.csv"], "--input_file nowhere.csv"),
+        (["--input_file", "pairs.xlsx"], "unknown kind '.xlsx'"),
+        (["--premise", "a", "--hypothesis", "b", "--max_length", "41"], "--max_length 41: must be from 5 to 40"),
+        (["--premise", "a", "--input_file", "pairs.csv"], "give either --premise and --hypothesis, or --input_file"),
+        (["--premise", "a", "--hypothesis", "b", "--output_file", "x"], "--output_file goes with --input_file"),
+        (["--premise", "a", "--hypothesis", "b", "--batch_size", "0"], "0: give 1 or more"),
+    ],
+)
+def test_a_mistake_in_predict_is_one_line(
+    options: list[str],
+    message: str,
+    model_folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture,
+):
+    assert message in error_line(["predict", model_folder, *options], capsys)
+
+
+def test_an_output_file_that_cannot_be_written_is_said_at_once(
+    model_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    source = tmp_path / "pairs.csv"
+    source.write_text("\ufeffpremise,hypothesis\na man,a dog\n", encoding="utf-8")  # as Excel writes it
+    command = ["predict", model_folder, "--input_file", source, "--output_file"]
+    for target in (tmp_path, tmp_path / "nowhere" / "out.jsonl"):
+        assert f"--output_file {target}: cannot be written" in error_line([*command, target], capsys)
+    assert "answers are lines of JSON; name it .jsonl" in error_line([*command, tmp_path / "out.csv"], capsys)
+    assert main([str(word) for word in [*command, tmp_path / "out.jsonl"]]) == 0
+
+
+def test_a_report_cannot_be_written_over_a_file(
+    model_folder: Path,  # noqa: F811
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    (tmp_path / "report").write_text("mine")
+    command = ["evaluate", model_folder, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "report"]
+    assert "is a file; name a folder" in error_line(command, capsys)
+
+
+def test_an_output_folder_below_a_file_is_one_line(
+    pretrained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "file").write_text("mine")
+    command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
+    assert "file is a file; name a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
+
+
+def test_extra_is_named_when_one_of_its_packages_is_missing(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    line = error_line(["predict", "m", "--premise", "a", "--hypothesis", "b"], capsys)
+    assert "accelerate is not installed; pip install 'bert-snli[train]'" in line
+
+
+@pytest.mark.parametrize("name", ["bert_snli.inferrence", "sklearn.no_such_module", "numpyy"])
+def test_missing_module_that_is_no_extra_is_a_traceback(name: str):
+    with pytest.raises(ModuleNotFoundError, match=name):
+        run("bert-snli", lambda: importlib.import_module(name))
+
+
+def test_table_of_extras_agrees_with_pyproject():
+    project = pytest.importorskip("tomllib").loads(PYPROJECT.read_text())["project"]
+    extras = {
+        extra: {Requirement(line).name for line in lines}
+        for extra, lines in project["optional-dependencies"].items()
+        if extra != "dev"
+    }
+    package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+    for name, extra in EXTRA_OF_IMPORT.items():
+        assert package_of.get(name, name) in extras[extra]
+    listed = {package_of.get(name, name) for name in EXTRA_OF_IMPORT}
+    assert listed == set().union(*extras.values()) - {"bert-snli"}
+
+
+GLOO_ERROR = "[../third_party/gloo/gloo/transport/tcp/pair.cc:525] Read error [127.0.0.1]:1: Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (DistBackendError("NCCL communicator was aborted on rank 1. "), True),
+        (
+            DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited or there was a network error, NCCL "
+                "version 2.27.5\nncclRemoteError: A call failed possibly due to a network error or a remote process "
+                "exiting prematurely."
+            ),
+            True,
+        ),
+        (
+            DistBackendError("ncclSystemError: System call (e.g. socket, malloc) or external library call failed"),
+            True,
+        ),
+        (
+            DistBackendError(
+                "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE) ran for "
+                "600081 milliseconds before timing out."
+            ),
+            True,
+        ),
+        (DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), True),
+        (DistStoreError("wait timeout after 300000ms, keys: /default_pg/0//cuda//timeline_0"), True),
+        (RuntimeError(GLOO_ERROR), True),
+        (DistBackendError("unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed."), False),
+        (DistBackendError("ncclInvalidUsage: This usually reflects invalid usage of NCCL library."), False),
+        (RuntimeError("NCCL is not built in"), False),
+        (ValueError(GLOO_ERROR), False),
+    ],
+)
+def test_lost_connection_is_recognised_by_class_and_by_text_of_gloo(error: Exception, is_lost: bool):
+    assert is_lost_connection(error) is is_lost
+
+
+def test_lost_connection_is_recognised_without_importing_torch(run_python):
+    done = run_python(
+        "-c",
+        "import sys; from bert_snli.console import is_lost_connection; "
+        "assert is_lost_connection(RuntimeError('Broken pipe')) and not is_lost_connection(RuntimeError('other')); "
+        "assert 'torch' not in sys.modules",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"])
+def test_process_of_a_launcher_trains_and_does_not_launch(variable: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    """On a machine with two GPUs, where `bert-snli finetune` would launch two processes."""
+    trained: list[list[str]] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(finetune, "main", lambda argv: trained.append(argv) or 0)
+    monkeypatch.setattr(launch, "_launch", lambda *_: pytest.fail("launched again"))
+    monkeypatch.setenv(variable, "1")
+    command = ["finetune", "--model_name_or_path", "m", "--output_dir", "o"]
+    assert main(command) == 0
+    assert trained == [command[1:]]
+    assert "give the option to the launcher" in error_line([*command, "--num_processes", "2"], capsys)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_of_the_command_makes_one_run_of_two_processes(
+    model_folder: Path, corpus: Path, tmp_path: Path, run_python
+):
+    where = ["--model_name_or_path", model_folder, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "run"]
+    done = run_python(*LAUNCH, "finetune", *where, "--max_length", 32, "--max_steps", 2, "--max_eval_samples", 20)
+    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+    results = json.loads((tmp_path / "run" / "train_results.json").read_text())
+    assert (results["num_processes"], results["train_steps"]) == (2, 2)
+    assert sum("train loss" in line and "pairs/s" in line for line in done.stdout.splitlines()) == 1
+
+
+def test_launch_on_gpus_is_refused_in_one_line_without_one(pretrained: Path, tmp_path: Path, capsys):
+    command = ["finetune", "--model_name_or_path", pretrained, "--output_dir", tmp_path / "run", "--multi_gpu"]
+    assert "--multi_gpu: this machine has no GPU; add --num_processes N" in error_line(command, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("learning_rate", "is_warned"), [("1e-3", False), ("10", True)])
+def test_finetune_warns_when_the_model_did_not_learn(
+    learning_rate: str, is_warned: bool, model_folder: Path, corpus: Path, tmp_path: Path, capsys
+):
+    command = ["finetune", "--model_name_or_path", model_folder, "--dataset_name_or_path", corpus, "--max_length", 32]
+    command += ["--output_dir", tmp_path / "run", "--train_batch_size", 32, "--max_steps", 5]
+    command += ["--mixed_precision", "no", "--learning_rate", learning_rate]
+    assert main([str(word) for word in command]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "did not learn" in line]
+    assert len(lines) == is_warned
+    if is_warned:
+        assert lines[0].startswith("bert-snli: the model did not learn: the training loss is ")
+        assert lines[0].endswith(", that of a uniform guess is 1.099; lower --learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("steps", "train_losses", "eval_accuracy", "evidence"),
+    [
+        (5, [1.2, 1.1], 0.3, None),  # a short run has learned nothing yet
+        (5, [8.0], 0.3, None),  # the same when it starts from a classifier of other labels
+        (5, [7.6e7], 0.5, "the training loss is 7.6e"),
+        (200, [1.1, 0.9], 0.6, None),
+        (200, [2.5, 0.9], 0.6, None),
+        (200, [1.09, 1.1], 0.5, "validation accuracy is 0.500, that of always predicting the most frequent label is "),
+        (200, [2.5, 1.5], 0.6, "the training loss is 1.5, that of a uniform guess is 1.099"),
+    ],
+)
+def test_model_did_not_learn_if_it_is_no_better_than_a_guess(
+    steps: int, train_losses: list[float], eval_accuracy: float, evidence: str | None
+):
+    results = {"train_steps": steps, "eval_accuracy": eval_accuracy, "eval_split": "validation"}
+    found = finetune.did_not_learn(results, train_losses, [0, 0, 1, 2])
+    assert found is None if evidence is None else str(found).startswith(evidence)
+
+
+@pytest.mark.parametrize("content", ["premise,hypothesis\na\n", "p,h\na,b\n", "premise,hypothesis\n", "\xff"])
+def test_a_bad_input_file_is_named(content: str, model_folder: Path, tmp_path: Path, capsys):  # noqa: F811
+    source = tmp_path / "pairs.csv"
+    source.write_bytes(content.encode("latin-1"))
+    assert str(source) in error_line(["predict", model_folder, "--input_file", source], capsys)
+
+
+def test_where_an_input_file_is_broken_is_said(model_folder: Path, tmp_path: Path, capsys):  # noqa: F811
+    source = tmp_path / "pairs.jsonl"
+    source.write_text('{"premise": "a", "hypothesis": "b"}\n' * 10 + '{"premise": "a\n')
+    said = error_line(["predict", model_folder, "--input_file", source], capsys)
+    assert f"{source}: cannot be read as .jsonl after row 10 (" in said and "line 1" not in said
+
+
+def test_a_model_that_was_never_fine_tuned_is_not_evaluated(
+    pretrained: Path, corpus: Path, capsys: pytest.CaptureFixture
+):
+    for command in (
+        ["evaluate", pretrained, "--dataset_name_or_path", corpus],
+        ["predict", pretrained, "--premise", "a"],
+    ):
+        rest = ["--hypothesis", "b"] if command[0] == "predict" else []
+        assert "without a trained classifier" in error_line([*command, *rest], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", '{"model_type": "bert"}', "a model of type 'bert', not 'd2l_bert'"),
+        ("config.json", "{", "its config.json is damaged (It looks like the config file"),
+        ("config.json", '{"model_type": "d2l_bert", "hidden_size": "wide"}', "not the sizes of a model"),
+        ("tokenizer.json", "{", "its tokenizer.json is damaged (JSONDecodeError: "),
+        ("tokenizer.json", "{}", "its tokenizer.json is damaged (KeyError: "),
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("config.json", None, "has no config.json"),
+        ("model.safetensors", None, "its weights cannot be loaded"),
+        ("model.safetensors", "no weights", "its weights cannot be loaded"),
+    ],
+)
+def test_a_damaged_model_folder_is_named(
+    name: str,
+    content: str | None,
+    message: str,
+    model_folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture,
+):
+    if content is None:
+        (model_folder / name).unlink()
+    else:
+        (model_folder / name).write_text(content)
+    assert message in error_line(["predict", model_folder, "--premise", "a", "--hypothesis", "b"], capsys)
+
+
+def test_quickstart_does_the_whole_job(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bert_snli.quickstart.RECIPE", {"max_train_samples": 300, "num_train_epochs": 1})
+    assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("-> ") == 3
+    assert "accuracy" in printed
+    assert "Next" in printed
+    for path in ("mini_snli/snli_1.0_train.jsonl", "d2l_checkpoint/pretrained.params", "converted/model.safetensors"):
+        assert (tmp_path / "q" / path).is_file()
+    assert (tmp_path / "q" / "finetuned" / "eval_results_test.json").is_file()
+    assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 2
+
+
+LEAVING = """
+import sys, torch
+from bert_snli.console import run_and_leave
+from bert_snli.errors import BertSnliError
+
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+
+def command():
+    torch.distributed.all_reduce(torch.ones(3))
+    if sys.argv[2] == "2":
+        raise BertSnliError("anything")
+
+code = run_and_leave("bert-snli", command)
+assert not torch.distributed.is_initialized()
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_command_leaves_the_process_group(code: int, tmp_path: Path, run_python):
+    """One that ends with gloo's threads still there is at times killed by them (SIGABRT), its work done or not."""
+    done = run_python("-c", LEAVING, tmp_path / "store", code)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == ("bert-snli: error: anything\n" if code else "")

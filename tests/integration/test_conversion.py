@@ -1,0 +1,363 @@
+"""Conversion: every tensor accounted for, both ways; bad sources refused in one line with nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bert_snli.cli import main
+from bert_snli.modeling import (
+    D2LBertConfig,
+    D2LBertForMaskedLM,
+    D2LBertForPreTraining,
+    D2LBertForSequenceClassification,
+)
+from conversion.checkpoint import read_checkpoint
+from conversion.convert import convert
+from conversion.d2l_layout import FORMS, rules_for
+from conversion.export import export
+from tests.support.checkpoints import change_state_dict, save_d2l_checkpoint, small_vocabulary
+from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
+from tests.support.mxnet_writer import rename_to_mxnet, write_v3
+from tests.support.real_data import SHARED, real_data
+from tests.support.tolerances import D2L_TOLERANCE, rounding
+
+HEADS = {"torch-tiny": 3, "mxnet-tiny": 3}
+CHECKPOINTS = (
+    "torch-small",
+    "torch-small-sorted-vocab",
+    "torch-small-cuda-legacy",
+    "torch-small-lowvar",
+    "torch-tiny",
+    "torch-snli",
+    "mxnet-small",
+    "mxnet-tiny",
+)
+
+
+def read_params(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a PyTorch file, by PyTorch alone."""
+    state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: tensor.detach().numpy() for name, tensor in state_dict.items()}
+
+
+def assert_same_bits(ours: dict[str, np.ndarray], source: dict[str, np.ndarray]) -> None:
+    assert ours.keys() == source.keys()
+    for name, value in source.items():
+        assert ours[name].dtype == value.dtype and ours[name].shape == value.shape, name
+        assert ours[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("side", ["pytorch", "mxnet", "hugging_face"])
+def test_no_name_stands_twice_in_the_map(form: str, side: str):
+    names = [name for rule in rules_for(form, num_blocks=2) if (name := getattr(rule, side))]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("through", ["d2l-torch", "d2l-mxnet"])
+def test_there_and_back_is_bit_identical(
+    through: str, dtype: torch.dtype, reference_bert: ReferenceBERT, tmp_path: Path
+):
+    source = save_d2l_checkpoint(tmp_path / "book", reference_bert.to(dtype).state_dict(), small_vocabulary())
+    convert(source, tmp_path / "model", num_attention_heads=2)
+    assert D2LBertForPreTraining.from_pretrained(tmp_path / "model").dtype == dtype
+    export(tmp_path / "model", tmp_path / "back", format=through)
+    if through == "d2l-mxnet":  # and from there to PyTorch's form
+        convert(tmp_path / "back", tmp_path / "again", num_attention_heads=2)
+        export(tmp_path / "again", tmp_path / "back", format="d2l-torch", overwrite_output_dir=True)
+    assert_same_bits(read_params(tmp_path / "back" / "pretrained.params"), read_params(source / "pretrained.params"))
+    assert json.loads((tmp_path / "back" / "vocab.json").read_text()) == small_vocabulary()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_real_checkpoints_go_there_and_back_bit_by_bit(name: str, tmp_path: Path):
+    source = real_data(f"checkpoints/{name}")
+    done = convert(source, tmp_path / "model", num_attention_heads=HEADS.get(name))
+    config = D2LBertConfig.from_pretrained(tmp_path / "model")
+    assert max(difference.exact for difference in done.proof) <= rounding(config, torch.float64)
+    assert max(difference.as_run for difference in done.proof) <= D2L_TOLERANCE
+    framework = "d2l-mxnet" if name.startswith("mxnet") else "d2l-torch"
+    export(tmp_path / "model", tmp_path / "back", format=framework)
+    ours, book = (read_checkpoint(folder / "pretrained.params") for folder in (tmp_path / "back", source))
+    assert_same_bits(ours.read(ours.tensors), book.read(book.tensors))
+
+
+def test_both_frameworks_files_of_one_model_give_the_same_folder(tmp_path: Path):
+    for name in ("torch-small", "mxnet-small"):
+        convert(real_data(f"checkpoints/{name}"), tmp_path / name)
+        convert(SHARED / "checkpoints" / name / "classifier.params", tmp_path / f"{name}-classifier")
+    for ending in ("", "-classifier"):
+        for file in ("model.safetensors", "config.json", "tokenizer.json"):
+            ours = [(tmp_path / f"{name}-small{ending}" / file).read_bytes() for name in ("torch", "mxnet")]
+            assert ours[0] == ours[1], file
+
+
+def test_what_export_writes_loads_into_the_books_own_classes(reference_bert: ReferenceBERT, tmp_path: Path):
+    torch.manual_seed(1)
+    classifier = ReferenceClassifier(reference_bert)
+    for name, net in {"pretraining": reference_bert, "classifier": classifier}.items():
+        source = save_d2l_checkpoint(tmp_path / name, net.state_dict(), small_vocabulary())
+        convert(source, tmp_path / f"{name}-model", num_attention_heads=2)
+        export(tmp_path / f"{name}-model", tmp_path / f"{name}-back", format="d2l-torch")
+        state_dict = torch.load(tmp_path / f"{name}-back" / "pretrained.params")
+        net.load_state_dict(state_dict)  # strict
+
+
+def first_form(bert: ReferenceBERT) -> dict[str, torch.Tensor]:
+    """A fine-tuned model of the chapter's first form, in its PyTorch rendering."""
+    hidden, output = torch.nn.Linear(16, 12), torch.nn.Linear(12, 3)
+    state = {f"bert.{name}": value for name, value in bert.state_dict().items()}
+    for number, layer in ((0, hidden), (2, output)):
+        state.update({f"classifier.{number}.{name}": value for name, value in layer.state_dict().items()})
+    return state
+
+
+@pytest.mark.parametrize("framework", ["pytorch", "mxnet"])
+def test_a_classifier_of_the_first_form(framework: str, reference_bert: ReferenceBERT, tmp_path: Path, capsys):
+    state = first_form(reference_bert)
+    source = save_d2l_checkpoint(tmp_path / "book", state, small_vocabulary())
+    if framework == "mxnet":
+        write_v3(source / "pretrained.params", rename_to_mxnet({n: v.numpy() for n, v in state.items()}))
+    done = convert(source, tmp_path / "model", num_attention_heads=2)
+    dropped = {record.source.name.split(".")[1] for record in done.tensors if record.target is None}
+    assert dropped == {"hidden", "mlm", "nsp"}
+    model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    tokens = torch.tensor([[3, 7, 4, 9, 4]])
+    with torch.no_grad():
+        cls = reference_bert.encoder(tokens, torch.zeros_like(tokens), None)[:, 0]
+        hidden = torch.relu(cls @ state["classifier.0.weight"].T + state["classifier.0.bias"])
+        expected = hidden @ state["classifier.2.weight"].T + state["classifier.2.bias"]
+        torch.testing.assert_close(model(tokens).logits, expected)
+    assert main(["verify", str(tmp_path / "model")]) == 0
+    assert main(["export", str(tmp_path / "model"), "--format", "d2l-torch", "--output_dir", str(tmp_path / "b")]) == 2
+    assert "holds the pretraining heads too" in capsys.readouterr().err
+
+
+def test_saved_by_data_parallel_with_views_and_parameters(reference_bert: ReferenceBERT, tmp_path: Path):
+    state = {f"module.{name}": value for name, value in reference_bert.state_dict(keep_vars=True).items()}
+    name = "module.encoder.blks.0.ffn.dense1.weight"
+    state[name] = state[name].detach().T.contiguous().T
+    assert not state[name].is_contiguous() and isinstance(state["module.hidden.0.bias"], torch.nn.Parameter)
+    source = save_d2l_checkpoint(tmp_path / "book", state, small_vocabulary())
+    done = convert(source, tmp_path / "model", num_attention_heads=2)
+    assert done.tensors[0].source.name == "module.encoder.token_embedding.weight"
+    export(tmp_path / "model", tmp_path / "back", format="d2l-torch")
+    plain = {name.removeprefix("module."): value.detach().numpy() for name, value in state.items()}
+    assert_same_bits(read_params(tmp_path / "back" / "pretrained.params"), plain)
+
+
+def test_bfloat16_and_mixed_types_become_the_widest(reference_bert: ReferenceBERT, tmp_path: Path):
+    state = reference_bert.state_dict()
+    state["hidden.0.bias"] = state["hidden.0.bias"].double()
+    state["nsp.output.bias"] = state["nsp.output.bias"].bfloat16()
+    source = save_d2l_checkpoint(tmp_path / "book", state, small_vocabulary())
+    convert(source, tmp_path / "model", num_attention_heads=2)
+    export(tmp_path / "model", tmp_path / "back", format="d2l-torch")
+    for name, value in torch.load(tmp_path / "back" / "pretrained.params").items():
+        assert value.dtype == torch.float64 and torch.equal(value, state[name].double()), name
+
+
+def test_vocabulary_may_be_named(d2l_checkpoint: Path, tmp_path: Path, capsys):
+    (d2l_checkpoint / "vocab.json").rename(tmp_path / "words.json")
+    params = d2l_checkpoint / "pretrained.params"
+    command = ["convert", str(params), "--num_attention_heads", "2", "--output_dir", str(tmp_path / "model")]
+    assert main(command) == 2
+    assert "--vocab" in capsys.readouterr().err
+    assert main([*command, "--vocab", str(tmp_path / "words.json")]) == 0
+    assert main(["verify", str(tmp_path / "model"), "--against", str(params)]) == 2
+    assert (
+        main(["verify", str(tmp_path / "model"), "--against", str(params), "--vocab", str(tmp_path / "words.json")])
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["export", "nowhere", "--format", "d2l-torch", "--output_dir", "out"], "nowhere: no such folder"),
+        (["export", ".", "--format", "d2l-torch", "--output_dir", "out"], "config.json"),
+        (["export", "masked", "--format", "d2l-torch", "--output_dir", "out"], "D2LBertForMaskedLM"),
+        (["export", "grown", "--format", "d2l-torch", "--output_dir", "out"], "50 tokens for 64 embedding rows"),
+        (["export", "model", "--format", "d2l-torch", "--output_dir", "book"], "--overwrite_output_dir"),
+        (["verify", "nowhere"], "conversion_certificate.json: No such file"),
+        (["verify", "model", "--vocab", "vocab.json"], "add --against"),
+        (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model itself"),
+        (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
+        (
+            ["export", "matching", "--format", "d2l-torch", "--output_dir", "out"],
+            "fine-tune a pretrained model with --classifier_head pooler",
+        ),
+        (["convert", "x" * 300, "--output_dir", "out"], "File name too long"),
+        (["convert", "book", "--vocab", "x" * 300, "--output_dir", "out"], "File name too long"),
+        (["convert", "book", "--framework", "mxnet", "--output_dir", "out"], "only for bert.base and bert.small"),
+    ],
+)
+def test_wrong_uses_are_one_line(
+    command: list[str], message: str, d2l_checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    convert(d2l_checkpoint, Path("model"), num_attention_heads=2)
+    shutil.copytree("model", "masked")
+    shutil.copytree("model", "grown")
+    D2LBertForMaskedLM.from_pretrained("model").save_pretrained("masked")
+    shutil.copytree("model", "eps")
+    changed = json.loads(Path("eps/config.json").read_text())
+    Path("eps/config.json").write_text(json.dumps({**changed, "layer_norm_eps": 1e-12}))
+    D2LBertForSequenceClassification.from_pretrained("model", classifier_head="matching").save_pretrained("matching")
+    grown = D2LBertForPreTraining.from_pretrained("model")
+    grown.resize_token_embeddings(64)
+    grown.save_pretrained("grown")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_zip_archive_with_a_folder_in_it_is_read(d2l_checkpoint: Path, tmp_path: Path):
+    archive = tmp_path / "bert.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in d2l_checkpoint.iterdir():
+            file.write(path, f"bert.small.torch/{path.name}")
+    convert(archive, tmp_path / "from_zip", num_attention_heads=2)
+    convert(d2l_checkpoint, tmp_path / "from_folder", num_attention_heads=2)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "from_zip" / name).read_bytes() == (tmp_path / "from_folder" / name).read_bytes()
+
+
+def test_special_ids_come_from_the_vocabulary(reference_bert: ReferenceBERT, tmp_path: Path):
+    source = save_d2l_checkpoint(tmp_path / "book", reference_bert.state_dict(), small_vocabulary()[::-1])
+    convert(source, tmp_path / "model", num_attention_heads=2)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["pad_token_id"] == 48
+
+
+@pytest.mark.slow
+def test_python_m_conversion_is_the_same_command(d2l_checkpoint: Path, tmp_path: Path, run_python):
+    done = run_python("-m", "conversion", d2l_checkpoint, "--output_dir", tmp_path / "m", "--num_attention_heads", 2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+    refused = run_python("-m", "conversion", tmp_path / "nowhere", "--output_dir", tmp_path / "n")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+
+
+def without(name: str):
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+
+    return change
+
+
+def vocabulary(change_list):
+    def change(folder: Path) -> None:
+        tokens = json.loads((folder / "vocab.json").read_text())
+        (folder / "vocab.json").write_text(json.dumps(change_list(tokens)))
+
+    return change
+
+
+def set_shape(name: str, *shape: int):
+    return change_state_dict(lambda state: state.__setitem__(name, torch.zeros(shape)))
+
+
+BAD_SOURCES = {
+    "no vocabulary": (without("vocab.json"), "vocab.json: not found"),
+    "no params": (without("pretrained.params"), "pretrained.params: not found"),
+    "vocabulary too short": (vocabulary(lambda tokens: tokens[:-1]), r"vocab.json: 49 tokens, but .*50 embedding rows"),
+    "duplicate token": (vocabulary(lambda tokens: [*tokens[:-1], "w1"]), "vocab.json: the token 'w1' has two ids"),
+    "no special token": (vocabulary(lambda tokens: ["x" if t == "<sep>" else t for t in tokens]), "<sep> is not"),
+    "duplicate special token": (vocabulary(lambda tokens: [*tokens[:-1], "<cls>"]), "'<cls>' has two ids"),
+    "missing tensor": (change_state_dict(lambda s: s.pop("mlm.mlp.2.bias")), "missing tensor: mlm.mlp.2.bias"),
+    "unexpected tensor": (set_shape("encoder.extra", 2), "unexpected tensor: encoder.extra"),
+    "missing block": (
+        change_state_dict(lambda s: [s.pop(n) for n in list(s) if "blks.0" in n]),
+        "missing tensors: encoder.blks.0",
+    ),
+    "no blocks": (change_state_dict(lambda s: [s.pop(n) for n in list(s) if "blks" in n]), "no Transformer block"),
+    "wrong shape": (set_shape("encoder.blks.1.attention.W_q.weight", 16, 15), r"W_q.weight has shape \(16, 15\)"),
+    "flat embedding": (set_shape("encoder.token_embedding.weight", 800), r"token_embedding.weight has shape \(800,\)"),
+    "a tensor alone": (
+        lambda folder: torch.save(torch.zeros(3), folder / "pretrained.params"),
+        "holds no named tensors",
+    ),
+    "a number among tensors": (change_state_dict(lambda s: s.__setitem__("epoch", 3)), "'epoch' is not a tensor"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SOURCES)
+def test_a_bad_source_is_one_line_and_leaves_nothing(
+    case: str, d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    spoil, message = BAD_SOURCES[case]
+    spoil(d2l_checkpoint)
+    code = main(["convert", str(d2l_checkpoint), "--output_dir", str(tmp_path / "model"), "--num_attention_heads", "2"])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert re.search(message, error), error
+    assert error.count("\n") == 1, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["book"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "add --num_attention_heads"),
+        (["--num_attention_heads", "3"], r"hidden_size \(16\) is not a multiple of num_attention_heads \(3\)"),
+        (["--num_attention_heads", "0"], "num_attention_heads"),
+    ],
+)
+def test_heads_that_no_tensor_shows_are_asked_for(
+    options: list[str], message: str, d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    assert main(["convert", str(d2l_checkpoint), "--output_dir", str(tmp_path / "model"), *options]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone_unless_told_otherwise(
+    d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "thesis.tex").write_text("years of work")
+    command = ["convert", str(d2l_checkpoint), "--output_dir", str(output), "--num_attention_heads", "2"]
+    assert main(command) == 2
+    assert "--overwrite_output_dir" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["thesis.tex"]
+    assert main([*command, "--overwrite_output_dir"]) == 0
+    assert (output / "thesis.tex").read_text() == "years of work"
+    assert (output / "model.safetensors").is_file()
+
+
+def test_others_may_read_what_was_written(d2l_checkpoint: Path, tmp_path: Path):
+    umask = os.umask(0o027)
+    try:
+        convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
+    finally:
+        os.umask(umask)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == {"0o640"}
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
+
+
+def test_an_archive_with_two_checkpoints_is_refused(
+    d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    archive = tmp_path / "two.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for folder in ("a", "b"):
+            for path in d2l_checkpoint.iterdir():
+                file.write(path, f"{folder}/{path.name}")
+    assert main(["convert", str(archive), "--output_dir", str(tmp_path / "model")]) == 2
+    assert "holds 2 files named pretrained.params" in capsys.readouterr().err

@@ -1,0 +1,476 @@
+"""`bert-snli serve`: the page says what `predict` says, marks what the model saw, and trusts no user's text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from html.parser import HTMLParser
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradio_client import Client
+from packaging.requirements import Requirement
+
+from bert_snli.cli import main
+from bert_snli.data.pair_encoding import encoder_of
+from bert_snli.errors import BertSnliError
+from bert_snli.inference import load_classifier, load_tokenizer
+from bert_snli.prediction import predict_pairs
+from bert_snli.serving.answering import CUT, MAX_CHARACTERS, SPECIAL, UNKNOWN, WEIGHTS, Answerer
+from bert_snli.serving.app import MAX_ROWS, ROWS_SHOWN, label_file
+from bert_snli.serving.page import SHADINGS, render
+from bert_snli.serving.server import FIRST_PORT, free_port, start
+from bert_snli.serving.space import MODEL_FILES, REQUIREMENTS
+from tests.support.command_line import error_line
+from tests.support.processes import unused_port
+from tests.support.trained_classifier import ACTIVITIES, ANIMALS, KNOWN_PAIRS, MAX_LENGTH
+
+NASTY = "<script>window.x=1</script><img src=x onerror='window.x=1'>"
+PAIRS = [
+    *KNOWN_PAIRS.values(),
+    ('A  "dog" isn’t\n running …', "A wombat (who?) sleeps; I'd say so."),
+    (NASTY, "${1+1} {{value}} & <b>bold</b>"),
+    ("A dog is running in the park. " * 10, "The dog is hungry."),
+    ("A dog.", "The dog is hungry. " * 10),
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_scores_are_those_of_predict(
+    trained_classifier: Path, answerer: Answerer, pair: tuple[str, str], weights: str
+):
+    (expected,) = predict_pairs(
+        load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), [pair]
+    )
+    scores = answerer.answer(*pair, weights).scores
+    assert list(scores) == list(expected)
+    assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_scores_are_those_of_predict_when_the_config_lists_labels_in_another_order(
+    trained_classifier: Path, tmp_path: Path
+):
+    shutil.copytree(trained_classifier, tmp_path / "trained_classifier")
+    config = json.loads((tmp_path / "trained_classifier" / "config.json").read_text())
+    config["id2label"] = {number: config["id2label"][number] for number in ("2", "0", "1")}
+    (tmp_path / "trained_classifier" / "config.json").write_text(json.dumps(config))
+    reordered = Answerer(str(tmp_path / "trained_classifier"))
+    for label, pair in KNOWN_PAIRS.items():
+        assert next(iter(reordered.answer(*pair, "gradient").scores)) == label
+        assert next(iter(reordered.predict([pair])[0])) == label
+
+
+def test_the_model_has_learnt_what_the_tests_ask(answerer: Answerer):
+    for label, pair in KNOWN_PAIRS.items():
+        assert next(iter(answerer.answer(*pair, "gradient").scores)) == label
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_tokens_are_those_that_the_model_reads_and_the_words_are_the_users(
+    answerer: Answerer, pair: tuple[str, str]
+):
+    answer = answerer.answer(*pair, "gradient")
+    read = [token for side in answer.sides.values() for token in side if token.kind != CUT]
+    encoder = encoder_of(answerer.model.config, answerer.tokenizer)
+    row = encoder.encode([pair[0]], [pair[1]]).to_pylist()[0]
+    assert answerer.tokenizer.convert_tokens_to_ids([token.token for token in read]) == row["input_ids"]
+    for text, side in zip(pair, answer.sides.values(), strict=True):
+        words = [token for token in side if token.kind != SPECIAL]
+        assert "".join(token.before + token.text for token in words) == text.rstrip()
+        assert not any(token.before.strip() for token in words)
+
+
+def test_unknown_words_are_marked_and_explained(answerer: Answerer):
+    answer = answerer.answer("A wombat is sleeping.", "An animal is sleeping.", "gradient")
+    kinds = {token.text: token.kind for token in answer.sides["premise"] if token.text}
+    assert [word for word, kind in kinds.items() if kind == UNKNOWN] == ["wombat"]
+    html = render(answer, "gradient")
+    assert re.search(r'bs-unknown"[^>]*title="token &lt;unk&gt;, [\d.]+%">wombat<small>&lt;unk&gt;</small>', html)
+    assert "not in the vocabulary" in html
+    assert "not in the vocabulary" not in render(answerer.answer(*KNOWN_PAIRS["neutral"], "gradient"), "gradient")
+
+
+def test_what_is_cut_is_shown_as_cut(answerer: Answerer):
+    premise, hypothesis = PAIRS[-2]
+    answer = answerer.answer(premise, hypothesis, "attention")
+    cut = [token for token in answer.sides["premise"] if token.kind == CUT]
+    assert answer.length == 80 + 5 + 3 and answer.max_length == MAX_LENGTH
+    assert len(cut) == answer.length - MAX_LENGTH
+    assert all(token.weight == 0 for token in cut)
+    html = render(answer, "attention")
+    assert f"This pair has {answer.length} tokens; the model reads {MAX_LENGTH}. The {len(cut)} that are" in html
+    assert html.count('title="token the, not read"') == 8
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_token_that_is_read_has_a_finite_share(answerer: Answerer, pair: tuple[str, str], weights: str):
+    answer = answerer.answer(*pair, weights)
+    shares = [token.weight for side in answer.sides.values() for token in side if token.kind != CUT]
+    assert len(shares) == min(answer.length, MAX_LENGTH)
+    assert all(0 <= share <= 1 for share in shares)
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.fixture
+def exact(trained_classifier: Path) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The model in float64, and a pair."""
+    model = load_classifier(str(trained_classifier)).double()
+    model.set_attn_implementation("eager")
+    return model, dict(load_tokenizer(str(trained_classifier))(*KNOWN_PAIRS["neutral"], return_tensors="pt"))
+
+
+def test_the_gradient_is_that_of_small_changes(exact):
+    model, inputs = exact
+    found = WEIGHTS["gradient"](model, inputs)
+    embeddings = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    order = model(inputs_embeds=embeddings, **inputs).logits[0].argsort(descending=True)
+
+    def lead(place: int, dimension: int, step: float) -> float:
+        moved = embeddings.clone()
+        moved[0, place, dimension] *= 1 + step
+        logits = model(inputs_embeds=moved, **inputs).logits[0]
+        return (logits[order[0]] - logits[order[1]]).item()
+
+    for place in (0, 2, embeddings.shape[1] - 1):
+        slopes = [
+            (lead(place, dimension, 1e-5) - lead(place, dimension, -1e-5)) / 2e-5
+            for dimension in range(embeddings.shape[2])
+        ]
+        assert found[place].item() == pytest.approx(torch.tensor(slopes, dtype=torch.float64).norm().item(), rel=1e-5)
+
+
+def test_the_attention_is_that_of_cls_in_the_last_layer(exact):
+    model, inputs = exact
+    hidden = model(**inputs, output_hidden_states=True).hidden_states[-2]
+    attention = model.bert.encoder.layer[-1].attention
+    heads = model.config.num_attention_heads
+    query, key = (part(hidden)[0].unflatten(-1, (heads, -1)) for part in (attention.query, attention.key))
+    scores = torch.einsum("nh,lnh->nl", query[0], key) / query.shape[-1] ** 0.5
+    torch.testing.assert_close(WEIGHTS["attention"](model, inputs), scores.softmax(-1).mean(0))
+
+
+class Tags(HTMLParser):
+    """All tags and attributes of a page."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
+@pytest.mark.parametrize("shading", SHADINGS)
+def test_what_users_type_is_escaped(answerer: Answerer, shading: str):
+    plain, nasty = (
+        Tags(render(answerer.answer(*pair, shading), shading))
+        for pair in [("A wombat. " * 10, "A dog."), ('<mask>" onclick="x' + NASTY, "'><i>" + NASTY)]
+    )
+    assert plain.tags == nasty.tags == set("div p table tr th td h3 span small ul li".split())
+    assert nasty.attributes == plain.attributes
+
+
+@pytest.mark.parametrize(
+    ("premise", "hypothesis", "message"),
+    [
+        ("A dog.", " \n", "No hypothesis: type a sentence"),
+        ("", "A dog.", "No premise: type a sentence"),
+        ("dog " * MAX_CHARACTERS, "A dog.", f"The premise has {4 * MAX_CHARACTERS:,} characters; give at most 5,000"),
+        ("A \ud800 dog.", "A dog.", "is not a text that can be written as UTF-8"),
+    ],
+)
+def test_what_is_no_pair_is_refused_in_a_line(answerer: Answerer, premise: str, hypothesis: str, message: str):
+    with pytest.raises(BertSnliError, match=message) as refusal:
+        answerer.answer(premise, hypothesis, "gradient")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_of_pairs_is_answered_as_predict_does(trained_classifier: Path, answerer: Answerer, tmp_path: Path):
+    path = tmp_path / "pairs.csv"
+    pairs = [*KNOWN_PAIRS.values(), ("A dog.", NASTY.replace('"', ""))] * (ROWS_SHOWN // 2)
+    path.write_text("premise,hypothesis\n" + "".join(f'"{premise}","{hypothesis}"\n' for premise, hypothesis in pairs))
+    summary, answered, table = label_file(answerer, path)
+    expected = predict_pairs(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), pairs)
+    lines = [json.loads(line) for line in answered.read_text().splitlines()]
+    assert [(line["premise"], line["hypothesis"]) for line in lines] == pairs
+    for line, scores in zip(lines, expected, strict=True):
+        assert line["label"] == next(iter(scores))
+        assert line["scores"] == pytest.approx(scores, abs=1e-6)
+    assert f"**{len(pairs)} pairs**" in summary and f"the first {ROWS_SHOWN} below" in summary
+    assert table.count("<tr>") == 1 + ROWS_SHOWN
+    assert not Tags(table).tags & {"script", "img"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pairs.csv", "premise,conclusion\na,b\n", "pairs.csv: row 1: no hypothesis; name the columns"),
+        ("pairs.jsonl", '{"premise": "a"', "pairs.jsonl: cannot be read as .jsonl"),
+        ("pairs.tsv", "premise\thypothesis\n", "pairs.tsv: holds no pairs"),
+        (
+            "pairs.csv",
+            "premise,hypothesis\n" + "a,b\n" * (MAX_ROWS + 1),
+            "pairs.csv: 10,001 pairs; give at most 10,000",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_in_a_line_without_the_servers_paths(
+    answerer: Answerer, tmp_path: Path, name: str, content: str, message: str
+):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BertSnliError) as refusal:
+        label_file(answerer, tmp_path / name)
+    assert str(refusal.value).startswith(message)
+    assert str(tmp_path) not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def post(url: str, body: bytes, content_type: str = "application/json") -> tuple[int, Any]:
+    """Status of the answer, and its JSON or text."""
+    request = urllib.request.Request(url, body, {"Content-Type": content_type})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+        return error.code, json.loads(text) if text.startswith("{") else text
+
+
+def ask(address: str) -> str:
+    """The page's label for the neutral pair."""
+    status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": KNOWN_PAIRS["neutral"]}).encode())
+    assert status == 200
+    return response["data"][0]["label"]
+
+
+def wait_for(port: int, seconds: float) -> bool:
+    """Whether somebody listens at `port` before so many seconds are over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=5):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_programs_get_what_predict_says(trained_classifier: Path, address: str):
+    pair = KNOWN_PAIRS["contradiction"]
+    (scores,) = predict_pairs(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), [pair])
+    client = Client(address, verbose=False)
+    answers = [
+        client.predict(*pair, api_name="/predict"),
+        client.predict(premise=pair[0], hypothesis=pair[1], api_name="/predict"),
+    ]
+    status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": pair}).encode())
+    assert status == 200
+    answers.extend(response["data"])
+    for answer in answers:
+        assert answer["label"] == "contradiction"
+        assert answer["scores"] == pytest.approx(scores, abs=1e-6)
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
+
+
+def test_answers_do_not_depend_on_other_requests(trained_classifier: Path, tmp_path: Path):
+    """At once: 3 threads with files of 300 pairs, 5 that want weights of tokens, 20 HTTP clients with single pairs."""
+    singles = [*KNOWN_PAIRS.values(), ("A wombat is eating.", "The bird is hungry."), *PAIRS[-2:]]
+    files = [  # of few words and lengths, which the single pairs do not share
+        [(f"{animal} " * (1 + row % 3), doing) for row in range(100) for doing in ACTIVITIES] for animal in ANIMALS
+    ]
+    expected = {
+        pair: scores
+        for pairs in [*([pair] for pair in singles), *([*dict.fromkeys(file)] for file in files)]
+        for pair, scores in zip(
+            pairs,
+            predict_pairs(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), pairs),
+            strict=True,
+        )
+    }
+    answerer = Answerer(str(trained_classifier))
+    app = start(answerer, "127.0.0.1", unused_port())
+    begin = threading.Barrier(28)
+
+    def ask_for_file(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
+        path = tmp_path / str(number) / "pairs.jsonl"
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in files[number]))
+        _, answered, _ = label_file(answerer, path)
+        lines = [json.loads(line) for line in answered.read_text().splitlines()]
+        assert len(lines) == 300
+        return [((line["premise"], line["hypothesis"]), line["scores"]) for line in lines]
+
+    def ask_over_http() -> list[tuple[tuple[str, str], dict[str, float]]]:
+        found = []
+        for pair in singles:
+            status, response = post(f"{app.local_url}gradio_api/run/predict", json.dumps({"data": pair}).encode())
+            assert status == 200, response
+            found.append((pair, response["data"][0]["scores"]))
+        return found
+
+    def ask_for_weights() -> list[tuple[tuple[str, str], dict[str, float]]]:
+        return [(pair, answerer.answer(*pair, weights).scores) for pair in singles for weights in WEIGHTS]
+
+    def ask_at_once(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
+        begin.wait(timeout=60)
+        return ask_for_file(number) if number < len(files) else ask_for_weights() if number < 8 else ask_over_http()
+
+    try:
+        with ThreadPoolExecutor(28) as pool:
+            answers = list(pool.map(ask_at_once, range(28)))
+    finally:
+        app.close(verbose=False)
+    for pair, scores in chain.from_iterable(answers):
+        assert scores == pytest.approx(expected[pair], abs=1e-5), pair
+
+
+def test_programs_get_errors_in_a_line(address: str):
+    status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": ["A dog.", ""]}).encode())
+    assert (status, response["error"]) == (500, "No hypothesis: type a sentence")
+
+
+def test_a_file_that_is_too_large_is_not_taken(address: str):
+    start = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\n'
+    body = start + b"a" * 5_300_000 + b"\r\n--x--\r\n"
+    status, message = post(f"{address}/gradio_api/upload", body, "multipart/form-data; boundary=x")
+    assert (status, message) == (413, "File size exceeded maximum allowed size of 5242880 bytes.")
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody else listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_mistake_in_serve_is_one_line(
+    trained_classifier: Path,
+    pretrained: Path,  # noqa: F811
+    taken: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for options, message in {
+        (trained_classifier, "--port", taken): f"--port {taken}: is taken",
+        (trained_classifier, "--port", 70000): "70000: give 1 to 65535",
+        (trained_classifier, "--host", "203.0.113.1"): "--host 203.0.113.1: no address of this machine",
+        (pretrained,): "a pretrained model without a trained classifier; fine-tune it first",
+        ("./nowhere",): "no such folder",
+        (pretrained, "--space", tmp_path / "space"): "fine-tune it first",
+        (
+            trained_classifier,
+            "--space",
+            tmp_path / "full",
+        ): f"--space {tmp_path}/full: already holds files; name another folder",
+        (trained_classifier, "--space", tmp_path / "space", "--port", 7000): "--port goes with serving",
+    }.items():
+        line = error_line(["serve", *options], capsys)
+        assert message in line
+        assert "--overwrite_output_dir" not in line
+    assert not (tmp_path / "space").exists()
+
+
+def test_without_gradio_the_extra_is_named(
+    trained_classifier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    for name in [name for name in sys.modules if name.startswith("bert_snli.serving.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "gradio is not installed; pip install 'bert-snli[serve]'" in error_line(
+        ["serve", trained_classifier], capsys
+    )
+
+
+def test_a_port_that_is_taken_is_passed_over():
+    first = free_port("127.0.0.1", None)
+    assert first >= FIRST_PORT
+    with socket.create_server(("127.0.0.1", first)):
+        assert free_port("127.0.0.1", None) > first
+
+
+def test_the_command_serves_until_ctrl_c(trained_classifier: Path, capsys: pytest.CaptureFixture):
+    port = unused_port()
+    answers = []
+
+    def ask_and_interrupt() -> None:
+        if wait_for(port, seconds=60):
+            answers.append(ask(f"http://127.0.0.1:{port}"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asker = threading.Thread(target=ask_and_interrupt)
+    asker.start()
+    assert main(["serve", str(trained_classifier), "--port", str(port)]) == 0
+    asker.join()
+    assert answers == ["neutral"]
+    out, err = capsys.readouterr()
+    assert out == f"Serving {trained_classifier} at http://127.0.0.1:{port}/ (Ctrl-C stops it)\nStopped.\n"
+    assert "Traceback" not in err
+    assert free_port("127.0.0.1", port) == port
+
+
+@pytest.mark.slow
+def test_a_space_runs_as_it_is(trained_classifier: Path, tmp_path: Path):
+    space = tmp_path / "space"
+    assert main(["serve", str(trained_classifier), "--space", str(space)]) == 0
+    assert {path.name for path in space.iterdir()} == {
+        "README.md", "app.py", "bert_snli", "models", "requirements.txt",
+    }  # fmt: skip
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (space / "models" / "trained_classifier").iterdir()
+    }
+    assert all(
+        any(path.match(pattern) for pattern in MODEL_FILES)
+        for path in (space / "models" / "trained_classifier").iterdir()
+    )
+    front_matter = dict(
+        line.split(": ", 1) for line in (space / "README.md").read_text().split("---\n")[1].splitlines()
+    )
+    assert (front_matter["sdk"], front_matter["app_file"]) == ("gradio", "app.py")
+    assert f"gradio=={front_matter['sdk_version']}\n" in (space / "requirements.txt").read_text()
+
+    port = free_port("127.0.0.1", None)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    code = "import bert_snli; print(bert_snli.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=space, env=environment, capture_output=True, text=True)
+    assert Path(found.stdout.strip()) == space / "bert_snli" / "__init__.py"  # its own code, not what is installed
+    with subprocess.Popen(
+        [sys.executable, "-u", "app.py"], cwd=space, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert "Serving" in process.stdout.readline()
+            assert ask(f"http://127.0.0.1:{port}") == "neutral"
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=30)[0] == "Stopped.\n"
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+def test_a_space_requires_what_the_extra_does():
+    project = pytest.importorskip("tomllib").loads(
+        Path(__file__).resolve().parents[2].joinpath("pyproject.toml").read_text()
+    )["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    assert sorted(Requirement(line).name for line in required) == sorted(REQUIREMENTS)

@@ -1,0 +1,172 @@
+"""Training on a file of pairs: with labels, or with the scores of a teacher."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bert_snli.data.batching import GlobalBatchSampler
+from bert_snli.data.snli import load_snli
+from bert_snli.errors import BertSnliError
+from bert_snli.labels import BOOK_LABELS
+from bert_snli.model_card import make_card
+from bert_snli.provenance import read_steps, write_steps
+from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
+from tests.support.finetuning import BATCH, ROWS, encode_rows, run_finetune
+
+STEPS = 8
+
+
+def write_pairs(path: Path, corpus: Path, answers: list[dict]) -> Path:
+    pairs = load_snli(str(corpus), splits=["train"]).splits["train"].select(range(len(answers)))
+    lines = (
+        json.dumps({"premise": pair["premise"], "hypothesis": pair["hypothesis"], **answer})
+        for pair, answer in zip(pairs, answers, strict=True)
+    )
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def gold(corpus: Path) -> list[str]:
+    labels = load_snli(str(corpus), splits=["train"]).splits["train"]["label"][:ROWS]
+    return [BOOK_LABELS[number] for number in labels]
+
+
+def scored(probabilities: np.ndarray, names: tuple[str, ...] = BOOK_LABELS) -> list[dict]:
+    """Rows as `bert-snli predict` writes them: the most probable label, and the scores, the highest first."""
+    rows = []
+    for row in probabilities.tolist():
+        scores = sorted(zip(names, row, strict=True), key=lambda item: -item[1])
+        rows.append({"label": scores[0][0], "scores": dict(scores)})
+    return rows
+
+
+@pytest.fixture
+def drawn() -> np.ndarray:
+    """Probabilities that say nothing of the label."""
+    return np.random.default_rng(0).dirichlet([0.5] * 3, ROWS)
+
+
+def test_a_file_with_labels_trains_as_the_split_does(base_model: Path, corpus: Path, tmp_path: Path):
+    changes = {"text_source": "raw", "max_steps": STEPS}
+    expected = run_finetune(base_model, corpus, tmp_path / "split", **changes)
+    one_hot = np.eye(3)[[BOOK_LABELS.index(label) for label in gold(corpus)]]
+    for kind, answers in {"labels": [{"label": label} for label in gold(corpus)], "scores": scored(one_hot)}.items():
+        file = write_pairs(tmp_path / f"{kind}.jsonl", corpus, answers)
+        losses = run_finetune(base_model, corpus, tmp_path / kind, train_file=str(file), **changes)
+        np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-6, err_msg=kind)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_scores_of_a_teacher_are_learnt_whole(
+    passes: int,
+    base_model: Path,
+    corpus: Path,
+    vocabulary: list[str],
+    classifier_weights,
+    drawn: np.ndarray,
+    tmp_path: Path,
+):
+    file = write_pairs(tmp_path / "taught.jsonl", corpus, scored(drawn))
+    changes = {"text_source": "raw", "max_steps": STEPS, "gradient_accumulation_steps": passes}
+    losses = run_finetune(base_model, corpus, tmp_path / "run", train_file=str(file), **changes)
+
+    net = ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary)))
+    net.load_state_dict(classifier_weights)
+    tokens, segments, valid_lens, _ = encode_rows(corpus, vocabulary)
+    sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42, strategy="random")
+    trainer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    expected: list[float] = []
+    while len(expected) < STEPS:
+        sampler.set_epoch(len(expected) // sampler.batches_per_epoch)
+        for batch in sampler.global_batches()[: STEPS - len(expected)]:
+            logits = net(tokens[batch], segments[batch], valid_lens[batch])
+            loss = -(torch.tensor(drawn[batch]) * logits.double().log_softmax(-1)).sum()
+            trainer.zero_grad()
+            loss.backward()
+            trainer.step()
+            expected.append(loss.item() / len(batch))
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+
+
+def test_a_run_is_not_resumed_with_another_teachers_scores(
+    base_model: Path,
+    corpus: Path,
+    drawn: np.ndarray,
+    tmp_path: Path,
+):
+    file = write_pairs(tmp_path / "taught.jsonl", corpus, scored(drawn))
+    changes = {"text_source": "raw", "train_file": str(file), "save_steps": 2}
+    run_finetune(base_model, corpus, tmp_path / "run", max_steps=2, **changes)
+    write_pairs(file, corpus, scored(drawn[:, ::-1]))
+    with pytest.raises(BertSnliError, match="checkpoint-2: was made of other pairs"):
+        run_finetune(base_model, corpus, tmp_path / "run", max_steps=4, resume_from_checkpoint="auto", **changes)
+
+
+def test_what_is_known_of_start_and_file_is_passed_on(
+    base_model: Path, corpus: Path, drawn: np.ndarray, tmp_path: Path
+):
+    model, file = tmp_path / "start", write_pairs(tmp_path / "taught.jsonl", corpus, scored(drawn))
+    shutil.copytree(base_model, model)
+    write_steps(model, ["Pretrained on <dreams>."])
+    write_steps(file, ["A teacher\nanswered."])
+    assert (tmp_path / "taught.jsonl.provenance.md").read_text() == "- A teacher answered.\n"
+    run_finetune(model, corpus, tmp_path / "run", text_source="raw", train_file=str(file), max_steps=1)
+    steps = ["Pretrained on <dreams>.", "A teacher answered.", "Fine-tuned on pairs of `taught.jsonl`."]
+    assert read_steps(tmp_path / "run") == steps
+    assert f"pairs of `{file}`:" in (tmp_path / "run" / "report.md").read_text()
+    card = make_card(tmp_path / "run", "user/name", license="mit")
+    assert "".join(f"1. {step}\n" for step in map(html.escape, steps)) in card
+    (tmp_path / "taught.jsonl.provenance.md").write_text("# A heading\n")
+    with pytest.raises(BertSnliError, match="taught.jsonl.provenance.md: '# A heading' is no step"):
+        run_finetune(model, corpus, tmp_path / "other", text_source="raw", train_file=str(file))
+    assert not (tmp_path / "other").exists()
+
+
+PAIR = {"premise": "A dog.", "hypothesis": "A cat."}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**PAIR, "scores": {"entailment": 0.5, "neutral": 0.2, "contradiction": 0.2}}, "row 2: .* add up to 1"),
+        ({**PAIR, "scores": {"entailment": 1.5, "neutral": -0.5, "contradiction": 0.0}}, "row 2"),
+        ({**PAIR, "scores": {"entailment": 0.5, "neutral": 0.5, "contradiction": None}}, "row 2"),
+        ({**PAIR, "scores": None}, "row 2"),
+        ({"premise": None, "hypothesis": "A cat.", "scores": dict.fromkeys(BOOK_LABELS, 1 / 3)}, "row 2"),
+    ],
+)
+def test_scores_that_are_no_probabilities_are_named(
+    row: dict,
+    message: str,
+    base_model: Path,
+    corpus: Path,
+    tmp_path: Path,
+):
+    whole = {**PAIR, "scores": dict.fromkeys(BOOK_LABELS, 1 / 3)}
+    file = tmp_path / "taught.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in (whole, row)))
+    with pytest.raises(BertSnliError, match=message) as caught:
+        run_finetune(base_model, corpus, tmp_path / "run", text_source="raw", train_file=str(file))
+    assert str(caught.value).startswith(f"--train_file {file}: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("nowhere.jsonl", "no such file"), ("", "not a file of a kind that is read")]
+)
+def test_a_file_that_is_not_there_is_named(
+    name: str,
+    what: str,
+    base_model: Path,
+    corpus: Path,
+    tmp_path: Path,
+):
+    with pytest.raises(BertSnliError, match=f"--train_file .*{what}"):
+        run_finetune(base_model, corpus, tmp_path / "run", train_file=str(tmp_path / name))

@@ -1,0 +1,63 @@
+"""A tiny model that has learnt something, for the tests of `bert-snli serve`."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+
+from bert_snli.finetune import finetune
+from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
+from bert_snli.quickstart import RECIPE, SIZES
+from bert_snli.tokenization import build_tokenizer
+from bert_snli.training.recipe import FinetuneRecipe
+from tests.support.checkpoints import SPECIALS
+
+MAX_LENGTH = 24
+ANIMALS, ACTIVITIES, PLACES = (
+    "dog cat horse bird".split(),
+    "running sleeping eating".split(),
+    "park house street".split(),
+)
+HYPOTHESES = {
+    "entailment": "An animal is {doing} .",
+    "contradiction": "Nobody is in the {place} .",
+    "neutral": "The {animal} is hungry .",
+}
+PREMISE = "A {animal} is {doing} in the {place} ."
+KNOWN_PAIRS = {  # pairs that the model has learnt, by their label
+    label: (PREMISE.format(**what), hypothesis.format(**what))
+    for what in [{"animal": "dog", "doing": "running", "place": "park"}]
+    for label, hypothesis in HYPOTHESES.items()
+}
+
+
+def train_classifier(folder: Path) -> Path:
+    """A model that tells three kinds of sentences apart, fine-tuned in seconds."""
+    dice = random.Random(0)
+    rows = []
+    for number in range(600):
+        what = {"animal": dice.choice(ANIMALS), "doing": dice.choice(ACTIVITIES), "place": dice.choice(PLACES)}
+        label = list(HYPOTHESES)[number % 3]
+        hypothesis = HYPOTHESES[label].format(**what)
+        rows.append({"premise": PREMISE.format(**what), "hypothesis": hypothesis, "label": label})
+    (folder / "data").mkdir()
+    for split, part in {"train": rows, "dev": rows[:30]}.items():
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    words = sorted({word for row in rows for text in row.values() for word in text.lower().split()})
+    tokenizer = build_tokenizer([*SPECIALS, *words, "``", "''", "n't"], model_max_length=128)
+    torch.manual_seed(0)
+    D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
+    finetune(
+        FinetuneRecipe(
+            model_name_or_path=str(folder / "start"),
+            dataset_name_or_path=str(folder / "data"),
+            output_dir=str(folder / "trained_classifier"),
+            max_length=MAX_LENGTH,
+            **{**RECIPE, "num_train_epochs": 5},
+        )
+    )
+    return folder / "trained_classifier"
