@@ -87,7 +87,7 @@ def test_logits_equal_a_plain_forward_pass(model_folder: Path):
         expected = model(**plain).logits.numpy()
     encoded = Dataset(PairEncoder(tokenizer, 40).encode(premises, hypotheses))
     ours = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=6)
-    # Its wild weights blow up what two orders of summation round differently; tests/unit/test_fast.py compares in float64.
+    # Large weights amplify the rounding of sums in another order; tests/unit/test_fast.py compares in float64.
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
