@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all soak lint format types imports check clean
+.PHONY: help install demo test test-slow test-all coverage soak lint format types imports check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -34,6 +34,12 @@ test-slow: $(VENV)/dev.stamp  ## Run the other tests: killed runs, many processe
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 test-all: test test-slow  ## Run all tests
+
+coverage: $(VENV)/dev.stamp  ## Measure which lines and branches all tests run; takes half an hour
+	@$(BIN)/coverage erase
+	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 soak: $(VENV)/dev.stamp  ## Kill runs at random moments and resume them: the same bits in the end (ten minutes)
 	@$(BIN)/python -m tests.support.soak

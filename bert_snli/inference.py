@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
@@ -24,6 +23,9 @@ from bert_snli.folders import looks_local
 from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from conversion.model_folder import CONFIG, TOKENIZER, WEIGHTS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 

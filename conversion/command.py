@@ -108,7 +108,6 @@ def run_convert(args: argparse.Namespace) -> None:
     """
     quiet_libraries()
     from conversion.convert import convert  # torch and transformers are slow to import; --help need not wait
-    from conversion.geometry import HEADS, HEADS_BY
 
     done = convert(
         _source(args),
@@ -120,6 +119,8 @@ def run_convert(args: argparse.Namespace) -> None:
         allow_nonfinite=args.allow_nonfinite,
         overwrite_output_dir=args.overwrite_output_dir,
     )
+    from conversion.geometry import HEADS, HEADS_BY  # imports the model classes, which takes seconds
+
     heads, known = done.geometry["num_attention_heads"], HEADS.get(tuple(done.geometry[size] for size in HEADS_BY))
     if known not in (None, heads):
         sys.stderr.write(f"warning: --num_attention_heads {heads}: the book's model of these sizes has {known}\n")

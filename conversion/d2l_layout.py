@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bert_snli.errors import BertSnliError
 
@@ -147,3 +148,20 @@ def check_names(found: Iterable[str], expected: Iterable[str], where: str) -> No
                 f"{where}: {word} tensor{'s' * (len(names) > 1)}: {some}; "
                 "give a checkpoint saved whole by the book's BERTModel or BERTClassifier"
             )
+
+
+def refuse_other_architectures(path: Path, names: Iterable[str]) -> None:
+    """Check that `names` are those of a d2l BERT, and not of the one of d2l 0.11.
+
+    Raises:
+        BertSnliError: they are not.
+    """
+    names = list(names)
+    if count_blocks(names) == 0:
+        remedy = "give a checkpoint of the book's BERT, saved by net.save_parameters or torch.save(net.state_dict())"
+        raise BertSnliError(f"{path}: no Transformer block (encoder.blks.*); {remedy}")
+    if not any(name.endswith(("pos_embedding", "attention.W_q.bias")) for name in names):
+        raise BertSnliError(
+            f"{path}: the BERT of d2l 0.11, another architecture (no learned positions, no biases in "
+            "attention); give a checkpoint of d2l 0.12 or later"
+        )

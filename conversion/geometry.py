@@ -77,23 +77,6 @@ def read_geometry(checkpoint: Checkpoint, form: str, num_attention_heads: int | 
     return config
 
 
-def refuse_other_architectures(checkpoint: Checkpoint) -> None:
-    """See that this is some BERT of the book's, and not its very first.
-
-    Raises:
-        BertSnliError: it is not.
-    """
-    names = checkpoint.tensors
-    if count_blocks(names) == 0:
-        remedy = "give a checkpoint of the book's BERT, saved by net.save_parameters or torch.save(net.state_dict())"
-        raise BertSnliError(f"{checkpoint.path}: no Transformer block (encoder.blks.*); {remedy}")
-    if not any(name.endswith(("pos_embedding", "attention.W_q.bias")) for name in names):
-        raise BertSnliError(
-            f"{checkpoint.path}: the BERT of d2l 0.11, another architecture (no learned positions, no biases in "
-            "attention); give a checkpoint of d2l 0.12 or later"
-        )
-
-
 def _name_labels(config: D2LBertConfig, num_labels: int) -> None:
     if num_labels == len(BOOK_LABELS):
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset
 from torch.utils.data import Sampler
 
 from bert_snli.errors import BertSnliError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IGNORED_LABEL = -100
 

@@ -9,11 +9,10 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from bert_snli.choices import TEXT_SOURCES
@@ -27,6 +26,9 @@ from bert_snli.modeling.pair_truncation import (
     longest_pair,
     pair_budget,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
 
 ROWS_AT_ONCE = 10_000  # neighbours share premises, and a premise is tokenized once
 
@@ -107,6 +109,8 @@ class PairEncoder:
     @property
     def features(self) -> Features:
         """The columns that come out, but for `labels`."""
+        from datasets import Features, List, Value  # imported here: prediction does not need `datasets`
+
         return Features(
             {
                 "input_ids": List(Value(self.ids_type.name)),
@@ -213,6 +217,8 @@ def distinct_ids(encoded: Dataset) -> np.ndarray:
 
 def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None = None) -> Dataset:
     """Map `encoder` over `pairs`; a `label` column is kept as `labels`. A second run is read from the cache."""
+    from datasets import Dataset, Features
+
     features = encoder.features
     if "label" in pairs.column_names:
         features = Features({**features, "labels": pairs.features["label"]})
