@@ -35,7 +35,7 @@ test-slow: $(VENV)/dev.stamp  ## Run the other tests: killed runs, many processe
 
 conformance: $(VENV)/dev.stamp  ## Run the model and tokenizer tests of transformers on ours; the first run downloads them
 	@$(BIN)/python -m tests.conformance.fetch
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/conformance
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance
 
 test-all: test test-slow conformance  ## Run all tests
 

@@ -33,6 +33,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         tests_by_reason[reason].append(report.nodeid.split("::")[-1])
     for ours, title in [(True, "skipped by our tables"), (False, "skipped by transformers")]:
         reasons = {key: value for key, value in tests_by_reason.items() if key.startswith("not applicable") is ours}
+        if not reasons:
+            continue
         terminalreporter.write_sep("=", f"{sum(map(len, reasons.values()))} {title}")
         for reason, tests in sorted(reasons.items()):
             terminalreporter.write_line(f"{len(tests):4} {reason}: {', '.join(sorted(set(tests)))}")
