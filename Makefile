@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all coverage soak lint format types imports check clean
+.PHONY: help install demo test test-slow conformance test-all coverage soak lint format types imports check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -33,7 +33,11 @@ test: $(VENV)/dev.stamp  ## Run the quick tests, two at a time
 test-slow: $(VENV)/dev.stamp  ## Run the other tests: killed runs, many processes, the notebook, the browser
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-test-all: test test-slow  ## Run all tests
+conformance: $(VENV)/dev.stamp  ## Run the model and tokenizer tests of transformers on ours; the first run downloads them
+	@$(BIN)/python -m tests.conformance.fetch
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance
+
+test-all: test test-slow conformance  ## Run all tests
 
 coverage: $(VENV)/dev.stamp  ## Measure which lines and branches all tests run; takes half an hour
 	@$(BIN)/coverage erase
@@ -60,5 +64,5 @@ imports: $(VENV)/dev.stamp  ## Check who may import whom
 
 check: lint types imports test  ## Run what CI runs first; it goes on with test-slow
 
-clean:  ## Remove .venv and what the demo wrote
-	rm -rf $(VENV) quickstart
+clean:  ## Remove .venv, .cache and what the demo wrote
+	rm -rf $(VENV) .cache quickstart

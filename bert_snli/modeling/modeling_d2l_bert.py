@@ -10,8 +10,6 @@ Shape suffixes: B rows, L positions, D hidden size, N heads, H size of a head (D
 V vocabulary, C labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
