@@ -1,4 +1,4 @@
-"""A small hub in memory, over HTTP: as much of it as `huggingface_hub` asks for when it pushes and loads models."""
+"""A Hub in memory, over HTTP, with the endpoints that `huggingface_hub` calls when it pushes and loads models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 LARGE = (".safetensors", ".png")
 KNOWN_TOKEN = "hf_known"
@@ -19,7 +24,7 @@ KNOWN_TOKEN = "hf_known"
 
 @dataclass
 class Commit:
-    """A state of a repository."""
+    """A commit: its title, and all files of the repository after it."""
 
     title: str
     files: dict[str, bytes]
@@ -32,7 +37,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """Branches, each with its commits; the first is the empty one."""
+    """A repository: the commits of each branch, of which the first is empty."""
 
     private: bool
     branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": [Commit("initial commit", {})]})
@@ -44,7 +49,11 @@ class Repository:
 
 
 class Hub:
-    """The repositories, the log of calls, and what is to go wrong: how a call begins → the status, or "cut"."""
+    """The state of the server.
+
+    `faults` maps the beginning of a call ("PUT /lfs/") to the HTTP status that the server returns for it, or to
+    "drop": the server then closes the connection in the middle of the request.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -56,7 +65,7 @@ class Hub:
 
 @contextmanager
 def running_hub() -> Iterator[Hub]:
-    """A hub that answers at `hub.endpoint` until the block ends."""
+    """Serve a Hub at `hub.endpoint` until the block ends."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -70,15 +79,38 @@ def running_hub() -> Iterator[Hub]:
         thread.join()
 
 
+@contextmanager
+def hub_client(endpoint: str | None, home: Path, token: str | None = KNOWN_TOKEN) -> Iterator[None]:
+    """Let `huggingface_hub` of this process use the Hub at `endpoint` (None: offline) until the block ends.
+
+    The cache is in `home`. The client waits seconds between its attempts; here it does not wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", endpoint or "https://huggingface.co")
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        patch.setattr(constants, "HF_HUB_OFFLINE", endpoint is None)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+        if token is None:
+            patch.delenv("HF_TOKEN", raising=False)
+        else:
+            patch.setenv("HF_TOKEN", token)
+        yield
+
+
 def git_oid(path: str, data: bytes) -> str:
-    """What the hub calls the content of a file by: SHA-256 of a large one, git's own of others."""
+    """Return the id of a file's content: SHA-256 for a large file, the SHA-1 of git for others."""
     if path.endswith(LARGE):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Handles one request."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -96,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.calls.append(f"{self.command} {unquote(path)}")
         for call, how in self.hub.faults.items():
             if self.hub.calls[-1].startswith(call):
-                if how == "cut":
+                if how == "drop":
                     self.rfile.read(int(self.headers.get("Content-Length") or 64) // 2)
                     self.close_connection = True
                     self.connection.close()
