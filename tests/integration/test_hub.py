@@ -330,6 +330,7 @@ def test_load_error_says_that_the_hub_is_switched_off(tmp_path: Path):
         ("POST /api/models/user/refused/preupload", 422, "user/refused: the Hub answered 422 (no)"),
         ("POST /api/models/user/refused/commit", 500, "user/refused: the Hub answered 500 (no); try again later"),
     ],
+    ids=["401", "403", "404", "422", "500"],
 )
 def test_push_error_is_one_line_and_the_repository_is_unchanged(
     call: str, status: int, message: str, faults: dict, session: HubSession, hub: Hub, model: Path

@@ -45,7 +45,7 @@ class Repository:
     def at(self, revision: str) -> Commit | None:
         if revision in self.branches:
             return self.branches[revision][-1]
-        return next((each for commits in self.branches.values() for each in commits if each.sha == revision), None)
+        return next((commit for commits in self.branches.values() for commit in commits if commit.sha == revision), None)
 
 
 class Hub:
@@ -87,9 +87,8 @@ def hub_client(endpoint: str | None, home: Path, token: str | None = KNOWN_TOKEN
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", endpoint or "https://huggingface.co")
-        patch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        )
+        url_template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url_template)
         patch.setattr(constants, "HF_HUB_OFFLINE", endpoint is None)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
@@ -126,15 +125,15 @@ class Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         path = urlsplit(self.path).path
         self.hub.calls.append(f"{self.command} {unquote(path)}")
-        for call, how in self.hub.faults.items():
+        for call, fault in self.hub.faults.items():
             if self.hub.calls[-1].startswith(call):
-                if how == "drop":
+                if fault == "drop":
                     self.rfile.read(int(self.headers.get("Content-Length") or 64) // 2)
                     self.close_connection = True
                     self.connection.close()
                     return
                 self._body()
-                return self._error(int(how), "Nothing")
+                return self._error(int(fault), "Nothing")
         body = self._body()
         if path == "/api/whoami-v2":
             known = self.headers["Authorization"] == f"Bearer {KNOWN_TOKEN}"
@@ -156,12 +155,12 @@ class Handler(BaseHTTPRequestHandler):
             return self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         self._error(404, "Unknown")
 
-    def _create(self, asked: dict) -> None:
-        repo_id = f"{asked['organization']}/{asked['name']}"
+    def _create(self, request: dict) -> None:
+        repo_id = f"{request['organization']}/{request['name']}"
         url = f"{self.hub.endpoint}/{repo_id}"
         if repo_id in self.hub.repositories:
             return self._json({"url": url}, status=409)
-        self.hub.repositories[repo_id] = Repository(private=asked.get("visibility") == "private" or "private" in asked)
+        self.hub.repositories[repo_id] = Repository(private=request.get("visibility") == "private" or "private" in request)
         self._json({"url": url})
 
     def _api(self, repo_id: str, rest: list[str], body: bytes) -> None:
@@ -203,10 +202,10 @@ class Handler(BaseHTTPRequestHandler):
         mode = "lfs" if path.endswith(LARGE) else "regular"
         return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
-    def _lfs(self, asked: dict) -> None:
+    def _lfs(self, request: dict) -> None:
         objects = [
-            {**each, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{each['oid']}"}}}
-            for each in asked["objects"]
+            {**entry, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{entry['oid']}"}}}
+            for entry in request["objects"]
         ]
         self._json({"transfer": "basic", "objects": objects})
 

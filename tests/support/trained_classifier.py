@@ -39,9 +39,9 @@ def train_classifier(folder: Path) -> Path:
     It classifies all of `KNOWN_PAIRS` correctly.
     """
     generator = random.Random(0)
+    words = {"animal": ANIMALS, "doing": ACTIVITIES, "place": PLACES}
     rows = []
     for number in range(600):
-        words = {"animal": ANIMALS, "doing": ACTIVITIES, "place": PLACES}
         chosen = {name: generator.choice(choices) for name, choices in words.items()}
         label = list(HYPOTHESES)[number % 3]
         hypothesis = HYPOTHESES[label].format(**chosen)
