@@ -45,7 +45,9 @@ class Repository:
     def at(self, revision: str) -> Commit | None:
         if revision in self.branches:
             return self.branches[revision][-1]
-        return next((commit for commits in self.branches.values() for commit in commits if commit.sha == revision), None)
+        return next(
+            (commit for commits in self.branches.values() for commit in commits if commit.sha == revision), None
+        )
 
 
 class Hub:
@@ -160,7 +162,9 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.endpoint}/{repo_id}"
         if repo_id in self.hub.repositories:
             return self._json({"url": url}, status=409)
-        self.hub.repositories[repo_id] = Repository(private=request.get("visibility") == "private" or "private" in request)
+        self.hub.repositories[repo_id] = Repository(
+            private=request.get("visibility") == "private" or "private" in request
+        )
         self._json({"url": url})
 
     def _api(self, repo_id: str, rest: list[str], body: bytes) -> None:
