@@ -11,8 +11,7 @@ import pytest
 
 from tests.support import fake_cuda
 from tests.support.fake_cuda.cases import CASES
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.processes import REPOSITORY
 
 
 @pytest.mark.skipif(not fake_cuda.is_supported(), reason="needs Linux and g++")
