@@ -32,13 +32,6 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what a script starts with &
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests as slow that use a slow fixture: the pushes to a local Hub take half a minute."""
-    for item in items:
-        if "pushed" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture(scope="session")
 def snli_zip() -> Path:
     return real_data("data/snli/snli_1.0.zip")
@@ -80,7 +73,7 @@ def base_model(classifier_weights, vocabulary: list[str], tmp_path_factory: pyte
 
 @pytest.fixture(scope="session")
 def trained_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuned model that knows the pairs of `tests.support.trained_classifier.KNOWN_PAIRS`."""
+    """A fine-tuned model that labels the pairs of `tests.support.trained_classifier.KNOWN_PAIRS` correctly."""
     from tests.support.trained_classifier import train_classifier
 
     return train_classifier(tmp_path_factory.mktemp("trained_classifier"))
@@ -88,7 +81,7 @@ def trained_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def answerer(trained_classifier: Path):
-    """It, as `bert-snli serve` has it."""
+    """`trained_classifier`, loaded as `bert-snli serve` loads it."""
     from bert_snli.serving.answering import Answerer
 
     return Answerer(str(trained_classifier))
@@ -96,7 +89,7 @@ def answerer(trained_classifier: Path):
 
 @pytest.fixture(scope="session")
 def address(answerer) -> Iterator[str]:
-    """Where its page is served."""
+    """The address at which the page of `answerer` is served."""
     from bert_snli.serving.server import start
 
     port = unused_port()
@@ -127,7 +120,7 @@ def d2l_checkpoint(tmp_path: Path, reference_bert: ReferenceBERT) -> Path:
 
 @pytest.fixture(scope="session")
 def run_python():
-    """Run `python ARGUMENTS` in the repository, as a user would; returns the finished process."""
+    """Return a function that runs `python ARGUMENTS` in the repository and returns the finished process."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         return subprocess.run(

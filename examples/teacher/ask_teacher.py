@@ -44,14 +44,14 @@ def ask(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     return probabilities_R3
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", help="a classifier of transformers with SNLI's labels")
     parser.add_argument("dataset_name_or_path", help="a source of SNLI")
     parser.add_argument("pairs_file", type=Path, help=".jsonl of premise and hypothesis")
     parser.add_argument("output_file", type=Path)
     parser.add_argument("--gold", type=float, default=0.5, help="share of a gold label in its pair's probabilities")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     check_writable(options.output_file)
     model, tokenizer = open_encoder(options.teacher, AutoModelForSequenceClassification)
     if lacking := sorted(set(BOOK_LABELS) - set(model.config.label2id)):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -69,14 +70,14 @@ def principal_components(vectors_VE: torch.Tensor, width: int) -> tuple[torch.Te
     return centred_VE @ directions[:width].T, float(share)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", help="an encoder of transformers")
     parser.add_argument("model_name_or_path", help="a pretrained folder, no wider than the encoder")
     parser.add_argument("dataset_name_or_path", help="a source of SNLI")
     parser.add_argument("output_dir")
     parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what starts from it")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     check_output_dir(Path(options.output_dir), overwrite=False, option="output_dir")
     encoder, pieces = open_encoder(options.encoder, AutoModel)
     tokenizer = load_tokenizer(options.model_name_or_path)

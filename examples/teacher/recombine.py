@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import permutations, product
 from pathlib import Path
 
@@ -28,12 +29,12 @@ NEIGHBOURS = 30  # photographs that count as like one, by the words of their pre
 OF_OTHERS = 3  # hypotheses of theirs for each premise
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_name_or_path", help="a source of SNLI whose rows have captionID")
     parser.add_argument("output_file", type=Path, help=".jsonl of premise and hypothesis")
     parser.add_argument("--of_hypotheses", type=int, default=0, help="pairs of hypotheses of each photograph")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     check_writable(options.output_file)
     rows, _ = read_split(options.dataset_name_or_path, "train")
     random = np.random.default_rng(0)

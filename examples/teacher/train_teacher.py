@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_name_or_path", help="an encoder of transformers")
     parser.add_argument("dataset_name_or_path", help="a source of SNLI")
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what learns from it")
     parser.add_argument("--num_train_epochs", type=float, default=1.5)
     parser.add_argument("--max_train_samples", type=int)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     check_output_dir(Path(options.output_dir), overwrite=False, option="output_dir")
 
     labels = {"num_labels": len(ID2LABEL), "id2label": ID2LABEL, "label2id": LABEL2ID}

@@ -11,10 +11,10 @@ import pytest
 
 from tests.support import fake_cuda
 from tests.support.fake_cuda.cases import CASES
+from tests.support.processes import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 
-
+@pytest.mark.slow
 @pytest.mark.skipif(not fake_cuda.is_supported(), reason="needs Linux and g++")
 def test_cuda_branches_run_on_fake_tensors(tmp_path: Path):
     """One process runs all cases, because PyTorch takes seconds to import; the message names those that failed."""

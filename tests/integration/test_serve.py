@@ -1,7 +1,8 @@
-"""`bert-snli serve`: the page says what `predict` says, marks what the model saw, and trusts no user's text."""
+"""`bert-snli serve`: predictions equal those of `predict`, token weights are correct, and user text is escaped."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from html.parser import HTMLParser
 from itertools import chain
 from pathlib import Path
@@ -38,14 +39,14 @@ from bert_snli.serving.page import SHADINGS, render
 from bert_snli.serving.server import FIRST_PORT, free_port, start
 from bert_snli.serving.space import MODEL_FILES, REQUIREMENTS
 from tests.support.command_line import error_line
-from tests.support.processes import unused_port
+from tests.support.processes import REPOSITORY, unused_port
 from tests.support.trained_classifier import ACTIVITIES, ANIMALS, KNOWN_PAIRS, MAX_LENGTH
 
-NASTY = "<script>window.x=1</script><img src=x onerror='window.x=1'>"
+MARKUP = "<script>window.x=1</script><img src=x onerror='window.x=1'>"
 PAIRS = [
     *KNOWN_PAIRS.values(),
     ('A  "dog" isn’t\n running …', "A wombat (who?) sleeps; I'd say so."),
-    (NASTY, "${1+1} {{value}} & <b>bold</b>"),
+    (MARKUP, "${1+1} {{value}} & <b>bold</b>"),
     ("A dog is running in the park. " * 10, "The dog is hungry."),
     ("A dog.", "The dog is hungry. " * 10),
 ]
@@ -53,7 +54,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_the_scores_are_those_of_predict(
+def test_scores_equal_those_of_predict(
     trained_classifier: Path, answerer: Answerer, pair: tuple[str, str], weights: str
 ):
     (expected,) = predict_pairs(
@@ -64,7 +65,7 @@ def test_the_scores_are_those_of_predict(
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
-def test_scores_are_those_of_predict_when_the_config_lists_labels_in_another_order(
+def test_scores_equal_those_of_predict_when_the_config_lists_labels_in_another_order(
     trained_classifier: Path, tmp_path: Path
 ):
     shutil.copytree(trained_classifier, tmp_path / "trained_classifier")
@@ -77,13 +78,13 @@ def test_scores_are_those_of_predict_when_the_config_lists_labels_in_another_ord
         assert next(iter(reordered.predict([pair])[0])) == label
 
 
-def test_the_model_has_learnt_what_the_tests_ask(answerer: Answerer):
+def test_model_of_the_tests_predicts_the_known_pairs(answerer: Answerer):
     for label, pair in KNOWN_PAIRS.items():
         assert next(iter(answerer.answer(*pair, "gradient").scores)) == label
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_the_tokens_are_those_that_the_model_reads_and_the_words_are_the_users(
+def test_shown_tokens_are_the_inputs_of_the_model_and_shown_words_are_the_text_of_the_user(
     answerer: Answerer, pair: tuple[str, str]
 ):
     answer = answerer.answer(*pair, "gradient")
@@ -107,7 +108,7 @@ def test_unknown_words_are_marked_and_explained(answerer: Answerer):
     assert "not in the vocabulary" not in render(answerer.answer(*KNOWN_PAIRS["neutral"], "gradient"), "gradient")
 
 
-def test_what_is_cut_is_shown_as_cut(answerer: Answerer):
+def test_truncated_tokens_are_shown_as_not_read(answerer: Answerer):
     premise, hypothesis = PAIRS[-2]
     answer = answerer.answer(premise, hypothesis, "attention")
     cut = [token for token in answer.sides["premise"] if token.kind == CUT]
@@ -121,29 +122,29 @@ def test_what_is_cut_is_shown_as_cut(answerer: Answerer):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_every_token_that_is_read_has_a_finite_share(answerer: Answerer, pair: tuple[str, str], weights: str):
+def test_weights_of_the_tokens_that_the_model_reads_sum_to_one(answerer: Answerer, pair: tuple[str, str], weights: str):
     answer = answerer.answer(*pair, weights)
-    shares = [token.weight for side in answer.sides.values() for token in side if token.kind != CUT]
-    assert len(shares) == min(answer.length, MAX_LENGTH)
-    assert all(0 <= share <= 1 for share in shares)
-    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    weights_of_tokens = [token.weight for side in answer.sides.values() for token in side if token.kind != CUT]
+    assert len(weights_of_tokens) == min(answer.length, MAX_LENGTH)
+    assert all(0 <= weight <= 1 for weight in weights_of_tokens)
+    assert sum(weights_of_tokens) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.fixture
-def exact(trained_classifier: Path) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """The model in float64, and a pair."""
+def float64_model_and_inputs(trained_classifier: Path) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The trained classifier in float64, and an encoded pair."""
     model = load_classifier(str(trained_classifier)).double()
     model.set_attn_implementation("eager")
     return model, dict(load_tokenizer(str(trained_classifier))(*KNOWN_PAIRS["neutral"], return_tensors="pt"))
 
 
-def test_the_gradient_is_that_of_small_changes(exact):
-    model, inputs = exact
+def test_gradient_weights_equal_finite_differences(float64_model_and_inputs):
+    model, inputs = float64_model_and_inputs
     found = WEIGHTS["gradient"](model, inputs)
     embeddings = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
     order = model(inputs_embeds=embeddings, **inputs).logits[0].argsort(descending=True)
 
-    def lead(place: int, dimension: int, step: float) -> float:
+    def margin(place: int, dimension: int, step: float) -> float:
         moved = embeddings.clone()
         moved[0, place, dimension] *= 1 + step
         logits = model(inputs_embeds=moved, **inputs).logits[0]
@@ -151,14 +152,14 @@ def test_the_gradient_is_that_of_small_changes(exact):
 
     for place in (0, 2, embeddings.shape[1] - 1):
         slopes = [
-            (lead(place, dimension, 1e-5) - lead(place, dimension, -1e-5)) / 2e-5
+            (margin(place, dimension, 1e-5) - margin(place, dimension, -1e-5)) / 2e-5
             for dimension in range(embeddings.shape[2])
         ]
         assert found[place].item() == pytest.approx(torch.tensor(slopes, dtype=torch.float64).norm().item(), rel=1e-5)
 
 
-def test_the_attention_is_that_of_cls_in_the_last_layer(exact):
-    model, inputs = exact
+def test_attention_weights_are_those_of_cls_in_the_last_layer(float64_model_and_inputs):
+    model, inputs = float64_model_and_inputs
     hidden = model(**inputs, output_hidden_states=True).hidden_states[-2]
     attention = model.bert.encoder.layer[-1].attention
     heads = model.config.num_attention_heads
@@ -168,7 +169,7 @@ def test_the_attention_is_that_of_cls_in_the_last_layer(exact):
 
 
 class Tags(HTMLParser):
-    """All tags and attributes of a page."""
+    """Collects the tags and attributes of a page."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -182,13 +183,13 @@ class Tags(HTMLParser):
 
 
 @pytest.mark.parametrize("shading", SHADINGS)
-def test_what_users_type_is_escaped(answerer: Answerer, shading: str):
-    plain, nasty = (
+def test_text_of_users_is_escaped(answerer: Answerer, shading: str):
+    plain, with_markup = (
         Tags(render(answerer.answer(*pair, shading), shading))
-        for pair in [("A wombat. " * 10, "A dog."), ('<mask>" onclick="x' + NASTY, "'><i>" + NASTY)]
+        for pair in [("A wombat. " * 10, "A dog."), ('<mask>" onclick="x' + MARKUP, "'><i>" + MARKUP)]
     )
-    assert plain.tags == nasty.tags == set("div p table tr th td h3 span small ul li".split())
-    assert nasty.attributes == plain.attributes
+    assert plain.tags == with_markup.tags == set("div p table tr th td h3 span small ul li".split())
+    assert with_markup.attributes == plain.attributes
 
 
 @pytest.mark.parametrize(
@@ -200,19 +201,19 @@ def test_what_users_type_is_escaped(answerer: Answerer, shading: str):
         ("A \ud800 dog.", "A dog.", "is not a text that can be written as UTF-8"),
     ],
 )
-def test_what_is_no_pair_is_refused_in_a_line(answerer: Answerer, premise: str, hypothesis: str, message: str):
+def test_invalid_pair_is_refused_in_one_line(answerer: Answerer, premise: str, hypothesis: str, message: str):
     with pytest.raises(BertSnliError, match=message) as refusal:
         answerer.answer(premise, hypothesis, "gradient")
     assert "\n" not in str(refusal.value)
 
 
-def test_a_file_of_pairs_is_answered_as_predict_does(trained_classifier: Path, answerer: Answerer, tmp_path: Path):
+def test_predictions_of_a_file_equal_those_of_predict(trained_classifier: Path, answerer: Answerer, tmp_path: Path):
     path = tmp_path / "pairs.csv"
-    pairs = [*KNOWN_PAIRS.values(), ("A dog.", NASTY.replace('"', ""))] * (ROWS_SHOWN // 2)
+    pairs = [*KNOWN_PAIRS.values(), ("A dog.", MARKUP.replace('"', ""))] * (ROWS_SHOWN // 2)
     path.write_text("premise,hypothesis\n" + "".join(f'"{premise}","{hypothesis}"\n' for premise, hypothesis in pairs))
-    summary, answered, table = label_file(answerer, path)
+    summary, predictions_file, table = label_file(answerer, path)
     expected = predict_pairs(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), pairs)
-    lines = [json.loads(line) for line in answered.read_text().splitlines()]
+    lines = [json.loads(line) for line in predictions_file.read_text().splitlines()]
     assert [(line["premise"], line["hypothesis"]) for line in lines] == pairs
     for line, scores in zip(lines, expected, strict=True):
         assert line["label"] == next(iter(scores))
@@ -235,7 +236,7 @@ def test_a_file_of_pairs_is_answered_as_predict_does(trained_classifier: Path, a
         ),
     ],
 )
-def test_a_wrong_file_is_refused_in_a_line_without_the_servers_paths(
+def test_invalid_file_is_refused_in_one_line_without_paths_of_the_server(
     answerer: Answerer, tmp_path: Path, name: str, content: str, message: str
 ):
     (tmp_path / name).write_text(content)
@@ -247,7 +248,7 @@ def test_a_wrong_file_is_refused_in_a_line_without_the_servers_paths(
 
 
 def post(url: str, body: bytes, content_type: str = "application/json") -> tuple[int, Any]:
-    """Status of the answer, and its JSON or text."""
+    """Send a POST request. Return the status of the response, and its JSON value or text."""
     request = urllib.request.Request(url, body, {"Content-Type": content_type})
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
@@ -257,44 +258,34 @@ def post(url: str, body: bytes, content_type: str = "application/json") -> tuple
         return error.code, json.loads(text) if text.startswith("{") else text
 
 
-def ask(address: str) -> str:
-    """The page's label for the neutral pair."""
+def predict_neutral_pair(address: str) -> str:
+    """Return the label that the server predicts for the neutral one of `KNOWN_PAIRS`."""
     status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": KNOWN_PAIRS["neutral"]}).encode())
     assert status == 200
     return response["data"][0]["label"]
 
 
-def wait_for(port: int, seconds: float) -> bool:
-    """Whether somebody listens at `port` before so many seconds are over."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=5):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def test_programs_get_what_predict_says(trained_classifier: Path, address: str):
+def test_client_programs_get_the_scores_of_predict(trained_classifier: Path, address: str):
     pair = KNOWN_PAIRS["contradiction"]
     (scores,) = predict_pairs(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), [pair])
     client = Client(address, verbose=False)
-    answers = [
+    predictions = [
         client.predict(*pair, api_name="/predict"),
         client.predict(premise=pair[0], hypothesis=pair[1], api_name="/predict"),
     ]
     status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": pair}).encode())
     assert status == 200
-    answers.extend(response["data"])
-    for answer in answers:
-        assert answer["label"] == "contradiction"
-        assert answer["scores"] == pytest.approx(scores, abs=1e-6)
+    predictions.extend(response["data"])
+    for prediction in predictions:
+        assert prediction["label"] == "contradiction"
+        assert prediction["scores"] == pytest.approx(scores, abs=1e-6)
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
 
 
-def test_answers_do_not_depend_on_other_requests(trained_classifier: Path, tmp_path: Path):
-    """At once: 3 threads with files of 300 pairs, 5 that want weights of tokens, 20 HTTP clients with single pairs."""
+def test_predictions_do_not_depend_on_concurrent_requests(trained_classifier: Path, tmp_path: Path):
+    """28 threads at the same time: 4 predict files of 300 pairs, 4 compute token weights, 20 are HTTP clients."""
     singles = [*KNOWN_PAIRS.values(), ("A wombat is eating.", "The bird is hungry."), *PAIRS[-2:]]
-    files = [  # of few words and lengths, which the single pairs do not share
+    files = [  # few words and lengths, other ones than those of the single pairs
         [(f"{animal} " * (1 + row % 3), doing) for row in range(100) for doing in ACTIVITIES] for animal in ANIMALS
     ]
     expected = {
@@ -308,18 +299,18 @@ def test_answers_do_not_depend_on_other_requests(trained_classifier: Path, tmp_p
     }
     answerer = Answerer(str(trained_classifier))
     app = start(answerer, "127.0.0.1", unused_port())
-    begin = threading.Barrier(28)
+    barrier = threading.Barrier(28)
 
-    def ask_for_file(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
+    def predict_file(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
         path = tmp_path / str(number) / "pairs.jsonl"
         path.parent.mkdir()
         path.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in files[number]))
-        _, answered, _ = label_file(answerer, path)
-        lines = [json.loads(line) for line in answered.read_text().splitlines()]
+        _, predictions_file, _ = label_file(answerer, path)
+        lines = [json.loads(line) for line in predictions_file.read_text().splitlines()]
         assert len(lines) == 300
         return [((line["premise"], line["hypothesis"]), line["scores"]) for line in lines]
 
-    def ask_over_http() -> list[tuple[tuple[str, str], dict[str, float]]]:
+    def predict_over_http() -> list[tuple[tuple[str, str], dict[str, float]]]:
         found = []
         for pair in singles:
             status, response = post(f"{app.local_url}gradio_api/run/predict", json.dumps({"data": pair}).encode())
@@ -327,28 +318,30 @@ def test_answers_do_not_depend_on_other_requests(trained_classifier: Path, tmp_p
             found.append((pair, response["data"][0]["scores"]))
         return found
 
-    def ask_for_weights() -> list[tuple[tuple[str, str], dict[str, float]]]:
+    def compute_weights() -> list[tuple[tuple[str, str], dict[str, float]]]:
         return [(pair, answerer.answer(*pair, weights).scores) for pair in singles for weights in WEIGHTS]
 
-    def ask_at_once(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
-        begin.wait(timeout=60)
-        return ask_for_file(number) if number < len(files) else ask_for_weights() if number < 8 else ask_over_http()
+    def run_thread(number: int) -> list[tuple[tuple[str, str], dict[str, float]]]:
+        barrier.wait(timeout=60)
+        if number < len(files):
+            return predict_file(number)
+        return compute_weights() if number < 8 else predict_over_http()
 
     try:
         with ThreadPoolExecutor(28) as pool:
-            answers = list(pool.map(ask_at_once, range(28)))
+            predictions = list(pool.map(run_thread, range(28)))
     finally:
         app.close(verbose=False)
-    for pair, scores in chain.from_iterable(answers):
+    for pair, scores in chain.from_iterable(predictions):
         assert scores == pytest.approx(expected[pair], abs=1e-5), pair
 
 
-def test_programs_get_errors_in_a_line(address: str):
+def test_client_programs_get_errors_in_one_line(address: str):
     status, response = post(f"{address}/gradio_api/run/predict", json.dumps({"data": ["A dog.", ""]}).encode())
     assert (status, response["error"]) == (500, "No hypothesis: type a sentence")
 
 
-def test_a_file_that_is_too_large_is_not_taken(address: str):
+def test_upload_of_a_file_that_is_too_large_is_refused(address: str):
     start = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\n'
     body = start + b"a" * 5_300_000 + b"\r\n--x--\r\n"
     status, message = post(f"{address}/gradio_api/upload", body, "multipart/form-data; boundary=x")
@@ -356,23 +349,23 @@ def test_a_file_that_is_too_large_is_not_taken(address: str):
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
-    """A port that somebody else listens at."""
+def used_port() -> Iterator[int]:
+    """A port at which another server listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
-def test_a_mistake_in_serve_is_one_line(
+def test_mistake_in_serve_is_one_line(
     trained_classifier: Path,
-    pretrained: Path,  # noqa: F811
-    taken: int,
+    pretrained: Path,
+    used_port: int,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for options, message in {
-        (trained_classifier, "--port", taken): f"--port {taken}: is taken",
+        (trained_classifier, "--port", used_port): f"--port {used_port}: is taken",
         (trained_classifier, "--port", 70000): "70000: give 1 to 65535",
         (trained_classifier, "--host", "203.0.113.1"): "--host 203.0.113.1: no address of this machine",
         (pretrained,): "a pretrained model without a trained classifier; fine-tune it first",
@@ -391,7 +384,7 @@ def test_a_mistake_in_serve_is_one_line(
     assert not (tmp_path / "space").exists()
 
 
-def test_without_gradio_the_extra_is_named(
+def test_missing_gradio_error_names_the_extra(
     trained_classifier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     for name in [name for name in sys.modules if name.startswith("bert_snli.serving.")]:
@@ -402,35 +395,41 @@ def test_without_gradio_the_extra_is_named(
     )
 
 
-def test_a_port_that_is_taken_is_passed_over():
+def test_default_port_skips_ports_in_use():
     first = free_port("127.0.0.1", None)
     assert first >= FIRST_PORT
     with socket.create_server(("127.0.0.1", first)):
         assert free_port("127.0.0.1", None) > first
 
 
-def test_the_command_serves_until_ctrl_c(trained_classifier: Path, capsys: pytest.CaptureFixture):
+def test_serve_runs_until_ctrl_c(trained_classifier: Path, capsys: pytest.CaptureFixture):
     port = unused_port()
-    answers = []
+    labels = []
+    out = io.StringIO()
 
-    def ask_and_interrupt() -> None:
-        if wait_for(port, seconds=60):
-            answers.append(ask(f"http://127.0.0.1:{port}"))
+    def request_and_interrupt() -> None:
+        """Begin when the address is printed: the server responds before the command waits for Ctrl-C."""
+        deadline = time.monotonic() + 60
+        while "Serving" not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with suppress(OSError):
+            labels.append(predict_neutral_pair(f"http://127.0.0.1:{port}"))
         os.kill(os.getpid(), signal.SIGINT)
 
-    asker = threading.Thread(target=ask_and_interrupt)
-    asker.start()
-    assert main(["serve", str(trained_classifier), "--port", str(port)]) == 0
-    asker.join()
-    assert answers == ["neutral"]
-    out, err = capsys.readouterr()
-    assert out == f"Serving {trained_classifier} at http://127.0.0.1:{port}/ (Ctrl-C stops it)\nStopped.\n"
-    assert "Traceback" not in err
+    client = threading.Thread(target=request_and_interrupt)
+    client.start()
+    with redirect_stdout(out):
+        assert main(["serve", str(trained_classifier), "--port", str(port)]) == 0
+    client.join()
+    assert labels == ["neutral"]
+    expected = f"Serving {trained_classifier} at http://127.0.0.1:{port}/ (Ctrl-C stops it)\nStopped.\n"
+    assert out.getvalue() == expected
+    assert "Traceback" not in capsys.readouterr().err
     assert free_port("127.0.0.1", port) == port
 
 
 @pytest.mark.slow
-def test_a_space_runs_as_it_is(trained_classifier: Path, tmp_path: Path):
+def test_space_runs_with_the_code_that_it_holds(trained_classifier: Path, tmp_path: Path):
     space = tmp_path / "space"
     assert main(["serve", str(trained_classifier), "--space", str(space)]) == 0
     assert {path.name for path in space.iterdir()} == {
@@ -454,13 +453,13 @@ def test_a_space_runs_as_it_is(trained_classifier: Path, tmp_path: Path):
     environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
     code = "import bert_snli; print(bert_snli.__file__)"
     found = subprocess.run([sys.executable, "-c", code], cwd=space, env=environment, capture_output=True, text=True)
-    assert Path(found.stdout.strip()) == space / "bert_snli" / "__init__.py"  # its own code, not what is installed
+    assert Path(found.stdout.strip()) == space / "bert_snli" / "__init__.py"  # not the installed package
     with subprocess.Popen(
         [sys.executable, "-u", "app.py"], cwd=space, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             assert "Serving" in process.stdout.readline()
-            assert ask(f"http://127.0.0.1:{port}") == "neutral"
+            assert predict_neutral_pair(f"http://127.0.0.1:{port}") == "neutral"
             process.send_signal(signal.SIGINT)
             assert process.communicate(timeout=30)[0] == "Stopped.\n"
             assert process.returncode == 0
@@ -468,9 +467,7 @@ def test_a_space_runs_as_it_is(trained_classifier: Path, tmp_path: Path):
             process.kill()
 
 
-def test_a_space_requires_what_the_extra_does():
-    project = pytest.importorskip("tomllib").loads(
-        Path(__file__).resolve().parents[2].joinpath("pyproject.toml").read_text()
-    )["project"]
+def test_requirements_of_a_space_equal_those_of_the_extra():
+    project = pytest.importorskip("tomllib").loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     required = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
     assert sorted(Requirement(line).name for line in required) == sorted(REQUIREMENTS)

@@ -1,4 +1,4 @@
-"""The page of `bert-snli serve` in a real browser: what people do with it, and that it asks no other server."""
+"""The page of `bert-snli serve` in a real browser. It sends no request to other servers."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if CHROMIUM is None:
 
 from playwright.sync_api import Page, expect, sync_playwright  # noqa: E402
 
-# Without what a browser asks of its maker's servers by itself.
-QUIET = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync""".split()
-NASTY = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> ${window.hit=1} {{1+1}}"
+# These options switch off requests of the browser itself.
+CHROMIUM_OPTIONS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
+    --disable-background-networking --disable-component-update""".split()
+MARKUP = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> ${window.hit=1} {{1+1}}"
 PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def page(browser, address: str) -> Iterator[Page]:
-    """The page, opened; when the test is over, no request may have gone elsewhere, and no script have failed."""
+    """The loaded page. After the test, checks that no request went to another server and that no script failed."""
     page = browser.new_page()
     requests: list[str] = []
     errors: list[str] = []
@@ -47,41 +47,44 @@ def page(browser, address: str) -> Iterator[Page]:
     expect(page.locator("#answer .bs-verdict")).to_have_count(1, timeout=20_000)
     yield page
     page.close()
-    elsewhere = [url for url in requests if not url.startswith((f"{address}/", "data:", f"blob:{address}/"))]
+    other_urls = [url for url in requests if not url.startswith((f"{address}/", "data:", f"blob:{address}/"))]
     assert len(requests) > 10
-    assert elsewhere == []
+    assert other_urls == []
     assert errors == []
 
 
-def ask(page: Page, premise: str, hypothesis: str) -> None:
+def submit(page: Page, premise: str, hypothesis: str) -> None:
     page.get_by_label("Premise").fill(premise)
     page.get_by_label("Hypothesis").fill(hypothesis)
     page.get_by_role("button", name="Does it follow?").click()
 
 
 @pytest.mark.parametrize("label", BOOK_LABELS)
-def test_type_click_and_see_the_right_label(page: Page, label: str):
+def test_submitted_pair_shows_its_label_and_probabilities(page: Page, label: str):
     premise, hypothesis = KNOWN_PAIRS[label]
-    ask(page, premise, hypothesis)
+    submit(page, premise, hypothesis)
     expect(page.locator("[data-side=hypothesis]")).to_contain_text(hypothesis.split()[-2])
     expect(page.locator(".bs-verdict")).to_have_text(label)
     rows = page.locator(".bs-bars tr")
     expect(rows.locator("th")).to_have_text(["entailment", "contradiction", "neutral"])
-    shares = [float(text.rstrip("%")) for text in rows.locator("td:last-child").all_inner_texts()]
+    percentages = [float(text.rstrip("%")) for text in rows.locator("td:last-child").all_inner_texts()]
     widths = [bar.bounding_box()["width"] for bar in rows.locator(".bs-track div").all()]
-    assert sum(shares) == pytest.approx(100, abs=0.2)
-    assert max(zip(widths, shares, rows.locator("th").all_inner_texts(), strict=True))[1:] == (max(shares), label)
+    assert sum(percentages) == pytest.approx(100, abs=0.2)
+    assert max(zip(widths, percentages, rows.locator("th").all_inner_texts(), strict=True))[1:] == (
+        max(percentages),
+        label,
+    )
     expect(page.locator(".bs-time")).to_contain_text(" ms")
 
 
-def test_an_example_is_a_click(page: Page):
+def test_click_on_an_example_fills_in_the_pair(page: Page):
     premise, hypothesis = EXAMPLES[1]
     page.get_by_role("button", name=hypothesis).click()
     expect(page.get_by_label("Premise")).to_have_value(premise)
     expect(page.locator("[data-side=premise]")).to_contain_text("football")
 
 
-def test_the_colour_of_the_words_can_be_chosen(page: Page):
+def test_token_weights_can_be_switched_to_attention(page: Page):
     expect(page.locator(".bs-note", has_text="Gradient × input")).to_be_visible()
     before = page.locator(".bs-token").first.get_attribute("title")
     page.get_by_label("Where <cls> looks").check()
@@ -89,23 +92,23 @@ def test_the_colour_of_the_words_can_be_chosen(page: Page):
     assert page.locator(".bs-token").first.get_attribute("title") != before
 
 
-def test_what_users_type_is_text(page: Page):
-    ask(page, NASTY, NASTY)
+def test_markup_in_a_pair_is_shown_as_text(page: Page):
+    submit(page, MARKUP, MARKUP)
     words = page.locator("[data-side=hypothesis]")
     expect(words).to_contain_text("onerror")
     shown = words.evaluate("e => { e.querySelectorAll('small').forEach(s => s.remove()); return e.textContent }")
-    assert shown.startswith(NASTY)
+    assert shown.startswith(MARKUP)
     assert page.evaluate("window.hit") is None
     expect(page.locator("#answer img, #answer script")).to_have_count(0)
 
 
-def test_a_mistake_is_a_message(page: Page):
-    ask(page, "A dog.", " ")
+def test_empty_hypothesis_shows_a_message(page: Page):
+    submit(page, "A dog.", " ")
     expect(page.get_by_test_id("toast-body")).to_contain_text("No hypothesis: type a sentence")
 
 
-def test_a_file_of_pairs_is_answered_and_the_answers_downloaded(page: Page, tmp_path: Path):
-    pairs = [*KNOWN_PAIRS.values(), (PREMISE.format(animal="cat", doing="eating", place="house"), NASTY)]
+def test_predictions_of_an_uploaded_file_can_be_downloaded(page: Page, tmp_path: Path):
+    pairs = [*KNOWN_PAIRS.values(), (PREMISE.format(animal="cat", doing="eating", place="house"), MARKUP)]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps({"premise": p, "hypothesis": h}) for p, h in pairs))
     page.get_by_role("tab", name="A file of pairs").click()
@@ -113,7 +116,7 @@ def test_a_file_of_pairs_is_answered_and_the_answers_downloaded(page: Page, tmp_
     rows = page.locator("#table tbody tr")
     expect(rows).to_have_count(4)
     expect(rows.locator("b")).to_contain_text([*KNOWN_PAIRS, ""])
-    expect(rows.nth(3)).to_contain_text(NASTY)
+    expect(rows.nth(3)).to_contain_text(MARKUP)
     assert page.evaluate("window.hit") is None
     with page.expect_download() as download:
         page.locator("a[download]").last.click()
@@ -121,7 +124,7 @@ def test_a_file_of_pairs_is_answered_and_the_answers_downloaded(page: Page, tmp_
     assert [(line["premise"], line["hypothesis"]) for line in lines] == pairs
     assert [line["label"] for line in lines[:3]] == list(KNOWN_PAIRS)
 
-    page.get_by_label("Clear").click()  # and a wrong one instead
+    page.get_by_label("Clear").click()  # then upload an invalid file
     expect(rows).to_have_count(0)
     path.write_text('{"premise": "\\ud800<img src=x onerror=window.hit=1>", "hypothesis": "A dog."}')
     page.locator("input[type=file]").set_input_files(path)
@@ -129,9 +132,9 @@ def test_a_file_of_pairs_is_answered_and_the_answers_downloaded(page: Page, tmp_
     assert page.evaluate("window.hit") is None
 
 
-def test_a_phone_needs_no_scrolling_sideways(page: Page):
+def test_page_fits_the_width_of_a_phone(page: Page):
     page.set_viewport_size(PHONE)
-    ask(page, "A dog is running in the park. " * 10, "wombat" * 60)
+    submit(page, "A dog is running in the park. " * 10, "wombat" * 60)
     expect(page.locator(".bs-cut-notice")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     button, answer = (page.locator(place).first.bounding_box() for place in ("button.primary", "#answer"))

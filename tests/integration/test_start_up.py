@@ -1,4 +1,4 @@
-"""Help and mistaken options are answered before the large libraries are imported."""
+"""Help and errors in options are printed before the large libraries are imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from bert_snli import choices
 from bert_snli.cli import COMMANDS, TRAINING
 
-HEAVY = ("torch", "transformers", "datasets", "accelerate", "sklearn", "scipy", "matplotlib")
+LARGE_LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "sklearn", "scipy", "matplotlib")
 SCRIPT = """
 import sys
 from bert_snli.cli import main
@@ -17,9 +17,9 @@ try:
     code = main(sys.argv[1:])
 except SystemExit as stopped:
     code = stopped.code
-print("imported:", *[name for name in {heavy} if name in sys.modules])
+print("imported:", *[name for name in {libraries} if name in sys.modules])
 sys.exit(code)
-""".replace("{heavy}", repr(HEAVY))
+""".replace("{libraries}", repr(LARGE_LIBRARIES))
 
 
 def run_command(run_python, *arguments: str) -> subprocess.CompletedProcess:
@@ -46,25 +46,27 @@ def test_help_and_unknown_option_import_no_large_library(command: str, run_pytho
         (["--num_processes", "2", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
     ],
 )
-def test_mistaken_value_of_a_training_option_imports_no_large_library(arguments: list[str], message: str, run_python):
+def test_wrong_value_of_a_training_option_imports_no_large_library(arguments: list[str], message: str, run_python):
     done = run_command(run_python, "finetune", "--model_name_or_path", "m", "--output_dir", "o", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_package_imports_no_large_library(run_python):
-    done = run_python("-c", f"import sys, bert_snli; print([name for name in {HEAVY} if name in sys.modules])")
+    done = run_python(
+        "-c", f"import sys, bert_snli; print([name for name in {LARGE_LIBRARIES} if name in sys.modules])"
+    )
     assert done.stdout == "[]\n"
 
 
 @pytest.mark.slow
-def test_command_that_takes_long_says_that_it_is_loading(run_python, tmp_path):
+def test_command_that_loads_large_libraries_says_so_first(run_python, tmp_path):
     done = run_python(
         "-m", "bert_snli.cli", "finetune", "--model_name_or_path", tmp_path, "--output_dir", tmp_path / "o"
     )
     assert done.returncode == 2 and done.stderr.startswith("bert-snli: loading ...\n")
 
 
-def test_choices_are_those_that_are_implemented():
+def test_choices_equal_the_implemented_ones():
     from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
     from bert_snli.modeling.pair_truncation import TRUNCATIONS
     from bert_snli.training.optimisation import OPTIMIZERS
@@ -74,7 +76,7 @@ def test_choices_are_those_that_are_implemented():
     assert tuple(OPTIMIZERS) == choices.OPTIMIZERS
 
 
-def test_launch_options_are_those_of_accelerate():
+def test_launch_options_equal_those_of_accelerate():
     from accelerate.commands.launch import launch_command_parser
 
     from bert_snli.training.command_line import LAUNCH_OPTIONS

@@ -1,4 +1,4 @@
-"""A small hub in memory, over HTTP: as much of it as `huggingface_hub` asks for when it pushes and loads models."""
+"""A Hub in memory, over HTTP, with the endpoints that `huggingface_hub` calls when it pushes and loads models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 LARGE = (".safetensors", ".png")
 KNOWN_TOKEN = "hf_known"
@@ -19,7 +24,7 @@ KNOWN_TOKEN = "hf_known"
 
 @dataclass
 class Commit:
-    """A state of a repository."""
+    """A commit: its title, and all files of the repository after it."""
 
     title: str
     files: dict[str, bytes]
@@ -32,7 +37,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """Branches, each with its commits; the first is the empty one."""
+    """A repository: the commits of each branch, of which the first is empty."""
 
     private: bool
     branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": [Commit("initial commit", {})]})
@@ -40,11 +45,17 @@ class Repository:
     def at(self, revision: str) -> Commit | None:
         if revision in self.branches:
             return self.branches[revision][-1]
-        return next((each for commits in self.branches.values() for each in commits if each.sha == revision), None)
+        return next(
+            (commit for commits in self.branches.values() for commit in commits if commit.sha == revision), None
+        )
 
 
 class Hub:
-    """The repositories, the log of calls, and what is to go wrong: how a call begins → the status, or "cut"."""
+    """The state of the server.
+
+    `faults` maps the beginning of a call ("PUT /lfs/") to the HTTP status that the server returns for it, or to
+    "drop": the server then closes the connection in the middle of the request.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -56,7 +67,7 @@ class Hub:
 
 @contextmanager
 def running_hub() -> Iterator[Hub]:
-    """A hub that answers at `hub.endpoint` until the block ends."""
+    """Serve a Hub at `hub.endpoint` until the block ends."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -70,15 +81,37 @@ def running_hub() -> Iterator[Hub]:
         thread.join()
 
 
+@contextmanager
+def hub_client(endpoint: str | None, home: Path, token: str | None = KNOWN_TOKEN) -> Iterator[None]:
+    """Let `huggingface_hub` of this process use the Hub at `endpoint` (None: offline) until the block ends.
+
+    The cache is in `home`. The client waits seconds between its attempts; here it does not wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", endpoint or "https://huggingface.co")
+        url_template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url_template)
+        patch.setattr(constants, "HF_HUB_OFFLINE", endpoint is None)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+        if token is None:
+            patch.delenv("HF_TOKEN", raising=False)
+        else:
+            patch.setenv("HF_TOKEN", token)
+        yield
+
+
 def git_oid(path: str, data: bytes) -> str:
-    """What the hub calls the content of a file by: SHA-256 of a large one, git's own of others."""
+    """Return the id of a file's content: SHA-256 for a large file, the SHA-1 of git for others."""
     if path.endswith(LARGE):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Handles one request."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -94,15 +127,15 @@ class Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         path = urlsplit(self.path).path
         self.hub.calls.append(f"{self.command} {unquote(path)}")
-        for call, how in self.hub.faults.items():
+        for call, fault in self.hub.faults.items():
             if self.hub.calls[-1].startswith(call):
-                if how == "cut":
+                if fault == "drop":
                     self.rfile.read(int(self.headers.get("Content-Length") or 64) // 2)
                     self.close_connection = True
                     self.connection.close()
                     return
                 self._body()
-                return self._error(int(how), "Nothing")
+                return self._error(int(fault), "Nothing")
         body = self._body()
         if path == "/api/whoami-v2":
             known = self.headers["Authorization"] == f"Bearer {KNOWN_TOKEN}"
@@ -124,12 +157,14 @@ class Handler(BaseHTTPRequestHandler):
             return self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         self._error(404, "Unknown")
 
-    def _create(self, asked: dict) -> None:
-        repo_id = f"{asked['organization']}/{asked['name']}"
+    def _create(self, request: dict) -> None:
+        repo_id = f"{request['organization']}/{request['name']}"
         url = f"{self.hub.endpoint}/{repo_id}"
         if repo_id in self.hub.repositories:
             return self._json({"url": url}, status=409)
-        self.hub.repositories[repo_id] = Repository(private=asked.get("visibility") == "private" or "private" in asked)
+        self.hub.repositories[repo_id] = Repository(
+            private=request.get("visibility") == "private" or "private" in request
+        )
         self._json({"url": url})
 
     def _api(self, repo_id: str, rest: list[str], body: bytes) -> None:
@@ -171,10 +206,10 @@ class Handler(BaseHTTPRequestHandler):
         mode = "lfs" if path.endswith(LARGE) else "regular"
         return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
-    def _lfs(self, asked: dict) -> None:
+    def _lfs(self, request: dict) -> None:
         objects = [
-            {**each, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{each['oid']}"}}}
-            for each in asked["objects"]
+            {**entry, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{entry['oid']}"}}}
+            for entry in request["objects"]
         ]
         self._json({"transfer": "basic", "objects": objects})
 

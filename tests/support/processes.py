@@ -1,4 +1,4 @@
-"""Start commands in processes of their own."""
+"""Helpers for tests that start processes or servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model that has learnt something, for the tests of `bert-snli serve`."""
+"""A small trained classifier, for the tests of `bert-snli serve`."""
 
 from __future__ import annotations
 
@@ -27,33 +27,36 @@ HYPOTHESES = {
     "neutral": "The {animal} is hungry .",
 }
 PREMISE = "A {animal} is {doing} in the {place} ."
-KNOWN_PAIRS = {  # pairs that the model has learnt, by their label
-    label: (PREMISE.format(**what), hypothesis.format(**what))
-    for what in [{"animal": "dog", "doing": "running", "place": "park"}]
-    for label, hypothesis in HYPOTHESES.items()
+DOG = {"animal": "dog", "doing": "running", "place": "park"}
+KNOWN_PAIRS = {  # label -> a pair for which the model predicts it
+    label: (PREMISE.format(**DOG), hypothesis.format(**DOG)) for label, hypothesis in HYPOTHESES.items()
 }
 
 
 def train_classifier(folder: Path) -> Path:
-    """A model that tells three kinds of sentences apart, fine-tuned in seconds."""
-    dice = random.Random(0)
+    """Fine-tune a model on generated pairs, which takes seconds; return its folder.
+
+    It classifies all of `KNOWN_PAIRS` correctly.
+    """
+    generator = random.Random(0)
+    words = {"animal": ANIMALS, "doing": ACTIVITIES, "place": PLACES}
     rows = []
     for number in range(600):
-        what = {"animal": dice.choice(ANIMALS), "doing": dice.choice(ACTIVITIES), "place": dice.choice(PLACES)}
+        chosen = {name: generator.choice(choices) for name, choices in words.items()}
         label = list(HYPOTHESES)[number % 3]
-        hypothesis = HYPOTHESES[label].format(**what)
-        rows.append({"premise": PREMISE.format(**what), "hypothesis": hypothesis, "label": label})
+        hypothesis = HYPOTHESES[label].format(**chosen)
+        rows.append({"premise": PREMISE.format(**chosen), "hypothesis": hypothesis, "label": label})
     (folder / "data").mkdir()
-    for split, part in {"train": rows, "dev": rows[:30]}.items():
-        (folder / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
-    words = sorted({word for row in rows for text in row.values() for word in text.lower().split()})
-    tokenizer = build_tokenizer([*SPECIALS, *words, "``", "''", "n't"], model_max_length=128)
+    for split, split_rows in {"train": rows, "dev": rows[:30]}.items():
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, split_rows)))
+    vocabulary = sorted({word for row in rows for text in row.values() for word in text.lower().split()})
+    tokenizer = build_tokenizer([*SPECIALS, *vocabulary, "``", "''", "n't"], model_max_length=128)
     torch.manual_seed(0)
-    D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder / "start")
-    tokenizer.save_pretrained(folder / "start")
+    D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder / "base_model")
+    tokenizer.save_pretrained(folder / "base_model")
     finetune(
         FinetuneRecipe(
-            model_name_or_path=str(folder / "start"),
+            model_name_or_path=str(folder / "base_model"),
             dataset_name_or_path=str(folder / "data"),
             output_dir=str(folder / "trained_classifier"),
             max_length=MAX_LENGTH,

@@ -1,4 +1,4 @@
-"""A Python in which `bert_snli` cannot be imported: what somebody has who only downloaded a model folder."""
+"""Run scripts in a Python process that cannot import `bert_snli`, like that of a user who downloads a model folder."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ arguments = json.loads(sys.argv[1])
 
 
 def clean_environment(home: Path, hub: str | None = None) -> dict[str, str]:
-    """The environment without what Python and the hub's libraries read from it; caches lie in `home`.
+    """Return the environment without the variables of Python and of the Hub's libraries, and with caches in `home`.
 
-    The hub is at the address `hub`, or out of reach.
+    The Hub is at the address `hub`; without one, the libraries are offline.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
-    reach = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"} if hub else {"HF_HUB_OFFLINE": "1"}
-    return {**kept, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), **reach}
+    access = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"} if hub else {"HF_HUB_OFFLINE": "1"}
+    return {**kept, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), **access}
 
 
 def run_without_package(script: str, tmp_path: Path, hub: str | None = None, **arguments: Any) -> Any:
-    """Run `script`, which finds `arguments` (JSON) under that name, and return the JSON of its last printed line.
+    """Run `script` and return the JSON value of the last line that it prints.
 
-    It reaches the hub at the address `hub`, if that is given, and has nothing of it in its cache.
+    Args:
+        script: Python source. It finds the keyword arguments in the dictionary `arguments`.
+        tmp_path: the process runs in a new subfolder of it, which also has the (empty) caches.
+        hub: address of a Hub; without one, the process is offline.
     """
     home = tmp_path / "elsewhere"
     home.mkdir()

@@ -25,7 +25,7 @@ def is_supported() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a process that uses the device: the one of the tests keeps Accelerate on the CPU."""
+    """Return the environment of the tests without the variable that keeps Accelerate on the CPU."""
     return {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
 
 
@@ -33,7 +33,7 @@ def load() -> None:
     """Compile the library if that has not been done, and load it with PyTorch's own libraries.
 
     Raises:
-        RuntimeError: PyTorch has been imported already and would not see it.
+        RuntimeError: PyTorch was imported before and would not find the library.
     """
     if "torch" in sys.modules:
         raise RuntimeError("fake_cuda: torch is imported already; call load() first")

@@ -48,7 +48,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def accelerator_on_cuda(precision: str):
-    """An `Accelerator` whose device is the fake one."""
+    """Return an `Accelerator` on the fake CUDA device."""
     import torch
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
@@ -61,7 +61,7 @@ def accelerator_on_cuda(precision: str):
 
 @cache
 def encoded_pairs(folder: Path):
-    """The tokenizer, and the encoded training and validation pairs."""
+    """Return the tokenizer and the encoded training and validation pairs."""
     from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
     from bert_snli.data.snli import load_snli
     from bert_snli.inference import load_tokenizer
@@ -72,7 +72,7 @@ def encoded_pairs(folder: Path):
 
 
 def finetuning_loop(folder: Path, precision: str, **options):
-    """What `finetune` makes of a recipe before it runs it."""
+    """Return the training loop that `finetune` creates for a recipe, before it runs."""
     from bert_snli import finetune
 
     recipe = finetune.FinetuneRecipe(
@@ -91,7 +91,7 @@ def finetuning_loop(folder: Path, precision: str, **options):
 
 @cache
 def sentence_splits(folder: Path):
-    """The sentences of the corpus, and the rules by which they were split."""
+    """Return the tokenizer that splits text into tokens, and the sentences of the corpus."""
     from bert_snli.data.text import SentenceSplitter, open_text, split_sentences
     from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 
@@ -101,7 +101,7 @@ def sentence_splits(folder: Path):
 
 
 def pretraining_loop(folder: Path, precision: str, attention: str, **options):
-    """What `pretrain` makes of a recipe before it runs it."""
+    """Return the training loop that `pretrain` creates for a recipe, before it runs."""
     from bert_snli import pretrain
 
     recipe = pretrain.PretrainRecipe(
@@ -124,7 +124,7 @@ def pretraining_loop(folder: Path, precision: str, attention: str, **options):
 
 
 def take_updates(loop) -> None:
-    """Train for `UPDATES` updates. No value of the device may be read."""
+    """Train for `UPDATES` updates. The host must not read a value from the device."""
     with fake_tensors(), host_reads(allowed=False):
         loop.model.train()
         loop.sampler.set_epoch(0)
@@ -137,17 +137,17 @@ def take_updates(loop) -> None:
 
 
 def check_finetuning(folder: Path, precision: str, **options) -> None:
-    """Updates of `finetune`."""
+    """Run updates of `finetune`."""
     take_updates(finetuning_loop(folder, precision, **options))
 
 
 def check_pretraining(folder: Path, precision: str, attention: str, **options) -> None:
-    """Updates of `pretrain`."""
+    """Run updates of `pretrain`."""
     take_updates(pretraining_loop(folder, precision, attention, **options))
 
 
 def check_log_line(folder: Path) -> None:
-    """A line of metrics after some updates: only here values are read."""
+    """Write a line of metrics after some updates. This is the only place where the host reads values."""
     (folder / "run").mkdir()
     loop = finetuning_loop(folder, "fp16")
     take_updates(loop)
@@ -158,7 +158,7 @@ def check_log_line(folder: Path) -> None:
 
 
 def check_evaluation(folder: Path, head: str, attention: str) -> None:
-    """Several batches, as `finetune` and `evaluate` compute them; values are read when all are computed."""
+    """Evaluate several batches as `finetune` and `evaluate` do. The host reads values after the last batch."""
     from bert_snli.data.batching import PaddedPairs
     from bert_snli.inference import batches_by_length, load_classifier, logits_by_length, logits_of, predict_logits
 
@@ -177,7 +177,7 @@ def check_evaluation(folder: Path, head: str, attention: str) -> None:
 
 
 def check_prediction(folder: Path) -> None:
-    """A list and a stream of pairs, each of several batches."""
+    """Predict a list and a stream of pairs, each of several batches."""
     from bert_snli.inference import load_classifier, load_tokenizer
     from bert_snli.prediction import Predictor
 
@@ -190,14 +190,14 @@ def check_prediction(folder: Path) -> None:
 
 
 def check_pretraining_evaluation(folder: Path) -> None:
-    """The evaluation of `pretrain`."""
+    """Run the evaluation of `pretrain`."""
     loop = pretraining_loop(folder, "bf16", "sdpa", per_device_eval_batch_size=16)
     with fake_tensors(), host_reads(allowed=True):
         assert "mlm_loss" in loop.evaluate().figures
 
 
 def check_resume(folder: Path, precision: str) -> None:
-    """A checkpoint goes back to the device from the CPU, where it was read, and the updates go on."""
+    """Load a checkpoint on the CPU, copy it to the device and continue training."""
     import torch
 
     loop = finetuning_loop(folder, precision)
@@ -215,7 +215,7 @@ def check_resume(folder: Path, precision: str) -> None:
 
 
 def check_that_reads_are_detected(folder: Path) -> None:
-    """The checks above would fail where the host waits for the device."""
+    """Check that the functions above fail if the host reads a value of the device."""
     import torch
 
     with fake_tensors(), host_reads(allowed=False):
@@ -229,7 +229,7 @@ def check_that_reads_are_detected(folder: Path) -> None:
 
 
 def check_that_mixed_devices_are_detected(folder: Path) -> None:
-    """The checks above would fail where pairs are on the CPU and weights on the device."""
+    """Check that the functions above fail if pairs are on the CPU and weights on the device."""
     import torch
 
     with fake_tensors():
@@ -242,14 +242,14 @@ def check_that_mixed_devices_are_detected(folder: Path) -> None:
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """A block in which all new tensors are fake."""
+    """Make all new tensors fake until the block ends."""
     with _mode():
         yield
 
 
 @contextmanager
 def host_reads(*, allowed: bool) -> Iterator[None]:
-    """Whether the host may read values of the device, which all are 1."""
+    """Set whether the host may read values of the device (all are 1) until the block ends."""
     mode = _mode()
     before, mode.reads_allowed = mode.reads_allowed, allowed
     try:
@@ -287,7 +287,7 @@ _modes: list = []
 
 
 def pretend() -> None:
-    """Let PyTorch believe in the device where it asks for one, and move modules of fake tensors."""
+    """Patch the checks of PyTorch for a CUDA device, and `Module.to` for modules of fake tensors."""
     import torch
 
     def to(module: torch.nn.Module, device, *_, **__) -> torch.nn.Module:
