@@ -1,14 +1,9 @@
-"""Fixtures: a tiny checkpoint in the book's format, made on the spot; the real data and checkpoints where they lie."""
+"""Fixtures that several test modules share: small checkpoints, a generated corpus, trained models, the real data."""
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,14 +17,6 @@ from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.finetuning import read_parsed_rows
 from tests.support.processes import unused_port
 from tests.support.real_data import real_data
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # never reach for the network
-os.environ["ACCELERATE_USE_CPU"] = "1"  # the same numbers on a machine with a GPU
-CACHE = tempfile.mkdtemp(prefix="bert-snli-tests-")  # what earlier runs cached would hide faults
-os.environ["HF_DATASETS_CACHE"] = CACHE
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE  # its key leaves ATEN_CPU_CAPABILITY out
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what a script starts with &
 
 
 @pytest.fixture(scope="session")
