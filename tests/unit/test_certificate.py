@@ -146,7 +146,8 @@ def test_convert_warns_if_number_of_heads_is_not_the_one_of_d2l(tmp_path: Path, 
     command = ["convert", str(source), "--output_dir", str(tmp_path / "model"), "--overwrite_output_dir"]
     assert main(command) == 0 and capsys.readouterr().err == ""
     assert main([*command, "--num_attention_heads", "4"]) == 0
-    assert "warning: --num_attention_heads 4: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "warning: --num_attention_heads 4: " in error and "has 2" in error
 
 
 def test_verify_ignores_additional_files(model: Path):
