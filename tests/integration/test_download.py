@@ -52,13 +52,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = content[first:]
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        half = len(body) // 2
-        if (
-            server.mode in ("truncates once", "always truncates", "stalls")
-            or server.mode == "ignores ranges"
-            and not requested_range
-        ):
-            self.wfile.write(body[:half])
+        truncates = server.mode in ("truncates once", "always truncates", "stalls")
+        if truncates or (server.mode == "ignores ranges" and not requested_range):
+            self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
             if server.mode == "stalls":
                 time.sleep(2.5)

@@ -1,4 +1,4 @@
-"""The models through the interfaces of `transformers`: Auto classes, saving, masks, outputs, losses, heads, training."""
+"""The models through the interfaces of `transformers`: saving, masks, outputs, losses, heads, training, offloading."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_saved_folder_contains_safetensors_and_code_of_every_auto_class(model_cl
     assert config["architectures"] == [model_class.__name__]
     assert config["auto_map"] == {
         "AutoConfig": "configuration_d2l_bert.D2LBertConfig",
-        **{auto.__name__: f"modeling_d2l_bert.{ours.__name__}" for auto, ours in AUTO_CLASSES.items()},
+        **{auto.__name__: f"modeling_d2l_bert.{model.__name__}" for auto, model in AUTO_CLASSES.items()},
     }
 
 
@@ -183,8 +183,8 @@ for auto, (source, target) in arguments["folders"].items():
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     model.save_pretrained(target)
     shutil.rmtree(source)
-    again = auto_class.from_pretrained(target, trust_remote_code=True).eval()
-    logits[auto] = again(ids, return_dict=False)[0].tolist()
+    reloaded = auto_class.from_pretrained(target, trust_remote_code=True).eval()
+    logits[auto] = reloaded(ids, return_dict=False)[0].tolist()
 config = transformers.AutoConfig.from_pretrained(target, trust_remote_code=True)
 config.save_pretrained(arguments["config"])
 transformers.AutoConfig.from_pretrained(arguments["config"], trust_remote_code=True)
@@ -197,10 +197,8 @@ def test_folder_saved_again_without_package_includes_its_code(tmp_path: Path):
     ids, models, folders = random_ids(), {}, {}
     for auto_class, model_class in AUTO_CLASSES.items():
         name = auto_class.__name__
-        models[name], folders[name] = (
-            make_model(model_class),
-            [str(tmp_path / f"{name}-{way}") for way in ("from", "to")],
-        )
+        models[name] = make_model(model_class)
+        folders[name] = [str(tmp_path / f"{name}-{side}") for side in ("source", "target")]
         models[name].save_pretrained(folders[name][0])
     logits = run_without_package(RESAVE, tmp_path, ids=ids.tolist(), folders=folders, config=str(tmp_path / "config"))
     for name, model in models.items():
@@ -251,7 +249,7 @@ def test_flex_attention_agrees_with_eager_in_inference():
 READ_ALL_POSITIONS = [(D2LBertForPreTraining, {}), (D2LBertForSequenceClassification, {"classifier_head": "matching"})]
 
 
-@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS)
+@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS, ids=["pretraining", "matching head"])
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_tokens_at_padding_do_not_change_outputs(attention: str, model_class, changes: dict):
     model, inputs = make_model(model_class, attention, **changes).double(), batch()
@@ -264,7 +262,7 @@ def test_tokens_at_padding_do_not_change_outputs(attention: str, model_class, ch
     assert_same(outputs(model, **changed), outputs(model, **inputs), FP64_ROUNDING)
 
 
-@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS)
+@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS, ids=["pretraining", "matching head"])
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_longer_padding_does_not_change_outputs(attention: str, model_class, changes: dict):
     model, inputs = make_model(model_class, attention, **changes).double(), batch()
@@ -632,6 +630,7 @@ def test_model_compiles_into_one_graph_with_same_outputs():
 # Offloading and quantized weights
 
 OFFLOADED = [*((model_class, {}) for model_class in MODEL_CLASSES), READ_ALL_POSITIONS[1]]
+OFFLOADED_IDS = [*(model_class.__name__ for model_class in MODEL_CLASSES), "matching head"]
 
 
 def offload_to_cpu(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -657,7 +656,7 @@ def load_from_disk(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("offload", [offload_to_cpu, offload_to_disk, load_from_disk])
-@pytest.mark.parametrize(("model_class", "changes"), OFFLOADED)
+@pytest.mark.parametrize(("model_class", "changes"), OFFLOADED, ids=OFFLOADED_IDS)
 def test_offloaded_model_gives_same_outputs(offload: Callable, model_class, changes: dict, tmp_path: Path):
     expected = outputs(make_model(model_class, **changes), **batch())
     model = offload(make_model(model_class, **changes), tmp_path)
