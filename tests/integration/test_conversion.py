@@ -1,11 +1,13 @@
-"""Conversion: every tensor accounted for, both ways; bad sources refused in one line with nothing written."""
+"""Conversion and export: exact round trips, and one-line errors that leave no files behind."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import runpy
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -44,35 +46,33 @@ CHECKPOINTS = (
 
 
 def read_params(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a PyTorch file, by PyTorch alone."""
+    """Read the arrays of a PyTorch file with PyTorch."""
     state_dict = torch.load(path, map_location="cpu", weights_only=True)
     return {name: tensor.detach().numpy() for name, tensor in state_dict.items()}
 
 
-def assert_same_bits(ours: dict[str, np.ndarray], source: dict[str, np.ndarray]) -> None:
-    assert ours.keys() == source.keys()
-    for name, value in source.items():
-        assert ours[name].dtype == value.dtype and ours[name].shape == value.shape, name
-        assert ours[name].tobytes() == value.tobytes(), name
+def assert_same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype and found[name].shape == value.shape, name
+        assert found[name].tobytes() == value.tobytes(), name
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("side", ["pytorch", "mxnet", "hugging_face"])
-def test_no_name_stands_twice_in_the_map(form: str, side: str):
+def test_name_map_has_no_duplicate_names(form: str, side: str):
     names = [name for rule in rules_for(form, num_blocks=2) if (name := getattr(rule, side))]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("through", ["d2l-torch", "d2l-mxnet"])
-def test_there_and_back_is_bit_identical(
-    through: str, dtype: torch.dtype, reference_bert: ReferenceBERT, tmp_path: Path
-):
-    source = save_d2l_checkpoint(tmp_path / "book", reference_bert.to(dtype).state_dict(), small_vocabulary())
+@pytest.mark.parametrize("format", ["d2l-torch", "d2l-mxnet"])
+def test_round_trip_is_bit_exact(format: str, dtype: torch.dtype, reference_bert: ReferenceBERT, tmp_path: Path):
+    source = save_d2l_checkpoint(tmp_path / "d2l", reference_bert.to(dtype).state_dict(), small_vocabulary())
     convert(source, tmp_path / "model", num_attention_heads=2)
     assert D2LBertForPreTraining.from_pretrained(tmp_path / "model").dtype == dtype
-    export(tmp_path / "model", tmp_path / "back", format=through)
-    if through == "d2l-mxnet":  # and from there to PyTorch's form
+    export(tmp_path / "model", tmp_path / "back", format=format)
+    if format == "d2l-mxnet":  # and from MXNet's format to PyTorch's
         convert(tmp_path / "back", tmp_path / "again", num_attention_heads=2)
         export(tmp_path / "again", tmp_path / "back", format="d2l-torch", overwrite_output_dir=True)
     assert_same_bits(read_params(tmp_path / "back" / "pretrained.params"), read_params(source / "pretrained.params"))
@@ -80,29 +80,28 @@ def test_there_and_back_is_bit_identical(
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_real_checkpoints_go_there_and_back_bit_by_bit(name: str, tmp_path: Path):
+def test_round_trip_of_real_checkpoint_is_bit_exact(name: str, tmp_path: Path):
     source = real_data(f"checkpoints/{name}")
-    done = convert(source, tmp_path / "model", num_attention_heads=HEADS.get(name))
+    converted = convert(source, tmp_path / "model", num_attention_heads=HEADS.get(name))
     config = D2LBertConfig.from_pretrained(tmp_path / "model")
-    assert max(difference.exact for difference in done.proof) <= rounding(config, torch.float64)
-    assert max(difference.as_run for difference in done.proof) <= D2L_TOLERANCE
-    framework = "d2l-mxnet" if name.startswith("mxnet") else "d2l-torch"
-    export(tmp_path / "model", tmp_path / "back", format=framework)
-    ours, book = (read_checkpoint(folder / "pretrained.params") for folder in (tmp_path / "back", source))
-    assert_same_bits(ours.read(ours.tensors), book.read(book.tensors))
+    assert max(difference.exact for difference in converted.proof) <= rounding(config, torch.float64)
+    assert max(difference.as_run for difference in converted.proof) <= D2L_TOLERANCE
+    export(tmp_path / "model", tmp_path / "back", format="d2l-mxnet" if name.startswith("mxnet") else "d2l-torch")
+    exported, original = (read_checkpoint(folder / "pretrained.params") for folder in (tmp_path / "back", source))
+    assert_same_bits(exported.read(exported.tensors), original.read(original.tensors))
 
 
-def test_both_frameworks_files_of_one_model_give_the_same_folder(tmp_path: Path):
+def test_pytorch_and_mxnet_checkpoints_of_one_model_convert_to_same_files(tmp_path: Path):
     for name in ("torch-small", "mxnet-small"):
         convert(real_data(f"checkpoints/{name}"), tmp_path / name)
         convert(SHARED / "checkpoints" / name / "classifier.params", tmp_path / f"{name}-classifier")
     for ending in ("", "-classifier"):
         for file in ("model.safetensors", "config.json", "tokenizer.json"):
-            ours = [(tmp_path / f"{name}-small{ending}" / file).read_bytes() for name in ("torch", "mxnet")]
-            assert ours[0] == ours[1], file
+            torch_file, mxnet_file = (tmp_path / f"{name}-small{ending}" / file for name in ("torch", "mxnet"))
+            assert torch_file.read_bytes() == mxnet_file.read_bytes(), file
 
 
-def test_what_export_writes_loads_into_the_books_own_classes(reference_bert: ReferenceBERT, tmp_path: Path):
+def test_exported_state_dict_loads_into_d2l_classes(reference_bert: ReferenceBERT, tmp_path: Path):
     torch.manual_seed(1)
     classifier = ReferenceClassifier(reference_bert)
     for name, net in {"pretraining": reference_bert, "classifier": classifier}.items():
@@ -110,11 +109,13 @@ def test_what_export_writes_loads_into_the_books_own_classes(reference_bert: Ref
         convert(source, tmp_path / f"{name}-model", num_attention_heads=2)
         export(tmp_path / f"{name}-model", tmp_path / f"{name}-back", format="d2l-torch")
         state_dict = torch.load(tmp_path / f"{name}-back" / "pretrained.params")
+        expected = {key: value.numpy() for key, value in net.state_dict().items()}
+        assert_same_bits({key: value.numpy() for key, value in state_dict.items()}, expected)
         net.load_state_dict(state_dict)  # strict
 
 
-def first_form(bert: ReferenceBERT) -> dict[str, torch.Tensor]:
-    """A fine-tuned model of the chapter's first form, in its PyTorch rendering."""
+def older_classifier_weights(bert: ReferenceBERT) -> dict[str, torch.Tensor]:
+    """Return the weights of a classifier as d2l had it before 2020, with PyTorch's names."""
     hidden, output = torch.nn.Linear(16, 12), torch.nn.Linear(12, 3)
     state = {f"bert.{name}": value for name, value in bert.state_dict().items()}
     for number, layer in ((0, hidden), (2, output)):
@@ -123,13 +124,13 @@ def first_form(bert: ReferenceBERT) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("framework", ["pytorch", "mxnet"])
-def test_a_classifier_of_the_first_form(framework: str, reference_bert: ReferenceBERT, tmp_path: Path, capsys):
-    state = first_form(reference_bert)
-    source = save_d2l_checkpoint(tmp_path / "book", state, small_vocabulary())
+def test_older_form_of_classifier_converts(framework: str, reference_bert: ReferenceBERT, tmp_path: Path, capsys):
+    state = older_classifier_weights(reference_bert)
+    source = save_d2l_checkpoint(tmp_path / "d2l", state, small_vocabulary())
     if framework == "mxnet":
         write_v3(source / "pretrained.params", rename_to_mxnet({n: v.numpy() for n, v in state.items()}))
-    done = convert(source, tmp_path / "model", num_attention_heads=2)
-    dropped = {record.source.name.split(".")[1] for record in done.tensors if record.target is None}
+    converted = convert(source, tmp_path / "model", num_attention_heads=2)
+    dropped = {record.source.name.split(".")[1] for record in converted.tensors if record.target is None}
     assert dropped == {"hidden", "mlm", "nsp"}
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokens = torch.tensor([[3, 7, 4, 9, 4]])
@@ -143,42 +144,62 @@ def test_a_classifier_of_the_first_form(framework: str, reference_bert: Referenc
     assert "holds the pretraining heads too" in capsys.readouterr().err
 
 
-def test_saved_by_data_parallel_with_views_and_parameters(reference_bert: ReferenceBERT, tmp_path: Path):
+def test_data_parallel_checkpoint_with_views_and_parameters_converts(reference_bert: ReferenceBERT, tmp_path: Path):
     state = {f"module.{name}": value for name, value in reference_bert.state_dict(keep_vars=True).items()}
     name = "module.encoder.blks.0.ffn.dense1.weight"
     state[name] = state[name].detach().T.contiguous().T
     assert not state[name].is_contiguous() and isinstance(state["module.hidden.0.bias"], torch.nn.Parameter)
-    source = save_d2l_checkpoint(tmp_path / "book", state, small_vocabulary())
-    done = convert(source, tmp_path / "model", num_attention_heads=2)
-    assert done.tensors[0].source.name == "module.encoder.token_embedding.weight"
+    source = save_d2l_checkpoint(tmp_path / "d2l", state, small_vocabulary())
+    converted = convert(source, tmp_path / "model", num_attention_heads=2)
+    assert converted.tensors[0].source.name == "module.encoder.token_embedding.weight"
     export(tmp_path / "model", tmp_path / "back", format="d2l-torch")
     plain = {name.removeprefix("module."): value.detach().numpy() for name, value in state.items()}
     assert_same_bits(read_params(tmp_path / "back" / "pretrained.params"), plain)
 
 
-def test_bfloat16_and_mixed_types_become_the_widest(reference_bert: ReferenceBERT, tmp_path: Path):
+def test_mixed_dtypes_convert_to_widest_dtype(reference_bert: ReferenceBERT, tmp_path: Path):
     state = reference_bert.state_dict()
     state["hidden.0.bias"] = state["hidden.0.bias"].double()
     state["nsp.output.bias"] = state["nsp.output.bias"].bfloat16()
-    source = save_d2l_checkpoint(tmp_path / "book", state, small_vocabulary())
+    source = save_d2l_checkpoint(tmp_path / "d2l", state, small_vocabulary())
     convert(source, tmp_path / "model", num_attention_heads=2)
     export(tmp_path / "model", tmp_path / "back", format="d2l-torch")
     for name, value in torch.load(tmp_path / "back" / "pretrained.params").items():
         assert value.dtype == torch.float64 and torch.equal(value, state[name].double()), name
 
 
-def test_vocabulary_may_be_named(d2l_checkpoint: Path, tmp_path: Path, capsys):
-    (d2l_checkpoint / "vocab.json").rename(tmp_path / "words.json")
+def test_vocab_option_replaces_missing_vocabulary(d2l_checkpoint: Path, tmp_path: Path, capsys):
+    (d2l_checkpoint / "vocab.json").rename(tmp_path / "tokens.json")
     params = d2l_checkpoint / "pretrained.params"
     command = ["convert", str(params), "--num_attention_heads", "2", "--output_dir", str(tmp_path / "model")]
     assert main(command) == 2
     assert "--vocab" in capsys.readouterr().err
-    assert main([*command, "--vocab", str(tmp_path / "words.json")]) == 0
+    assert main([*command, "--vocab", str(tmp_path / "tokens.json")]) == 0
     assert main(["verify", str(tmp_path / "model"), "--against", str(params)]) == 2
     assert (
-        main(["verify", str(tmp_path / "model"), "--against", str(params), "--vocab", str(tmp_path / "words.json")])
+        main(["verify", str(tmp_path / "model"), "--against", str(params), "--vocab", str(tmp_path / "tokens.json")])
         == 0
     )
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint, `d2l`, the converted `model`, and variants of it that have no d2l format."""
+    folder = tmp_path_factory.mktemp("model_folders")
+    save_d2l_checkpoint(folder / "d2l", ReferenceBERT().state_dict(), small_vocabulary())
+    model = folder / "model"
+    convert(folder / "d2l", model, num_attention_heads=2)
+    for name in ("masked", "grown", "eps"):
+        shutil.copytree(model, folder / name)
+    D2LBertForMaskedLM.from_pretrained(model).save_pretrained(folder / "masked")
+    config = json.loads((model / "config.json").read_text())
+    (folder / "eps" / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-12}))
+    matching = D2LBertForSequenceClassification.from_pretrained(model, classifier_head="matching")
+    matching.save_pretrained(folder / "matching")
+    grown = D2LBertForPreTraining.from_pretrained(model)
+    grown.resize_token_embeddings(64)
+    grown.save_pretrained(folder / "grown")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -188,7 +209,7 @@ def test_vocabulary_may_be_named(d2l_checkpoint: Path, tmp_path: Path, capsys):
         (["export", ".", "--format", "d2l-torch", "--output_dir", "out"], "config.json"),
         (["export", "masked", "--format", "d2l-torch", "--output_dir", "out"], "D2LBertForMaskedLM"),
         (["export", "grown", "--format", "d2l-torch", "--output_dir", "out"], "50 tokens for 64 embedding rows"),
-        (["export", "model", "--format", "d2l-torch", "--output_dir", "book"], "--overwrite_output_dir"),
+        (["export", "model", "--format", "d2l-torch", "--output_dir", "d2l"], "--overwrite_output_dir"),
         (["verify", "nowhere"], "conversion_certificate.json: No such file"),
         (["verify", "model", "--vocab", "vocab.json"], "add --against"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model itself"),
@@ -198,25 +219,15 @@ def test_vocabulary_may_be_named(d2l_checkpoint: Path, tmp_path: Path, capsys):
             "fine-tune a pretrained model with --classifier_head pooler",
         ),
         (["convert", "x" * 300, "--output_dir", "out"], "File name too long"),
-        (["convert", "book", "--vocab", "x" * 300, "--output_dir", "out"], "File name too long"),
-        (["convert", "book", "--framework", "mxnet", "--output_dir", "out"], "only for bert.base and bert.small"),
+        (["convert", "d2l", "--vocab", "x" * 300, "--output_dir", "out"], "File name too long"),
+        (["convert", "d2l", "--framework", "mxnet", "--output_dir", "out"], "only for bert.base and bert.small"),
     ],
 )
-def test_wrong_uses_are_one_line(
-    command: list[str], message: str, d2l_checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+def test_wrong_arguments_are_rejected_before_anything_is_written(
+    command: list[str], message: str, model_folders: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
+    shutil.copytree(model_folders, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    convert(d2l_checkpoint, Path("model"), num_attention_heads=2)
-    shutil.copytree("model", "masked")
-    shutil.copytree("model", "grown")
-    D2LBertForMaskedLM.from_pretrained("model").save_pretrained("masked")
-    shutil.copytree("model", "eps")
-    changed = json.loads(Path("eps/config.json").read_text())
-    Path("eps/config.json").write_text(json.dumps({**changed, "layer_norm_eps": 1e-12}))
-    D2LBertForSequenceClassification.from_pretrained("model", classifier_head="matching").save_pretrained("matching")
-    grown = D2LBertForPreTraining.from_pretrained("model")
-    grown.resize_token_embeddings(64)
-    grown.save_pretrained("grown")
     before = sorted(path.name for path in tmp_path.iterdir())
     assert main(command) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -224,7 +235,7 @@ def test_wrong_uses_are_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_zip_archive_with_a_folder_in_it_is_read(d2l_checkpoint: Path, tmp_path: Path):
+def test_zip_archive_converts_to_same_files_as_its_folder(d2l_checkpoint: Path, tmp_path: Path):
     archive = tmp_path / "bert.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in d2l_checkpoint.iterdir():
@@ -235,31 +246,44 @@ def test_a_zip_archive_with_a_folder_in_it_is_read(d2l_checkpoint: Path, tmp_pat
         assert (tmp_path / "from_zip" / name).read_bytes() == (tmp_path / "from_folder" / name).read_bytes()
 
 
-def test_special_ids_come_from_the_vocabulary(reference_bert: ReferenceBERT, tmp_path: Path):
-    source = save_d2l_checkpoint(tmp_path / "book", reference_bert.state_dict(), small_vocabulary()[::-1])
+def test_padding_id_comes_from_vocabulary(reference_bert: ReferenceBERT, tmp_path: Path):
+    tokens = small_vocabulary()[::-1]
+    source = save_d2l_checkpoint(tmp_path / "d2l", reference_bert.state_dict(), tokens)
     convert(source, tmp_path / "model", num_attention_heads=2)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["pad_token_id"] == 48
+    assert config["pad_token_id"] == tokens.index("<pad>")
 
 
-@pytest.mark.slow
-def test_python_m_conversion_is_the_same_command(d2l_checkpoint: Path, tmp_path: Path, run_python):
-    done = run_python("-m", "conversion", d2l_checkpoint, "--output_dir", tmp_path / "m", "--num_attention_heads", 2)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "m" / "model.safetensors").is_file()
-    refused = run_python("-m", "conversion", tmp_path / "nowhere", "--output_dir", tmp_path / "n")
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1
+def run_conversion_module(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run `python -m conversion ARGUMENTS` in this process. Return the exit code."""
+    monkeypatch.setattr(sys, "argv", ["conversion", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("conversion", run_name="__main__")
+    return stop.value.code
 
 
-def without(name: str):
+def test_conversion_module_writes_same_files_as_convert_command(
+    d2l_checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    options = [d2l_checkpoint, "--num_attention_heads", "2", "--output_dir"]
+    assert run_conversion_module(monkeypatch, *options, tmp_path / "module") == 0
+    assert main(["convert", *map(str, options), str(tmp_path / "command")]) == 0
+    written = {path.name: path.read_bytes() for path in (tmp_path / "module").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "command").iterdir()}
+    capsys.readouterr()
+    assert run_conversion_module(monkeypatch, tmp_path / "nowhere", "--output_dir", tmp_path / "model") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("python -m conversion: error: ") and error.count("\n") == 1, error
+
+
+def remove(name: str):
     def change(folder: Path) -> None:
         (folder / name).unlink()
 
     return change
 
 
-def vocabulary(change_list):
+def change_vocabulary(change_list):
     def change(folder: Path) -> None:
         tokens = json.loads((folder / "vocab.json").read_text())
         (folder / "vocab.json").write_text(json.dumps(change_list(tokens)))
@@ -271,13 +295,22 @@ def set_shape(name: str, *shape: int):
     return change_state_dict(lambda state: state.__setitem__(name, torch.zeros(shape)))
 
 
-BAD_SOURCES = {
-    "no vocabulary": (without("vocab.json"), "vocab.json: not found"),
-    "no params": (without("pretrained.params"), "pretrained.params: not found"),
-    "vocabulary too short": (vocabulary(lambda tokens: tokens[:-1]), r"vocab.json: 49 tokens, but .*50 embedding rows"),
-    "duplicate token": (vocabulary(lambda tokens: [*tokens[:-1], "w1"]), "vocab.json: the token 'w1' has two ids"),
-    "no special token": (vocabulary(lambda tokens: ["x" if t == "<sep>" else t for t in tokens]), "<sep> is not"),
-    "duplicate special token": (vocabulary(lambda tokens: [*tokens[:-1], "<cls>"]), "'<cls>' has two ids"),
+INVALID_SOURCES = {
+    "no vocabulary": (remove("vocab.json"), "vocab.json: not found"),
+    "no params": (remove("pretrained.params"), "pretrained.params: not found"),
+    "vocabulary too short": (
+        change_vocabulary(lambda tokens: tokens[:-1]),
+        r"vocab.json: 49 tokens, but .*50 embedding rows",
+    ),
+    "duplicate token": (
+        change_vocabulary(lambda tokens: [*tokens[:-1], "w1"]),
+        "vocab.json: the token 'w1' has two ids",
+    ),
+    "no special token": (
+        change_vocabulary(lambda tokens: ["x" if t == "<sep>" else t for t in tokens]),
+        "<sep> is not",
+    ),
+    "duplicate special token": (change_vocabulary(lambda tokens: [*tokens[:-1], "<cls>"]), "'<cls>' has two ids"),
     "missing tensor": (change_state_dict(lambda s: s.pop("mlm.mlp.2.bias")), "missing tensor: mlm.mlp.2.bias"),
     "unexpected tensor": (set_shape("encoder.extra", 2), "unexpected tensor: encoder.extra"),
     "missing block": (
@@ -287,27 +320,27 @@ BAD_SOURCES = {
     "no blocks": (change_state_dict(lambda s: [s.pop(n) for n in list(s) if "blks" in n]), "no Transformer block"),
     "wrong shape": (set_shape("encoder.blks.1.attention.W_q.weight", 16, 15), r"W_q.weight has shape \(16, 15\)"),
     "flat embedding": (set_shape("encoder.token_embedding.weight", 800), r"token_embedding.weight has shape \(800,\)"),
-    "a tensor alone": (
+    "tensor instead of a dict": (
         lambda folder: torch.save(torch.zeros(3), folder / "pretrained.params"),
         "holds no named tensors",
     ),
-    "a number among tensors": (change_state_dict(lambda s: s.__setitem__("epoch", 3)), "'epoch' is not a tensor"),
+    "number among the tensors": (change_state_dict(lambda s: s.__setitem__("epoch", 3)), "'epoch' is not a tensor"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_SOURCES)
-def test_a_bad_source_is_one_line_and_leaves_nothing(
+@pytest.mark.parametrize("case", INVALID_SOURCES)
+def test_invalid_source_is_rejected_in_one_line_and_leaves_no_files(
     case: str, d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    spoil, message = BAD_SOURCES[case]
-    spoil(d2l_checkpoint)
+    change, message = INVALID_SOURCES[case]
+    change(d2l_checkpoint)
     code = main(["convert", str(d2l_checkpoint), "--output_dir", str(tmp_path / "model"), "--num_attention_heads", "2"])
     error = capsys.readouterr().err
     assert code == 2
     assert re.search(message, error), error
     assert error.count("\n") == 1, error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["book"]
+    assert list(tmp_path.iterdir()) == [d2l_checkpoint]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +351,7 @@ def test_a_bad_source_is_one_line_and_leaves_nothing(
         (["--num_attention_heads", "0"], "num_attention_heads"),
     ],
 )
-def test_heads_that_no_tensor_shows_are_asked_for(
+def test_number_of_heads_is_required_and_must_divide_hidden_size(
     options: list[str], message: str, d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     assert main(["convert", str(d2l_checkpoint), "--output_dir", str(tmp_path / "model"), *options]) == 2
@@ -326,7 +359,7 @@ def test_heads_that_no_tensor_shows_are_asked_for(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone_unless_told_otherwise(
+def test_nonempty_output_folder_is_rejected_without_overwrite_option(
     d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     output = tmp_path / "model"
@@ -341,7 +374,7 @@ def test_a_folder_that_holds_something_is_left_alone_unless_told_otherwise(
     assert (output / "model.safetensors").is_file()
 
 
-def test_others_may_read_what_was_written(d2l_checkpoint: Path, tmp_path: Path):
+def test_written_files_follow_umask(d2l_checkpoint: Path, tmp_path: Path):
     umask = os.umask(0o027)
     try:
         convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
@@ -351,9 +384,7 @@ def test_others_may_read_what_was_written(d2l_checkpoint: Path, tmp_path: Path):
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
 
 
-def test_an_archive_with_two_checkpoints_is_refused(
-    d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_archive_with_two_checkpoints_is_rejected(d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     archive = tmp_path / "two.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for folder in ("a", "b"):

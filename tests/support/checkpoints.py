@@ -12,6 +12,7 @@ SPECIALS = ["<unk>", "<pad>", "<mask>", "<cls>", "<sep>"]
 
 
 def small_vocabulary(size: int = 50) -> list[str]:
+    """Return the special tokens and `w0`, `w1`, ..., in total `size` tokens."""
     return SPECIALS + [f"w{number}" for number in range(size - len(SPECIALS))]
 
 

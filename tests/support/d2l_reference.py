@@ -1,7 +1,7 @@
-"""The book's BERT in plain PyTorch, written from its equations (d2l 11.3, 11.5, 11.7, 15.8, 15.7), to test against.
+"""d2l's BERT in plain PyTorch, written from its equations (d2l 11.3, 11.5, 11.7, 15.7, 15.8). Tests compare with it.
 
-It shares nothing with `bert_snli`: parameters carry the book's names, masking is by `valid_lens` and −1e6, and the
-training step is the book's (sum of the losses, Adam, constant rate).
+This module shares no code with `bert_snli`. Parameters have d2l's names, `valid_lens` masks scores with −1e6, and the
+training step is d2l's (sum of the losses, Adam, constant learning rate).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class ReferenceAttention(nn.Module):
     def forward(self, X, valid_lens):
         rows, length, size = X.shape
 
-        def split(Y):  # one batch row per head
+        def split_heads(Y):  # one batch row per head
             Y = Y.reshape(rows, length, self.heads, size // self.heads).permute(0, 2, 1, 3)
             return Y.reshape(rows * self.heads, length, -1)
 
-        queries, keys, values = split(self.W_q(X)), split(self.W_k(X)), split(self.W_v(X))
+        queries, keys, values = split_heads(self.W_q(X)), split_heads(self.W_k(X)), split_heads(self.W_v(X))
         scores = torch.bmm(queries, keys.transpose(1, 2)) / math.sqrt(queries.shape[-1])
         if valid_lens is not None:
             lens = torch.repeat_interleave(valid_lens, self.heads)
-            beyond = torch.arange(length)[None, None, :] >= lens[:, None, None]
-            scores = scores.masked_fill(beyond, -1e6)
+            is_padding = torch.arange(length)[None, None, :] >= lens[:, None, None]
+            scores = scores.masked_fill(is_padding, -1e6)
         self.attention_weights = torch.softmax(scores, dim=-1)
         out = torch.bmm(self.dropout(self.attention_weights), values)
         out = out.reshape(rows, self.heads, length, -1).permute(0, 2, 1, 3).reshape(rows, length, size)
@@ -107,7 +107,7 @@ class ReferenceNextSentence(nn.Module):
 
 
 class ReferenceBERT(nn.Module):
-    """The pretraining model: `state_dict()` is what the book saves as `pretrained.params`."""
+    """The pretraining model: d2l saves its `state_dict()` as `pretrained.params`."""
 
     def __init__(self, vocab=50, size=16, inner=24, heads=2, layers=2, dropout=0.0, max_len=40):
         super().__init__()
@@ -123,7 +123,7 @@ class ReferenceBERT(nn.Module):
 
 
 class ReferenceClassifier(nn.Module):
-    """Section 15.7's classifier: pretrained encoder and `hidden`, a fresh Linear on top."""
+    """The classifier of section 15.7: the pretrained encoder and `hidden`, and a new output layer."""
 
     def __init__(self, bert: ReferenceBERT, num_labels: int = 3):
         super().__init__()
@@ -135,7 +135,7 @@ class ReferenceClassifier(nn.Module):
 
 
 def train_step(net: nn.Module, inputs, labels, trainer: torch.optim.Optimizer) -> float:
-    """One batch as the book trains it; returns the mean loss over the rows."""
+    """Train on one batch as d2l does. Return the mean loss of the rows."""
     net.train()
     losses = nn.functional.cross_entropy(net(*inputs), labels, reduction="none")
     trainer.zero_grad()
@@ -145,7 +145,7 @@ def train_step(net: nn.Module, inputs, labels, trainer: torch.optim.Optimizer) -
 
 
 def encode_pair(premise: list[str], hypothesis: list[str], vocab: dict[str, int], max_len: int):
-    """The book's encoding of one pair: ids, segments (both padded to `max_len`) and the valid length."""
+    """Encode one pair as d2l does. Return ids and segments, both padded to `max_len`, and the valid length."""
     premise, hypothesis = list(premise), list(hypothesis)
     while len(premise) + len(hypothesis) > max_len - 3:
         (premise if len(premise) > len(hypothesis) else hypothesis).pop()
@@ -157,7 +157,7 @@ def encode_pair(premise: list[str], hypothesis: list[str], vocab: dict[str, int]
 
 
 class ReferencePairs:
-    """The book's dataset class for SNLI (d2l 15.7.2): all pairs encoded at once by 4 processes, padded, as tensors."""
+    """d2l's dataset class for SNLI (d2l 15.7.2): 4 processes encode all pairs, padded, into tensors."""
 
     def __init__(
         self, premises: list[str], hypotheses: list[str], labels: list[int], vocab: dict[str, int], max_len: int

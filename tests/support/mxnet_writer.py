@@ -1,4 +1,4 @@
-"""MXNet's file format written once more, by hand and in every version, to test the reader against."""
+"""A second writer of MXNet's file format, for all versions of the format. The tests of the reader use it."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ MAGICS = {"V1": 0xF993FAC8, "V2": 0xF993FAC9, "V3": 0xF993FACA}
 
 
 def encode_array(array: np.ndarray, version: str = "V3", device: tuple[int, int] = (1, 0)) -> bytes:
-    """One array of the list; V0 has its number of dimensions for a magic, and dimensions of 32 bits."""
+    """Encode one array of the list. V0 has the number of dimensions in place of a magic, and 32-bit dimensions."""
     data = array.tobytes()
-    tail = struct.pack("<iii", *device, FLAGS[array.dtype.name]) + data
+    device_and_data = struct.pack("<iii", *device, FLAGS[array.dtype.name]) + data
     if version == "V0":
-        return struct.pack(f"<{1 + array.ndim}I", array.ndim, *array.shape) + tail
+        return struct.pack(f"<{1 + array.ndim}I", array.ndim, *array.shape) + device_and_data
     storage = b"" if version == "V1" else struct.pack("<i", 0)
     shape = struct.pack(f"<i{array.ndim}q", array.ndim, *array.shape)
-    return struct.pack("<I", MAGICS[version]) + storage + shape + tail
+    return struct.pack("<I", MAGICS[version]) + storage + shape + device_and_data
 
 
 def encode_list(arrays: list[bytes], names: list[str]) -> bytes:
-    """A whole file."""
+    """Encode a complete file."""
     encoded = [name.encode() for name in names]
-    head = struct.pack("<QQQ", LIST, 0, len(arrays)) + b"".join(arrays)
-    return head + struct.pack("<Q", len(names)) + b"".join(struct.pack("<Q", len(name)) + name for name in encoded)
+    header = struct.pack("<QQQ", LIST, 0, len(arrays)) + b"".join(arrays)
+    return header + struct.pack("<Q", len(names)) + b"".join(struct.pack("<Q", len(name)) + name for name in encoded)
 
 
 def write_v3(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """What Gluon's `save_parameters` writes under numpy semantics."""
+    """Write the file that Gluon's `save_parameters` writes under numpy semantics."""
     path.write_bytes(encode_list([encode_array(array) for array in arrays.values()], list(arrays)))
 
 
 def rename_to_mxnet(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """PyTorch's names of the book's tensors → MXNet's."""
+    """Rename the tensors of a d2l PyTorch checkpoint as MXNet names them."""
 
-    def renamed(name: str) -> str:
+    def rename(name: str) -> str:
         name = name.replace("hidden.0.", "hidden.").replace("classifier.2.", "classifier.1.")
         for torch_name, mxnet_name in (("mlp.2.", "mlp.1."), ("mlp.3.", "mlp.2.")):
             if f"mlm.{torch_name}" in name:
                 is_norm = torch_name == "mlp.2."
                 name = name.replace(torch_name, mxnet_name)
-                return _norm(name) if is_norm else name
-        return _norm(name) if ".ln." in name else name
+                return _rename_layer_norm(name) if is_norm else name
+        return _rename_layer_norm(name) if ".ln." in name else name
 
-    return {renamed(name): array for name, array in state.items()}
+    return {rename(name): array for name, array in state.items()}
 
 
-def _norm(name: str) -> str:
+def _rename_layer_norm(name: str) -> str:
     return name.replace(".weight", ".gamma").replace(".bias", ".beta")

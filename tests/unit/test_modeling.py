@@ -1,4 +1,4 @@
-"""The models as a `transformers` user meets them: Auto classes, saving, masking, outputs, losses, heads, training."""
+"""The models through the interfaces of `transformers`: saving, masks, outputs, losses, heads, training, offloading."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import TransformersKwargs
 
+from bert_snli import pretrain
 from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import (
     D2LBertConfig,
@@ -35,10 +36,10 @@ from bert_snli.modeling import (
     D2LBertModel,
 )
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
-from bert_snli.pretrain import make_model, parse_recipe
 from bert_snli.tokenization import build_tokenizer
 from conversion.convert import convert
-from tests.support.checkpoints import small_vocabulary
+from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
+from tests.support.d2l_reference import ReferenceBERT
 from tests.support.tolerances import rounding
 from tests.support.without_package import run_without_package
 
@@ -57,7 +58,7 @@ ROWS, LENGTH = 4, 9
 
 
 def tiny_config(**changes) -> D2LBertConfig:
-    """A small model with weights large enough for a mistake to show."""
+    """Return the configuration of a small model, with weights so large that errors change the outputs clearly."""
     sizes = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": HIDDEN_SIZE,
@@ -78,7 +79,7 @@ FP64_ROUNDING = rounding(tiny_config(), torch.float64)  # stricter than fp32's: 
 BF16_ROUNDING = LAYERS * 10 * torch.finfo(torch.bfloat16).eps / 2
 
 
-def make(model_class: type[PreTrainedModel], attention: str = "sdpa", **changes):
+def make_model(model_class: type[PreTrainedModel], attention: str = "sdpa", **changes):
     torch.manual_seed(0)
     model = model_class(tiny_config(**changes)).eval()
     model.set_attn_implementation(attention)
@@ -90,7 +91,7 @@ def random_ids(rows: int = ROWS, length: int = LENGTH, seed: int = 1) -> torch.T
 
 
 def batch(seed: int = 1) -> dict[str, torch.Tensor]:
-    """Rows of different lengths, in two segments."""
+    """Return rows of different lengths, with two segments."""
     lengths = torch.tensor([LENGTH, 6, 4, 1])
     return {
         "input_ids": random_ids(seed=seed),
@@ -100,7 +101,7 @@ def batch(seed: int = 1) -> dict[str, torch.Tensor]:
 
 
 def outputs(model: PreTrainedModel, **inputs) -> dict[str, torch.Tensor]:
-    """Every tensor that `model` returns, by name, padding zeroed."""
+    """Return every output tensor of `model` by name, with zeros at padding."""
     mask = inputs.get("attention_mask", torch.ones(inputs["input_ids"].shape))
     with torch.no_grad():
         named = dict(model(**inputs))
@@ -119,8 +120,8 @@ def assert_same(found: dict, expected: dict, tolerance: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize(("auto_class", "model_class"), AUTO_CLASSES.items())
-def test_auto_class_opens_a_saved_folder_with_the_same_weights(auto_class, model_class, tmp_path: Path):
-    model = make(model_class)
+def test_auto_class_loads_same_weights_from_saved_folder(auto_class, model_class, tmp_path: Path):
+    model = make_model(model_class)
     model.save_pretrained(tmp_path)
     loaded, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is model_class
@@ -129,14 +130,14 @@ def test_auto_class_opens_a_saved_folder_with_the_same_weights(auto_class, model
     assert_same(outputs(loaded, **batch()), outputs(model, **batch()))
 
 
-def test_auto_config_opens_a_saved_folder(tmp_path: Path):
-    make(D2LBertForPreTraining, classifier_head="mlp").save_pretrained(tmp_path)
+def test_auto_config_loads_saved_configuration(tmp_path: Path):
+    make_model(D2LBertForPreTraining, classifier_head="mlp").save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     assert type(config) is D2LBertConfig
     assert (config.hidden_size, config.classifier_head) == (HIDDEN_SIZE, "mlp")
 
 
-def test_configuration_saved_alone_carries_its_code(tmp_path: Path):
+def test_saved_configuration_includes_its_code(tmp_path: Path):
     tiny_config().save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "configuration_d2l_bert.py"}
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
@@ -144,19 +145,19 @@ def test_configuration_saved_alone_carries_its_code(tmp_path: Path):
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_saved_folder_holds_safetensors_and_the_code_of_every_auto_class(model_class, tmp_path: Path):
-    make(model_class).save_pretrained(tmp_path)
+def test_saved_folder_contains_safetensors_and_code_of_every_auto_class(model_class, tmp_path: Path):
+    make_model(model_class).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == CODE_FILES | {"config.json", "model.safetensors"}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == [model_class.__name__]
     assert config["auto_map"] == {
         "AutoConfig": "configuration_d2l_bert.D2LBertConfig",
-        **{auto.__name__: f"modeling_d2l_bert.{ours.__name__}" for auto, ours in AUTO_CLASSES.items()},
+        **{auto.__name__: f"modeling_d2l_bert.{model.__name__}" for auto, model in AUTO_CLASSES.items()},
     }
 
 
-def test_pretrained_encoder_is_the_same_under_every_head(tmp_path: Path):
-    pretrained = make(D2LBertForPreTraining)
+def test_every_model_class_loads_same_pretrained_encoder(tmp_path: Path):
+    pretrained = make_model(D2LBertForPreTraining)
     pretrained.save_pretrained(tmp_path)
     for model_class in MODEL_CLASSES:
         loaded = model_class.from_pretrained(tmp_path)
@@ -165,8 +166,8 @@ def test_pretrained_encoder_is_the_same_under_every_head(tmp_path: Path):
 
 
 @pytest.mark.parametrize("model_class", [D2LBertForMaskedLM, D2LBertForSequenceClassification])
-def test_heads_of_pretraining_that_a_task_leaves_out_are_not_reported(model_class, tmp_path: Path):
-    make(D2LBertForPreTraining).save_pretrained(tmp_path)
+def test_unused_pretraining_heads_are_not_reported_as_unexpected(model_class, tmp_path: Path):
+    make_model(D2LBertForPreTraining).save_pretrained(tmp_path)
     _, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"]
 
@@ -182,8 +183,8 @@ for auto, (source, target) in arguments["folders"].items():
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     model.save_pretrained(target)
     shutil.rmtree(source)
-    again = auto_class.from_pretrained(target, trust_remote_code=True).eval()
-    logits[auto] = again(ids, return_dict=False)[0].tolist()
+    reloaded = auto_class.from_pretrained(target, trust_remote_code=True).eval()
+    logits[auto] = reloaded(ids, return_dict=False)[0].tolist()
 config = transformers.AutoConfig.from_pretrained(target, trust_remote_code=True)
 config.save_pretrained(arguments["config"])
 transformers.AutoConfig.from_pretrained(arguments["config"], trust_remote_code=True)
@@ -192,23 +193,24 @@ print(json.dumps(logits))
 
 
 @pytest.mark.slow
-def test_folder_saved_again_without_the_package_still_carries_its_code(tmp_path: Path):
+def test_folder_saved_again_without_package_includes_its_code(tmp_path: Path):
     ids, models, folders = random_ids(), {}, {}
     for auto_class, model_class in AUTO_CLASSES.items():
         name = auto_class.__name__
-        models[name], folders[name] = make(model_class), [str(tmp_path / f"{name}-{way}") for way in ("from", "to")]
+        models[name] = make_model(model_class)
+        folders[name] = [str(tmp_path / f"{name}-{side}") for side in ("source", "target")]
         models[name].save_pretrained(folders[name][0])
-    answers = run_without_package(RESAVE, tmp_path, ids=ids.tolist(), folders=folders, config=str(tmp_path / "config"))
+    logits = run_without_package(RESAVE, tmp_path, ids=ids.tolist(), folders=folders, config=str(tmp_path / "config"))
     for name, model in models.items():
         with torch.no_grad():
             expected = model(ids, return_dict=False)[0]
-        assert_same({name: torch.tensor(answers[name])}, {name: expected}, FP32_ROUNDING)
+        assert_same({name: torch.tensor(logits[name])}, {name: expected}, FP32_ROUNDING)
         assert {path.name for path in Path(folders[name][1]).iterdir()} >= CODE_FILES
     assert "configuration_d2l_bert.py" in {path.name for path in (tmp_path / "config").iterdir()}
 
 
-def test_bfloat16_on_request(tmp_path: Path):
-    model = make(D2LBertForSequenceClassification)
+def test_from_pretrained_loads_bfloat16_on_request(tmp_path: Path):
+    model = make_model(D2LBertForSequenceClassification)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {value.dtype for value in loaded.state_dict().values()} == {torch.bfloat16}
@@ -223,7 +225,7 @@ def test_bfloat16_on_request(tmp_path: Path):
 
 
 def test_eager_and_sdpa_agree():
-    model, masked = make(D2LBertForPreTraining).double(), batch()
+    model, masked = make_model(D2LBertForPreTraining).double(), batch()
     for inputs in (masked, {"input_ids": masked["input_ids"]}):
         model.set_attn_implementation("sdpa")
         expected = outputs(model, **inputs)
@@ -234,36 +236,36 @@ def test_eager_and_sdpa_agree():
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="flex attention is compiled for the CPU by g++")
 @pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="its code for the CPU needs vector instructions"
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="flex attention on the CPU needs vector instructions"
 )
-def test_flex_attention_agrees_where_it_works():
-    """On CPU that is inference: it has no backward there."""
+def test_flex_attention_agrees_with_eager_in_inference():
+    """Flex attention has no backward pass on the CPU."""
     inputs = batch()
-    eager = make(D2LBertModel, "eager", hidden_size=64)
-    flex = make(D2LBertModel, "flex_attention", hidden_size=64)
+    eager = make_model(D2LBertModel, "eager", hidden_size=64)
+    flex = make_model(D2LBertModel, "flex_attention", hidden_size=64)
     assert_same(outputs(flex, **inputs), outputs(eager, **inputs), rounding(flex.config))
 
 
 READ_ALL_POSITIONS = [(D2LBertForPreTraining, {}), (D2LBertForSequenceClassification, {"classifier_head": "matching"})]
 
 
-@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS)
+@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS, ids=["pretraining", "matching head"])
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_what_stands_at_padding_changes_nothing(attention: str, model_class, changes: dict):
-    model, inputs = make(model_class, attention, **changes).double(), batch()
+def test_tokens_at_padding_do_not_change_outputs(attention: str, model_class, changes: dict):
+    model, inputs = make_model(model_class, attention, **changes).double(), batch()
     real = inputs["attention_mask"].bool()
-    garbage = inputs | {
+    changed = inputs | {
         "input_ids": torch.where(real, inputs["input_ids"], random_ids(seed=2)),
         "token_type_ids": torch.where(real, inputs["token_type_ids"], 1 - inputs["token_type_ids"]),
     }
-    assert not torch.equal(garbage["input_ids"], inputs["input_ids"])
-    assert_same(outputs(model, **garbage), outputs(model, **inputs), FP64_ROUNDING)
+    assert not torch.equal(changed["input_ids"], inputs["input_ids"])
+    assert_same(outputs(model, **changed), outputs(model, **inputs), FP64_ROUNDING)
 
 
-@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS)
+@pytest.mark.parametrize(("model_class", "changes"), READ_ALL_POSITIONS, ids=["pretraining", "matching head"])
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_longer_padding_changes_nothing(attention: str, model_class, changes: dict):
-    model, inputs = make(model_class, attention, **changes).double(), batch()
+def test_longer_padding_does_not_change_outputs(attention: str, model_class, changes: dict):
+    model, inputs = make_model(model_class, attention, **changes).double(), batch()
     longer = {name: nn.functional.pad(value, (0, 7)) for name, value in inputs.items()}
     found = outputs(model, **longer)
     if "prediction_logits" in found:
@@ -272,8 +274,8 @@ def test_longer_padding_changes_nothing(attention: str, model_class, changes: di
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_inputs_embeds_stand_in_for_input_ids(model_class):
-    model, inputs = make(model_class), batch()
+def test_inputs_embeds_replace_input_ids(model_class):
+    model, inputs = make_model(model_class), batch()
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     without_ids = {name: value for name, value in inputs.items() if name != "input_ids"}
     with torch.no_grad():
@@ -284,8 +286,8 @@ def test_inputs_embeds_stand_in_for_input_ids(model_class):
                 model(**both_or_neither)
 
 
-def test_positions_end_at_max_position_embeddings():
-    model = make(D2LBertModel)
+def test_input_longer_than_max_position_embeddings_is_an_error():
+    model = make_model(D2LBertModel)
     model(random_ids(length=20))
     with pytest.raises(ValueError, match=r"21 positions.*20.*truncate"):
         model(random_ids(length=21))
@@ -294,10 +296,10 @@ def test_positions_end_at_max_position_embeddings():
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_position_ids_choose_the_position_embeddings(attention: str, model_class):
-    model, inputs = make(model_class, attention), batch()
+    model, inputs = make_model(model_class, attention), batch()
     positions = torch.arange(LENGTH).expand(ROWS, -1)
     assert_same(outputs(model, **inputs, position_ids=positions), outputs(model, **inputs))
-    shifted = make(model_class, attention)
+    shifted = make_model(model_class, attention)
     weight = shifted.base_model.embeddings.position_embeddings.weight
     with torch.no_grad():
         weight.copy_(weight.roll(-3, dims=0))  # row i holds what row i + 3 held
@@ -307,14 +309,14 @@ def test_position_ids_choose_the_position_embeddings(attention: str, model_class
 
 
 def test_position_ids_allow_more_tokens_than_positions():
-    """Several short sequences in one row; each begins at position 0."""
-    model = make(D2LBertModel)
+    """A row can hold several short sequences, each from position 0."""
+    model = make_model(D2LBertModel)
     positions = torch.arange(12).repeat(2)[None]
     assert model(random_ids(rows=1, length=24), position_ids=positions).last_hidden_state.shape == (1, 24, HIDDEN_SIZE)
 
 
-def test_segments_default_to_the_first_and_matter():
-    model, ids = make(D2LBertModel), random_ids()
+def test_token_type_ids_default_to_zero_and_change_outputs():
+    model, ids = make_model(D2LBertModel), random_ids()
     first = outputs(model, input_ids=ids, token_type_ids=torch.zeros_like(ids))
     assert_same(outputs(model, input_ids=ids), first)
     second = outputs(model, input_ids=ids, token_type_ids=torch.ones_like(ids))
@@ -323,7 +325,7 @@ def test_segments_default_to_the_first_and_matter():
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_unknown_keyword_argument_is_an_error_that_names_it(model_class):
-    model, inputs = make(model_class), batch()
+    model, inputs = make_model(model_class), batch()
     with pytest.raises(TypeError, match="unexpected keyword argument 'attention_msk'"):
         model(inputs["input_ids"], attention_msk=inputs["attention_mask"])
 
@@ -331,7 +333,7 @@ def test_unknown_keyword_argument_is_an_error_that_names_it(model_class):
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_keyword_arguments_of_transformers_are_accepted(attention: str, model_class):
-    model, inputs = make(model_class, attention), batch()
+    model, inputs = make_model(model_class, attention), batch()
     expected = outputs(model, **inputs)
     for name in TransformersKwargs.__annotations__:
         assert_same(outputs(model, **inputs, **{name: None}), expected)
@@ -340,12 +342,12 @@ def test_keyword_arguments_of_transformers_are_accepted(attention: str, model_cl
     assert_same(outputs(model, **inputs), expected)
 
 
-# What comes back
+# Outputs
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_hidden_states_and_attentions_come_on_request(model_class):
-    model, inputs = make(model_class, "eager"), batch()
+def test_hidden_states_and_attentions_are_returned_on_request(model_class):
+    model, inputs = make_model(model_class, "eager"), batch()
     assert not {"hidden_states", "attentions"} & model(**inputs).keys()
     found = model(**inputs, output_hidden_states=True, output_attentions=True)
     assert [tuple(states.shape) for states in found.hidden_states] == [(ROWS, LENGTH, HIDDEN_SIZE)] * (LAYERS + 1)
@@ -359,8 +361,8 @@ def test_hidden_states_and_attentions_come_on_request(model_class):
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 @pytest.mark.parametrize("way", ["argument", "config"])
-def test_return_dict_false_gives_the_same_as_a_tuple(model_class, way: str):
-    model, inputs = make(model_class), batch()
+def test_return_dict_false_returns_same_values_as_tuple(model_class, way: str):
+    model, inputs = make_model(model_class), batch()
     if model_class is not D2LBertModel:
         inputs["labels"] = torch.tensor([0, 1, 2, 0]) if model_class not in LM_CLASSES else inputs["input_ids"]
     expected = model(**inputs, output_hidden_states=True).to_tuple()
@@ -376,15 +378,15 @@ def test_return_dict_false_gives_the_same_as_a_tuple(model_class, way: str):
 # Losses
 
 
-def test_pretraining_loss_is_the_sum_of_both_and_each_alone():
-    model, inputs = make(D2LBertForPreTraining), batch()
+def test_pretraining_loss_sums_losses_of_given_labels():
+    model, inputs = make_model(D2LBertForPreTraining), batch()
     labels = torch.full((ROWS, LENGTH), -100)
     labels[0, 2], labels[2, 1], labels[1, 0] = 7, 8, 9
     is_next = torch.tensor([1, 0, 0, 1])
     out = model(**inputs)
     assert out.loss is None
     chosen = out.prediction_logits[[0, 2, 1], [2, 1, 0]]
-    mlm = nn.functional.cross_entropy(chosen, torch.tensor([7, 8, 9]))  # −100 takes no part
+    mlm = nn.functional.cross_entropy(chosen, torch.tensor([7, 8, 9]))  # label −100 is ignored
     nsp = nn.functional.cross_entropy(out.seq_relationship_logits, is_next)
     torch.testing.assert_close(model(**inputs, labels=labels).loss, mlm)
     torch.testing.assert_close(model(**inputs, next_sentence_label=is_next).loss, nsp)
@@ -392,7 +394,7 @@ def test_pretraining_loss_is_the_sum_of_both_and_each_alone():
 
 
 def test_masked_lm_loss_ignores_minus_100():
-    model, inputs = make(D2LBertForMaskedLM), batch()
+    model, inputs = make_model(D2LBertForMaskedLM), batch()
     labels = torch.full((ROWS, LENGTH), -100)
     labels[1, 3] = 7
     out = model(**inputs, labels=labels)
@@ -413,17 +415,17 @@ NUMBERS = torch.tensor([0.5, -1, 2, 0])
         ({"problem_type": "regression"}, FLOATS, nn.functional.mse_loss, "regression"),
     ],
 )
-def test_classification_loss_is_the_one_that_the_labels_ask_for(
+def test_classification_loss_follows_labels_and_problem_type(
     config: dict, labels: torch.Tensor, function: Callable, problem_type: str
 ):
-    model = make(D2LBertForSequenceClassification, **config)
+    model = make_model(D2LBertForSequenceClassification, **config)
     out = model(**batch(), labels=labels)
     torch.testing.assert_close(out.loss, function(out.logits.squeeze(-1), labels))
     assert model.config.problem_type == problem_type
 
 
 def test_classification_label_minus_100_is_ignored_and_minus_1_is_an_error():
-    model, inputs = make(D2LBertForSequenceClassification), batch()
+    model, inputs = make_model(D2LBertForSequenceClassification), batch()
     out = model(**inputs, labels=torch.tensor([2, -100, 1, -100]))
     torch.testing.assert_close(out.loss, nn.functional.cross_entropy(out.logits[[0, 2]], torch.tensor([2, 1])))
     with pytest.raises(IndexError, match="Target -1 is out of bounds"):
@@ -451,27 +453,27 @@ PRETRAINED_POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
 
 
 @pytest.mark.parametrize("head", HEAD_PARAMETERS)
-def test_classifier_head_is_fresh_and_the_rest_is_pretrained(head: str, tmp_path: Path):
-    pretrained = make(D2LBertForPreTraining)
+def test_classifier_head_is_new_and_other_weights_are_pretrained(head: str, tmp_path: Path):
+    pretrained = make_model(D2LBertForPreTraining)
     pretrained.save_pretrained(tmp_path)
     model, info = D2LBertForSequenceClassification.from_pretrained(
         tmp_path, classifier_head=head, num_labels=3, output_loading_info=True
     )
-    weights, fresh = model.state_dict(), HEAD_PARAMETERS[head]
-    assert {name: tuple(weights[name].shape) for name in info["missing_keys"]} == fresh
+    weights, new = model.state_dict(), HEAD_PARAMETERS[head]
+    assert {name: tuple(weights[name].shape) for name in info["missing_keys"]} == new
     encoder = {name for name in pretrained.state_dict() if name.startswith("bert.")}
-    assert weights.keys() - fresh.keys() == (encoder - PRETRAINED_POOLER if head == "mlp" else encoder)
-    for name in weights.keys() - fresh.keys():
+    assert weights.keys() - new.keys() == (encoder - PRETRAINED_POOLER if head == "mlp" else encoder)
+    for name in weights.keys() - new.keys():
         assert torch.equal(weights[name], pretrained.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("origin", ["made", "loaded"])
+@pytest.mark.parametrize("origin", ["configuration", "pretrained folder"])
 @pytest.mark.parametrize("head", HEAD_PARAMETERS)
-def test_fresh_layers_start_as_torch_starts_a_linear(head: str, origin: str, tmp_path: Path):
+def test_new_layers_are_initialized_as_torch_initializes_linear(head: str, origin: str, tmp_path: Path):
     sizes = {"hidden_size": 64, "classifier_hidden_size": 100, "num_labels": 80, "initializer_range": 0.02}
-    model = make(D2LBertForSequenceClassification, classifier_head=head, **sizes)
-    if origin == "loaded":
-        make(D2LBertForPreTraining, **sizes).save_pretrained(tmp_path)
+    model = make_model(D2LBertForSequenceClassification, classifier_head=head, **sizes)
+    if origin == "pretrained folder":
+        make_model(D2LBertForPreTraining, **sizes).save_pretrained(tmp_path)
         model = D2LBertForSequenceClassification.from_pretrained(tmp_path, classifier_head=head)
     linears = [part for part in model.classifier.modules() if isinstance(part, nn.Linear)]
     in_features = {"pooler": [64], "mlp": [64, 100], "matching": [5 * 64, 64]}
@@ -486,24 +488,24 @@ def test_fresh_layers_start_as_torch_starts_a_linear(head: str, origin: str, tmp
     assert encoder.weight.std().item() == pytest.approx(0.02, rel=0.1) and not encoder.bias.any()
 
 
-def test_pooler_head_is_linear_on_the_pooled_output():
-    model, inputs = make(D2LBertForSequenceClassification), batch()
+def test_pooler_head_is_linear_on_pooled_output():
+    model, inputs = make_model(D2LBertForSequenceClassification), batch()
     pooled = model.bert(**inputs).pooler_output
     torch.testing.assert_close(model(**inputs).logits, pooled @ model.classifier.weight.T + model.classifier.bias)
 
 
-def test_mlp_head_reads_the_first_position_through_relu():
-    model, inputs = make(D2LBertForSequenceClassification, classifier_head="mlp"), batch()
+def test_mlp_head_computes_two_layers_on_first_position():
+    model, inputs = make_model(D2LBertForSequenceClassification, classifier_head="mlp"), batch()
     first, second = model.classifier[0], model.classifier[2]
     inner = torch.relu(model.bert(**inputs).last_hidden_state[:, 0] @ first.weight.T + first.bias)
     torch.testing.assert_close(model(**inputs).logits, inner @ second.weight.T + second.bias)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_matching_head_reads_the_words_of_each_sentence_alone(training: bool, monkeypatch: pytest.MonkeyPatch):
-    """With a factor in place of dropout, by which it can be told where it stands."""
+def test_matching_head_compares_mean_states_of_both_sentences(training: bool, monkeypatch: pytest.MonkeyPatch):
+    """A constant factor replaces dropout, so that the expected output shows where dropout is applied."""
     monkeypatch.setattr(nn.functional, "dropout", lambda x, p, training, inplace=False: x * (1 + p if training else 1))
-    model, inputs = make(D2LBertForSequenceClassification, "eager", classifier_head="matching").double(), batch()
+    model, inputs = make_model(D2LBertForSequenceClassification, "eager", classifier_head="matching").double(), batch()
     model.train(training)
     pooled, hidden = (model.bert(**inputs)[name] for name in ("pooler_output", "last_hidden_state"))
     features = []
@@ -520,8 +522,8 @@ def test_matching_head_reads_the_words_of_each_sentence_alone(training: bool, mo
     assert_same({"logits": model(**inputs).logits}, {"logits": expected}, FP64_ROUNDING)
 
 
-def test_matching_head_takes_inputs_without_a_mask():
-    model, inputs = make(D2LBertForSequenceClassification, classifier_head="matching"), batch()
+def test_matching_head_accepts_missing_mask_and_rejects_4d_mask():
+    model, inputs = make_model(D2LBertForSequenceClassification, classifier_head="matching"), batch()
     del inputs["attention_mask"]
     expected = outputs(model, **inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
     assert_same(outputs(model, **inputs), expected, FP32_ROUNDING)
@@ -529,8 +531,8 @@ def test_matching_head_takes_inputs_without_a_mask():
         model(**inputs | {"attention_mask": torch.ones(ROWS, 1, LENGTH, LENGTH)})
 
 
-def test_matching_head_raises_without_token_type_ids():
-    model, inputs = make(D2LBertForSequenceClassification, classifier_head="matching"), batch()
+def test_matching_head_without_token_type_ids_is_an_error():
+    model, inputs = make_model(D2LBertForSequenceClassification, classifier_head="matching"), batch()
     del inputs["token_type_ids"]
     embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
     for given in ({"input_ids": batch()["input_ids"]}, {"inputs_embeds": embeds}):
@@ -548,8 +550,8 @@ def gradients_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_gradient_checkpointing_runs_blocks_again_and_gives_the_same_gradients():
-    model, runs = make(D2LBertForSequenceClassification).train(), []
+def test_gradient_checkpointing_recomputes_blocks_and_gives_same_gradients():
+    model, runs = make_model(D2LBertForSequenceClassification).train(), []
     expected = gradients_of(model)
     model.gradient_checkpointing_enable()
     for layer in model.bert.encoder.layer:
@@ -558,19 +560,19 @@ def test_gradient_checkpointing_runs_blocks_again_and_gives_the_same_gradients()
     assert len(runs) == 2 * LAYERS
 
 
-def test_dropout_acts_in_training_only():
-    model, ids = make(D2LBertModel), random_ids()
+def test_dropout_is_active_only_in_training():
+    model, ids = make_model(D2LBertModel), random_ids()
     assert torch.equal(model(ids).last_hidden_state, model(ids).last_hidden_state)
     model.train()
     assert not torch.equal(model(ids).last_hidden_state, model(ids).last_hidden_state)
 
 
-def test_trainer_accumulates_gradients_as_one_large_batch(tmp_path: Path):
+def test_gradient_accumulation_of_trainer_equals_one_large_batch(tmp_path: Path):
     ids = random_ids()
     rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, INTEGERS, strict=True)]
     trained = []
     for steps in (1, 2):
-        model = make(D2LBertForSequenceClassification, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        model = make_model(D2LBertForSequenceClassification, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         args = TrainingArguments(
             output_dir=str(tmp_path),
             max_steps=1,
@@ -591,8 +593,8 @@ def test_trainer_accumulates_gradients_as_one_large_batch(tmp_path: Path):
 
 
 @pytest.mark.parametrize("model_class", LM_CLASSES)
-def test_resizing_the_vocabulary_resizes_embedding_and_decoder(model_class, tmp_path: Path):
-    model = make(model_class)
+def test_resize_token_embeddings_resizes_embedding_and_decoder(model_class, tmp_path: Path):
+    model = make_model(model_class)
     before = copy.deepcopy(model.state_dict())
     model.resize_token_embeddings(VOCAB_SIZE + 6)
     model.save_pretrained(tmp_path)
@@ -608,8 +610,8 @@ def test_resizing_the_vocabulary_resizes_embedding_and_decoder(model_class, tmp_
 
 
 @pytest.mark.parametrize("model_class", LM_CLASSES)
-def test_decoder_is_not_tied_to_the_embeddings(model_class, tmp_path: Path):
-    model = make(model_class)
+def test_decoder_is_not_tied_to_embeddings(model_class, tmp_path: Path):
+    model = make_model(model_class)
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(1.0)
         model.get_output_embeddings().weight.fill_(2.0)
@@ -619,8 +621,8 @@ def test_decoder_is_not_tied_to_the_embeddings(model_class, tmp_path: Path):
     assert (loaded.get_input_embeddings().weight == 1).all() and (loaded.get_output_embeddings().weight == 2).all()
 
 
-def test_compiles_into_one_graph_with_the_same_outputs():
-    model, inputs = make(D2LBertForSequenceClassification), batch()
+def test_model_compiles_into_one_graph_with_same_outputs():
+    model, inputs = make_model(D2LBertForSequenceClassification), batch()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)  # a graph break is an error
     assert_same(outputs(compiled, **inputs), outputs(model, **inputs), FP32_ROUNDING)
 
@@ -628,6 +630,7 @@ def test_compiles_into_one_graph_with_the_same_outputs():
 # Offloading and quantized weights
 
 OFFLOADED = [*((model_class, {}) for model_class in MODEL_CLASSES), READ_ALL_POSITIONS[1]]
+OFFLOADED_IDS = [*(model_class.__name__ for model_class in MODEL_CLASSES), "matching head"]
 
 
 def offload_to_cpu(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -653,16 +656,16 @@ def load_from_disk(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("offload", [offload_to_cpu, offload_to_disk, load_from_disk])
-@pytest.mark.parametrize(("model_class", "changes"), OFFLOADED)
-def test_offloaded_model_gives_the_same_outputs(offload: Callable, model_class, changes: dict, tmp_path: Path):
-    expected = outputs(make(model_class, **changes), **batch())
-    model = offload(make(model_class, **changes), tmp_path)
+@pytest.mark.parametrize(("model_class", "changes"), OFFLOADED, ids=OFFLOADED_IDS)
+def test_offloaded_model_gives_same_outputs(offload: Callable, model_class, changes: dict, tmp_path: Path):
+    expected = outputs(make_model(model_class, **changes), **batch())
+    model = offload(make_model(model_class, **changes), tmp_path)
     assert any(parameter.is_meta for parameter in model.parameters())
     assert_same(outputs(model, **batch()), expected)
 
 
 class LinearOnlyWeight(torch.Tensor):
-    """A weight like torchao's quantized ones: it supports `nn.functional.linear` and no arithmetic."""
+    """A weight that supports only `nn.functional.linear`, as quantized weights of torchao do."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -674,7 +677,7 @@ class LinearOnlyWeight(torch.Tensor):
 
 @pytest.mark.parametrize("head", CLASSIFIER_HEADS)
 def test_linear_layers_use_their_weights_only_in_linear(head: str):
-    model, inputs = make(D2LBertForSequenceClassification, classifier_head=head), batch()
+    model, inputs = make_model(D2LBertForSequenceClassification, classifier_head=head), batch()
     expected = outputs(model, **inputs)
     for layer in [module for module in model.modules() if isinstance(module, nn.Linear)]:
         weight = layer.weight.detach().as_subclass(LinearOnlyWeight)
@@ -687,7 +690,7 @@ def test_linear_layers_use_their_weights_only_in_linear(head: str):
 
 
 @pytest.mark.parametrize("heads", [0, 3])
-def test_heads_that_do_not_divide_the_hidden_size_are_an_error(heads: int):
+def test_number_of_heads_must_divide_hidden_size(heads: int):
     with pytest.raises(ValueError, match=rf"hidden_size \(16\).*num_attention_heads \({heads}\)"):
         tiny_config(num_attention_heads=heads)
 
@@ -711,45 +714,48 @@ def test_tied_embeddings_are_an_error():
         ({"num_attention_heads": 3}, r"num_attention_heads \(3\)"),
     ],
 )
-def test_from_pretrained_checks_values_that_it_is_given(change: dict, message: str, tmp_path: Path):
-    make(D2LBertForSequenceClassification).save_pretrained(tmp_path)
+def test_from_pretrained_checks_given_configuration_values(change: dict, message: str, tmp_path: Path):
+    make_model(D2LBertForSequenceClassification).save_pretrained(tmp_path)
     for auto_class in (AutoConfig, AutoModelForSequenceClassification):
         with pytest.raises(ValueError, match=message):
             auto_class.from_pretrained(tmp_path, **change)
 
 
-def test_one_segment_cannot_be_matched():
+def test_matching_head_requires_two_segments():
     with pytest.raises(ValueError, match="type_vocab_size is 1; the matching head matches 2 sentences"):
-        make(D2LBertForSequenceClassification, classifier_head="matching", type_vocab_size=1)
+        make_model(D2LBertForSequenceClassification, classifier_head="matching", type_vocab_size=1)
 
 
-def test_configuration_survives_json_deepcopy_and_pickle(tmp_path: Path):
+def test_configuration_is_unchanged_by_json_deepcopy_and_pickle(tmp_path: Path):
     config = tiny_config(
         classifier_head="mlp", layer_norm_eps=1e-7, id2label={0: "yes", 1: "no", 2: "maybe"}, pad_token_id=4
     )
     config.save_pretrained(tmp_path)
-    for again in (
+    for restored in (
         D2LBertConfig.from_pretrained(tmp_path),
         D2LBertConfig.from_dict(json.loads(config.to_json_string())),
         copy.deepcopy(config),
         pickle.loads(pickle.dumps(config)),
     ):
-        assert type(again) is D2LBertConfig
-        assert again.to_diff_dict() == config.to_diff_dict()
-        assert again.id2label == {0: "yes", 1: "no", 2: "maybe"} and again.num_labels == 3
-        assert (again.classifier_head, again.layer_norm_eps, again.pad_token_id) == ("mlp", 1e-7, 4)
+        assert type(restored) is D2LBertConfig
+        assert restored.to_diff_dict() == config.to_diff_dict()
+        assert restored.id2label == {0: "yes", 1: "no", 2: "maybe"} and restored.num_labels == 3
+        assert (restored.classifier_head, restored.layer_norm_eps, restored.pad_token_id) == ("mlp", 1e-7, 4)
 
 
 # Converted and pretrained folders
 
 
-@pytest.fixture
-def converted(d2l_checkpoint: Path, tmp_path: Path) -> str:
-    convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
-    return str(tmp_path / "model")
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("converted")
+    torch.manual_seed(0)
+    source = save_d2l_checkpoint(folder / "d2l", ReferenceBERT().state_dict(), small_vocabulary())
+    convert(source, folder / "model", num_attention_heads=2)
+    return str(folder / "model")
 
 
-def assert_opens_with_snli_labels(folder: Path) -> None:
+def assert_loads_with_snli_labels(folder: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert (model.config.id2label, model.config.label2id) == (ID2LABEL, LABEL2ID)
     assert model(random_ids(), token_type_ids=torch.zeros(ROWS, LENGTH, dtype=torch.long)).logits.shape == (ROWS, 3)
@@ -757,33 +763,33 @@ def assert_opens_with_snli_labels(folder: Path) -> None:
     assert other.config.id2label == {number: f"LABEL_{number}" for number in range(5)}
 
 
-def test_converted_folder_opens_as_a_classifier_with_the_labels_of_snli(converted: str):
-    assert_opens_with_snli_labels(Path(converted))
+def test_converted_folder_loads_as_classifier_with_snli_labels(converted: str):
+    assert_loads_with_snli_labels(Path(converted))
 
 
-@pytest.mark.parametrize("start", ["fresh weights", "a folder without label names"])
-def test_pretrained_folder_opens_as_a_classifier_with_the_labels_of_snli(start: str, tmp_path: Path):
+@pytest.mark.parametrize("origin", ["new weights", "folder without label names"])
+def test_pretrained_folder_loads_as_classifier_with_snli_labels(origin: str, tmp_path: Path):
     tokenizer = build_tokenizer(small_vocabulary(VOCAB_SIZE), model_max_length=20)
     sizes = "--hidden_size 16 --intermediate_size 24 --num_attention_heads 2 --max_position_embeddings 20".split()
-    recipe = parse_recipe(["--output_dir", str(tmp_path), *sizes])
-    given = None if start == "fresh weights" else (make(D2LBertForPreTraining, num_labels=2), tokenizer)
-    make_model(recipe, tokenizer, given, "sdpa").save_pretrained(tmp_path)
-    assert_opens_with_snli_labels(tmp_path)
+    recipe = pretrain.parse_recipe(["--output_dir", str(tmp_path), *sizes])
+    base_model = None if origin == "new weights" else (make_model(D2LBertForPreTraining, num_labels=2), tokenizer)
+    pretrain.make_model(recipe, tokenizer, base_model, "sdpa").save_pretrained(tmp_path)
+    assert_loads_with_snli_labels(tmp_path)
 
 
-def test_fill_mask_pipeline_ranks_the_words_of_the_masked_lm(converted: str):
+def test_fill_mask_pipeline_returns_top_tokens_of_masked_lm(converted: str):
     fill = pipeline("fill-mask", converted)
     assert type(fill.model) is D2LBertForMaskedLM
-    answers = fill("w1 W2 <mask> w3", top_k=4)
+    predictions = fill("w1 W2 <mask> w3", top_k=4)
     encoded = fill.tokenizer("w1 w2 <mask> w3", return_tensors="pt")
     with torch.no_grad():
         scores, ids = fill.model(**encoded).logits[0, 3].softmax(-1).topk(4)
-    assert [answer["token_str"] for answer in answers] == fill.tokenizer.convert_ids_to_tokens(ids.tolist())
+    assert [prediction["token_str"] for prediction in predictions] == fill.tokenizer.convert_ids_to_tokens(ids.tolist())
     tolerance = rounding(fill.model.config)
-    assert [answer["score"] for answer in answers] == pytest.approx(scores.tolist(), rel=0, abs=tolerance)
+    assert [prediction["score"] for prediction in predictions] == pytest.approx(scores.tolist(), rel=0, abs=tolerance)
 
 
-def test_feature_extraction_pipeline_returns_the_last_hidden_states(converted: str):
+def test_feature_extraction_pipeline_returns_last_hidden_states(converted: str):
     extract = pipeline("feature-extraction", converted)
     found = torch.tensor(extract("w1 w2 w3"))
     model = D2LBertModel.from_pretrained(converted).eval()

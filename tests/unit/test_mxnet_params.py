@@ -1,4 +1,4 @@
-"""The reader of MXNet's files, against files that MXNet 1.9.1 wrote (`mxnet_files/`) and against a writer by hand."""
+"""The reader of MXNet's files, on files that MXNet 1.9.1 wrote (`tests/support/mxnet_files`) and on generated files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conversion.mxnet_params import write_mxnet_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.mxnet_writer import FLAGS, MAGICS, encode_array, encode_list, rename_to_mxnet, write_v3
 
-FILES = Path(__file__).parent / "mxnet_files"
+FILES = Path(__file__).parents[1] / "support" / "mxnet_files"
 
 
 def read_all(path: Path) -> dict[str, np.ndarray]:
@@ -24,50 +24,52 @@ def read_all(path: Path) -> dict[str, np.ndarray]:
     return checkpoint.read(checkpoint.tensors)
 
 
-def assert_same(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert ours.keys() == expected.keys()
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
     for name, array in expected.items():
-        assert ours[name].dtype == array.dtype and ours[name].shape == array.shape, name
-        assert ours[name].tobytes() == array.tobytes(), name
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
+        assert found[name].tobytes() == array.tobytes(), name
 
 
 @pytest.mark.parametrize("name", ["v2_dict", "v2_module", "v3_dtypes", "v3_odd"])
-def test_files_of_real_mxnet(name: str):
+def test_files_written_by_mxnet_are_read_exactly(name: str):
     expected = {key.split(":")[-1]: array for key, array in np.load(FILES / f"{name}.npz").items()}
     assert_same(read_all(FILES / f"{name}.params"), expected)
 
 
-@pytest.mark.parametrize(("name", "message"), [("v2_sparse", "sparse"), ("v3_list", "arrays without names")])
-def test_files_of_real_mxnet_that_are_no_checkpoints(name: str, message: str):
+@pytest.mark.parametrize(
+    ("name", "message"), [("v2_sparse", "holds a sparse array"), ("v3_list", "arrays without names")]
+)
+def test_sparse_and_unnamed_arrays_of_mxnet_are_rejected(name: str, message: str):
     with pytest.raises(BertSnliError, match=message):
         read_checkpoint(FILES / f"{name}.params")
 
 
-def arrays_of_all_types() -> dict[str, np.ndarray]:
+def arrays_of_all_dtypes() -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     return {dtype: (generator.normal(size=(3, 1, 5)) * 9).astype(dtype) for dtype in FLAGS}
 
 
 @pytest.mark.parametrize("device", [(1, 0), (2, 3), (3, 0), (77, -1)])
 @pytest.mark.parametrize("version", ["V0", *MAGICS])
-def test_every_version_type_and_device(version: str, device: tuple[int, int], tmp_path: Path):
-    arrays = arrays_of_all_types()
+def test_every_format_version_dtype_and_device_is_read(version: str, device: tuple[int, int], tmp_path: Path):
+    arrays = arrays_of_all_dtypes()
     path = tmp_path / "x.params"
     path.write_bytes(encode_list([encode_array(array, version, device) for array in arrays.values()], list(arrays)))
     assert_same(read_all(path), arrays)
 
 
-def test_what_we_write_is_what_the_writer_by_hand_writes(tmp_path: Path):
-    arrays = arrays_of_all_types()
-    write_v3(tmp_path / "theirs", arrays)
-    write_mxnet_checkpoint(tmp_path / "ours", arrays)
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+def test_written_file_equals_file_of_second_writer(tmp_path: Path):
+    arrays = arrays_of_all_dtypes()
+    write_v3(tmp_path / "expected", arrays)
+    write_mxnet_checkpoint(tmp_path / "written", arrays)
+    assert (tmp_path / "written").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
 @pytest.mark.parametrize("prefix", ["", "arg:", "aux:"])
-def test_a_checkpoint_with_prefixes_converts(prefix: str, reference_bert, tmp_path: Path):
+def test_checkpoint_with_name_prefixes_converts(prefix: str, reference_bert, tmp_path: Path):
     state = {name: value.numpy() for name, value in reference_bert.state_dict().items()}
-    source = save_d2l_checkpoint(tmp_path / "book", {}, small_vocabulary())
+    source = save_d2l_checkpoint(tmp_path / "d2l", {}, small_vocabulary())
     named = {prefix + name: value for name, value in rename_to_mxnet(state).items()}
     write_v3(source / "pretrained.params", named)
     done = convert(source, tmp_path / "model", num_attention_heads=2)
@@ -75,46 +77,46 @@ def test_a_checkpoint_with_prefixes_converts(prefix: str, reference_bert, tmp_pa
 
 
 ONE = encode_array(np.ones(2, np.float32))
-HEAD = struct.pack("<QQ", 0x112, 0)
+HEADER = struct.pack("<QQ", 0x112, 0)
 
 
 def array_with(shape: list[int], flag: int = 0, ndim: int | None = None, magic: int = MAGICS["V3"]) -> bytes:
-    """An array that announces `shape` and has no numbers."""
+    """Return a file with one array whose header says `shape` and which has no data."""
     ndim = len(shape) if ndim is None else ndim
     body = struct.pack(f"<Iii{len(shape)}qiii", magic, 0, ndim, *shape, 1, 0, flag)
-    return HEAD + struct.pack("<Q", 1) + body + struct.pack("<QQ1s", 1, 1, b"a")
+    return HEADER + struct.pack("<Q", 1) + body + struct.pack("<QQ1s", 1, 1, b"a")
 
 
 NO_DATA = {
     "V2": struct.pack("<Iii", MAGICS["V2"], 0, 0),
     "V3": struct.pack("<Iii", MAGICS["V3"], 0, -1),
 }
-BAD_FILES = {
-    "nothing after the magic": (HEAD[:8], "ends within the header"),
+MALFORMED_FILES = {
+    "nothing after the magic": (HEADER[:8], "ends within the header"),
     "no arrays": (encode_list([], []), "holds no arrays"),
     "no names": (encode_list([ONE], []), "arrays without names"),
-    "a name too few": (encode_list([ONE, ONE], ["a"]), "1 names for 2 arrays"),
-    "a name twice": (encode_list([ONE, ONE], ["a", "a"]), "two arrays of the name 'a'"),
-    "a name twice but for its prefix": (encode_list([ONE, ONE], ["arg:a", "aux:a"]), "two arrays of the name 'a'"),
-    "a name that is not UTF-8": (encode_list([ONE], ["a"])[:-1] + b"\xff", "not UTF-8"),
-    "an endless name": (encode_list([ONE], ["a"])[:-9] + struct.pack("<Q", 2**63) + b"a", "a name of 9,223"),
+    "too few names": (encode_list([ONE, ONE], ["a"]), "1 names for 2 arrays"),
+    "duplicate name": (encode_list([ONE, ONE], ["a", "a"]), "two arrays of the name 'a'"),
+    "names that differ only in the prefix": (encode_list([ONE, ONE], ["arg:a", "aux:a"]), "two arrays of the name 'a'"),
+    "name that is not UTF-8": (encode_list([ONE], ["a"])[:-1] + b"\xff", "not UTF-8"),
+    "name longer than the file": (encode_list([ONE], ["a"])[:-9] + struct.pack("<Q", 2**63) + b"a", "a name of 9,223"),
     "bytes after the end": (encode_list([ONE], ["a"]) + b"x", "1 bytes after the end"),
-    "many arrays": (HEAD + struct.pack("<Q", 2**62), "arrays, where a model of the book's has some hundreds"),
-    "a terabyte": (array_with([2**38]), r"ends within an array of shape \(274877906944,\)"),
-    "a shape that overflows": (array_with([2**62, 2**62]), "ends within an array of shape"),
-    "a negative shape": (array_with([-3]), "impossible shape"),
-    "a negative number of dimensions": (array_with([], ndim=-7), "no array of MXNet's"),
-    "many dimensions": (array_with([], ndim=2**30), "no array of MXNet's"),
-    "another magic": (array_with([2], magic=0xDEADBEEF), "no array of MXNet's"),
-    "another type": (array_with([0], flag=12), "unknown dtype 12"),
+    "too many arrays": (HEADER + struct.pack("<Q", 2**62), "4,611,686,018,427,387,904 arrays"),
+    "array of a terabyte": (array_with([2**38]), r"ends within an array of shape \(274877906944,\)"),
+    "size that overflows": (array_with([2**62, 2**62]), "ends within an array of shape"),
+    "negative shape": (array_with([-3]), "impossible shape"),
+    "negative number of dimensions": (array_with([], ndim=-7), "no array of MXNet's"),
+    "too many dimensions": (array_with([], ndim=2**30), "no array of MXNet's"),
+    "unknown magic": (array_with([2], magic=0xDEADBEEF), "no array of MXNet's"),
+    "unknown dtype": (array_with([0], flag=12), "unknown dtype 12"),
     "V2 without data": (encode_list([NO_DATA["V2"]], ["a"]), "'a' has no data"),
     "V3 without data": (encode_list([NO_DATA["V3"]], ["a"]), "'a' has no data"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_files_are_refused(case: str, tmp_path: Path):
-    content, message = BAD_FILES[case]
+@pytest.mark.parametrize("case", MALFORMED_FILES)
+def test_malformed_file_is_rejected_in_one_line(case: str, tmp_path: Path):
+    content, message = MALFORMED_FILES[case]
     path = tmp_path / "x.params"
     path.write_bytes(content)
     with pytest.raises(BertSnliError, match=message) as caught:

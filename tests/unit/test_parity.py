@@ -1,9 +1,10 @@
-"""Converted models against the book's own outputs, and against the book's equations in plain PyTorch."""
+"""Converted models against stored outputs of d2l's code, and against d2l's equations in plain PyTorch."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,25 +24,25 @@ CHECKPOINTS = ["torch-small", "torch-small-lowvar", "torch-small-sorted-vocab", 
 ATTENTION = ["eager", "sdpa"]
 
 
-def relative_difference(ours: torch.Tensor, reference) -> float:
+def relative_difference(found: torch.Tensor, reference) -> float:
     reference = torch.as_tensor(reference)
-    return float((ours - reference).abs().max() / reference.abs().max())
+    return float((found - reference).abs().max() / reference.abs().max())
 
 
-def mask_of(valid_lens, length: int) -> torch.Tensor | None:
+def make_mask(valid_lens, length: int) -> torch.Tensor | None:
     if valid_lens is None:
         return None
     return (torch.arange(length)[None, :] < torch.as_tensor(valid_lens)[:, None]).long()
 
 
-def cases_of(reference) -> list[str]:
-    """The cases with an answer: a `valid_lens` of 0 has none, and one length per query is not supported."""
-    cases = {name.split("/")[0] for name in reference.files if "/" in name}
+def supported_cases(stored: dict[str, np.ndarray]) -> list[str]:
+    """Return the stored cases that the model supports: no `valid_lens` of 0, and one length per row, not per query."""
+    cases = {name.split("/")[0] for name in stored if "/" in name}
     return sorted(cases - {"zero", "allpad", "vl2d"})
 
 
-def outputs_of(model, tokens, segments, valid_lens, pred_positions) -> dict[str, torch.Tensor]:
-    mask = mask_of(valid_lens, tokens.shape[1])
+def compute_outputs(model, tokens, segments, valid_lens, pred_positions) -> dict[str, torch.Tensor]:
+    mask = make_mask(valid_lens, tokens.shape[1])
     inputs = {"attention_mask": mask, "token_type_ids": torch.as_tensor(segments)}
     tokens = torch.as_tensor(tokens)
     base = model.bert(tokens, **inputs)
@@ -55,22 +56,24 @@ def outputs_of(model, tokens, segments, valid_lens, pred_positions) -> dict[str,
     }
 
 
-class Worst(dict):
-    """The largest value seen under each name."""
+class Maximum(dict):
+    """The largest value added under each name."""
 
-    def see(self, name: str, value: float) -> None:
+    def add(self, name: str, value: float) -> None:
         self[name] = max(self.get(name, 0.0), value)
 
 
-def exact_outputs(bert: ReferenceBERT, output, tokens, segments, valid_lens, pred_positions) -> dict[str, torch.Tensor]:
-    """The book's equations in float64."""
+def compute_exact_outputs(
+    bert: ReferenceBERT, output, tokens, segments, valid_lens, pred_positions
+) -> dict[str, torch.Tensor]:
+    """Compute d2l's equations in float64."""
     lens = None if valid_lens is None else torch.as_tensor(valid_lens)
     encoded, mlm, nsp = bert(torch.as_tensor(tokens), torch.as_tensor(segments), lens, torch.as_tensor(pred_positions))
     pooled = bert.hidden(encoded[:, 0])
     return {"encoder": encoded, "pooled": pooled, "mlm": mlm, "nsp": nsp, "cls": output(pooled)}
 
 
-def load_book(folder: Path, geometry: dict, vocab: int) -> ReferenceBERT:
+def load_reference_bert(folder: Path, geometry: dict, vocab: int) -> ReferenceBERT:
     bert = ReferenceBERT(
         vocab,
         geometry["num_hiddens"],
@@ -83,57 +86,80 @@ def load_book(folder: Path, geometry: dict, vocab: int) -> ReferenceBERT:
     return bert.double().eval()
 
 
-def head_of(reference) -> dict[str, torch.Tensor]:
-    return {"weight": torch.tensor(reference["cls_weight"]), "bias": torch.tensor(reference["cls_bias"])}
+def output_layer_weights(stored: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {"weight": torch.tensor(stored["cls_weight"]), "bias": torch.tensor(stored["cls_bias"])}
+
+
+class Converted(NamedTuple):
+    """A real checkpoint, converted: its stored outputs, and the exact outputs of each case."""
+
+    name: str
+    model_folder: Path
+    stored: dict[str, np.ndarray]
+    exact: dict[str, dict[str, torch.Tensor]]
+
+
+def read_case(stored: dict[str, np.ndarray], case: str) -> tuple[dict[str, np.ndarray], tuple]:
+    """Return the arrays of one case by name, and the inputs of the model among them."""
+    arrays = {name.split("/")[1]: value for name, value in stored.items() if name.startswith(case + "/")}
+    return arrays, (arrays["tokens"], arrays["segments"], arrays.get("valid_lens"), arrays["pred_positions"])
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    folder = real_data(f"checkpoints/{request.param}")
+    geometry = json.loads((folder / "meta.json").read_text())["geometry"]
+    stored = dict(np.load(folder / "reference.npz"))
+    model_folder = tmp_path_factory.mktemp("converted") / "model"
+    convert(folder, model_folder, num_attention_heads=geometry["num_heads"])
+    vocab_size = json.loads((model_folder / "config.json").read_text())["vocab_size"]
+    bert = load_reference_bert(folder, geometry, vocab_size)
+    output_layer = ReferenceClassifier(bert).output
+    output_layer.load_state_dict(output_layer_weights(stored))
+    output_layer.double()
+    with torch.no_grad():
+        exact = {
+            case: compute_exact_outputs(bert, output_layer, *read_case(stored, case)[1])
+            for case in supported_cases(stored)
+        }
+    return Converted(request.param, model_folder, stored, exact)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_outputs_equal_the_books_own(name: str, attention: str, tmp_path: Path):
-    folder = real_data(f"checkpoints/{name}")
-    geometry = json.loads((folder / "meta.json").read_text())["geometry"]
-    reference = np.load(folder / "reference.npz")
-    convert(folder, tmp_path / "model", num_attention_heads=geometry["num_heads"])
+def test_outputs_equal_stored_outputs_of_d2l_code(converted: Converted, attention: str):
     options = {"attn_implementation": attention}
-    model = D2LBertForPreTraining.from_pretrained(tmp_path / "model", **options).eval()
-    classifier = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=3, **options).eval()
-    classifier.classifier.load_state_dict(head_of(reference))
-    bert = load_book(folder, geometry, model.config.vocab_size)
-    output_layer = ReferenceClassifier(bert).output
-    output_layer.load_state_dict(head_of(reference))
-    output_layer.double()
+    model = D2LBertForPreTraining.from_pretrained(converted.model_folder, **options).eval()
+    classifier = D2LBertForSequenceClassification.from_pretrained(converted.model_folder, num_labels=3, **options)
+    classifier.eval().classifier.load_state_dict(output_layer_weights(converted.stored))
 
-    to_reference, to_exact, reference_error = Worst(), Worst(), Worst()
-    for case in cases_of(reference):
-        get = {name.split("/")[1]: reference[name] for name in reference.files if name.startswith(case + "/")}
-        inputs = (get["tokens"], get["segments"], get.get("valid_lens"), get["pred_positions"])
+    to_stored, to_exact, stored_error = Maximum(), Maximum(), Maximum()
+    for case, exact in converted.exact.items():
+        arrays, inputs = read_case(converted.stored, case)
         with torch.no_grad():
-            exact = exact_outputs(bert, output_layer, *inputs)
-            ours = outputs_of(model, *inputs)
-            mask = mask_of(get.get("valid_lens"), get["tokens"].shape[1])
-            ours["cls"] = classifier(torch.tensor(get["tokens"]), mask, torch.tensor(get["segments"])).logits
+            found = compute_outputs(model, *inputs)
+            mask = make_mask(arrays.get("valid_lens"), arrays["tokens"].shape[1])
+            found["cls"] = classifier(torch.tensor(arrays["tokens"]), mask, torch.tensor(arrays["segments"])).logits
         for output, value in exact.items():
-            to_reference.see(output, relative_difference(ours[output], get[output]))
-            to_exact.see(output, relative_difference(ours[output], value))
-            reference_error.see(output, relative_difference(torch.tensor(get[output]), value))
-    for output in ("encoder", "pooled", "mlm", "nsp", "cls"):
-        print(
-            f"{name:26}{attention:7}{output:9}to the book {to_reference[output]:.2e}, to exact {to_exact[output]:.2e}"
-        )
-        bound = max(D2L_TOLERANCE, REFERENCE_ERROR_FACTOR * reference_error[output])
-        assert max(to_exact[output], to_reference[output]) <= bound, (output, bound)
+            to_stored.add(output, relative_difference(found[output], arrays[output]))
+            to_exact.add(output, relative_difference(found[output], value))
+            stored_error.add(output, relative_difference(torch.tensor(arrays[output]), value))
+    assert to_exact.keys() == {"encoder", "pooled", "mlm", "nsp", "cls"}
+    for output in to_exact:
+        print(f"{converted.name:26}{attention:7}{output:9}to d2l {to_stored[output]:.2e}, exact {to_exact[output]:.2e}")
+        bound = max(D2L_TOLERANCE, REFERENCE_ERROR_FACTOR * stored_error[output])
+        assert max(to_exact[output], to_stored[output]) <= bound, (output, bound)
 
 
-def test_a_legacy_file_from_a_gpu_holds_the_same_weights(tmp_path: Path):
+def test_legacy_checkpoint_saved_on_gpu_converts_to_same_weights(tmp_path: Path):
     convert(real_data("checkpoints/torch-small"), tmp_path / "zip")
     convert(real_data("checkpoints/torch-small-cuda-legacy"), tmp_path / "legacy")
-    ours = D2LBertForPreTraining.from_pretrained(tmp_path / "legacy").state_dict()
+    legacy = D2LBertForPreTraining.from_pretrained(tmp_path / "legacy").state_dict()
     for name, value in D2LBertForPreTraining.from_pretrained(tmp_path / "zip").state_dict().items():
-        assert torch.equal(value, ours[name]), name
+        assert torch.equal(value, legacy[name]), name
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_a_whole_classifier_equals_the_books_own(attention: str, tmp_path: Path):
+def test_fine_tuned_classifier_equals_stored_outputs_of_d2l_code(attention: str, tmp_path: Path):
     folder = real_data("checkpoints/torch-small")
     convert(folder / "classifier.params", tmp_path / "model")
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model", attn_implementation=attention).eval()
@@ -143,7 +169,7 @@ def test_a_whole_classifier_equals_the_books_own(attention: str, tmp_path: Path)
     with torch.no_grad():
         logits = model(
             tokens,
-            attention_mask=mask_of(reference["pairs/valid_lens"], tokens.shape[1]),
+            attention_mask=make_mask(reference["pairs/valid_lens"], tokens.shape[1]),
             token_type_ids=torch.tensor(reference["pairs/segments"]),
         ).logits
     assert relative_difference(logits, reference["pairs/cls"]) <= D2L_TOLERANCE
@@ -158,7 +184,7 @@ def random_batch(rows: int = 6, length: int = 20, vocab: int = 50):
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_outputs_equal_the_books_equations(
+def test_outputs_equal_d2l_equations(
     attention: str, d2l_checkpoint: Path, reference_bert: ReferenceBERT, tmp_path: Path
 ):
     convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
@@ -166,22 +192,22 @@ def test_outputs_equal_the_books_equations(
     tokens, segments, valid_lens = random_batch()
     positions = torch.tensor([[1, 3, 5]] * len(tokens))
     with torch.no_grad():
-        ours = outputs_of(model, tokens, segments, valid_lens, positions)
+        found = compute_outputs(model, tokens, segments, valid_lens, positions)
         encoded, mlm, nsp = reference_bert(tokens, segments, valid_lens, positions)
     for name, value in {"encoder": encoded, "mlm": mlm, "nsp": nsp}.items():
-        assert relative_difference(ours[name], value) <= rounding(model.config), name
+        assert relative_difference(found[name], value) <= rounding(model.config), name
 
 
-def test_every_layer_and_attention_map_equals_the_books(
+def test_hidden_states_and_attentions_equal_d2l_equations(
     d2l_checkpoint: Path, reference_bert: ReferenceBERT, tmp_path: Path
 ):
     convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
     model = D2LBertForPreTraining.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     tokens, segments, valid_lens = random_batch()
     with torch.no_grad():
-        ours = model(
+        found = model(
             tokens,
-            mask_of(valid_lens, tokens.shape[1]),
+            make_mask(valid_lens, tokens.shape[1]),
             segments,
             output_hidden_states=True,
             output_attentions=True,
@@ -190,19 +216,19 @@ def test_every_layer_and_attention_map_equals_the_books(
         for block in reference_bert.encoder.blks:
             block.register_forward_hook(lambda _module, _inputs, output: hidden.append(output))
         reference_bert(tokens, segments, valid_lens)
-    assert len(ours.hidden_states) == len(hidden) + 1 and len(ours.attentions) == len(hidden)
+    assert len(found.hidden_states) == len(hidden) + 1 and len(found.attentions) == len(hidden)
     for number, block in enumerate(reference_bert.encoder.blks):
-        assert relative_difference(ours.hidden_states[number + 1], hidden[number]) <= rounding(model.config)
+        assert relative_difference(found.hidden_states[number + 1], hidden[number]) <= rounding(model.config)
         maps = block.attention.attention_weights.unflatten(0, (len(tokens), -1))
-        assert relative_difference(ours.attentions[number], maps) <= rounding(model.config)
+        assert relative_difference(found.attentions[number], maps) <= rounding(model.config)
 
 
-def test_a_fine_tuned_classifier_equals_the_books_equations(reference_bert: ReferenceBERT, tmp_path: Path):
-    book = ReferenceClassifier(reference_bert).eval()
-    source = save_d2l_checkpoint(tmp_path / "book", book.state_dict(), small_vocabulary())
+def test_fine_tuned_classifier_equals_d2l_equations(reference_bert: ReferenceBERT, tmp_path: Path):
+    reference = ReferenceClassifier(reference_bert).eval()
+    source = save_d2l_checkpoint(tmp_path / "d2l", reference.state_dict(), small_vocabulary())
     convert(source, tmp_path / "model", num_attention_heads=2)
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokens, segments, valid_lens = random_batch()
     with torch.no_grad():
-        ours = model(tokens, mask_of(valid_lens, tokens.shape[1]), segments).logits
-        assert relative_difference(ours, book(tokens, segments, valid_lens)) <= rounding(model.config)
+        logits = model(tokens, make_mask(valid_lens, tokens.shape[1]), segments).logits
+        assert relative_difference(logits, reference(tokens, segments, valid_lens)) <= rounding(model.config)
