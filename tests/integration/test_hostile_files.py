@@ -318,7 +318,9 @@ def test_random_bytes_are_rejected(content: bytes, start: bytes, tmp_path: Path)
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("moment", ["conversion.convert.prove", "conversion.convert.Certificate.write", "os.rename"])
+@pytest.mark.parametrize(
+    "moment", ["conversion.write_model.prove", "conversion.write_model.Certificate.write", "os.rename"]
+)
 def test_output_folder_does_not_exist_before_conversion_is_complete(
     moment: str, d2l_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -340,7 +342,7 @@ def test_ctrl_c_prints_one_line_and_leaves_no_files(d2l_checkpoint: Path, tmp_pa
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("conversion.convert.prove", interrupt)
+    monkeypatch.setattr("conversion.write_model.prove", interrupt)
     command = ["convert", str(d2l_checkpoint), "--num_attention_heads", "2", "--output_dir", str(tmp_path / "model")]
     assert main(command) == 130
     assert capsys.readouterr().err == "bert-snli convert: interrupted\n"
