@@ -115,6 +115,16 @@ def fresh_accelerate_state():
 
 
 @pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training write no plots and no report: they take most of the time of a short run.
+
+    `tests/integration/test_run_folder.py` tests them.
+    """
+    monkeypatch.setattr("bert_snli.finetune.plot_curve", lambda *arguments: None)
+    monkeypatch.setattr("bert_snli.training.session.write_run_report", lambda *arguments: None)
+
+
+@pytest.fixture
 def reference_bert() -> ReferenceBERT:
     torch.manual_seed(0)
     return ReferenceBERT().eval()

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
 from transformers import TrainerState
 
 from bert_snli.finetune import finetune, parse_recipe
-from bert_snli.folders import finished_folder
 from bert_snli.pretrain import parse_recipe as parse_pretraining
 from bert_snli.pretrain import pretrain
 from bert_snli.training import record
@@ -170,31 +166,3 @@ def test_what_an_earlier_run_left_does_not_outlive_it(run: Path, inputs: Path, t
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert not left & {"report.md", "course.png", "confusion_matrix.png", "trainer_state.json", "train_results.json"}
     assert "non_finite.json" in left
-
-
-@pytest.mark.parametrize(("umask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
-@pytest.mark.parametrize("exists", [False, True])
-def test_finished_folder_follows_the_umask_without_changing_it(
-    umask: int, folder_mode: int, file_mode: int, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """A change of the umask, even for a moment, changes the mode of files that other threads create."""
-    output = tmp_path / "model"
-    before = os.umask(umask)
-    try:
-        if exists:
-            output.mkdir()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "umask", lambda mask: pytest.fail("os.umask was called"))
-            with finished_folder(output) as folder:
-                save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
-                (folder / "onnx").mkdir()
-                (folder / "onnx" / "config.json").write_text("{}")
-    finally:
-        os.umask(before)
-    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {
-        "model": folder_mode,
-        "model/model.safetensors": file_mode,
-        "model/onnx": folder_mode,
-        "model/onnx/config.json": file_mode,
-    }
