@@ -249,10 +249,10 @@ def test_resume_is_refused_with_other_labels(split: str, base_model: Path, corpu
     shutil.copytree(corpus, tmp_path / "corpus")
     changes = {"max_steps": 3, "save_steps": 2}
     run_finetune(base_model, tmp_path / "corpus", tmp_path / "run", **changes)
-    file = tmp_path / "corpus" / f"snli_1.0_{split}.txt"
-    other = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment"}
-    rows = [line.split("\t", 1) for line in file.read_text().splitlines()]
-    file.write_text("".join(f"{other.get(label, label)}\t{rest}\n" for label, rest in rows))
+    file = tmp_path / "corpus" / f"snli_1.0_{split}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    other = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment", "-": "-"}
+    file.write_text("".join(json.dumps({**row, "gold_label": other[row["gold_label"]]}) + "\n" for row in rows))
     with pytest.raises(BertSnliError, match="checkpoint-2: was made of other pairs"):
         run_finetune(base_model, tmp_path / "corpus", tmp_path / "run", **changes, resume_from_checkpoint="auto")
 
