@@ -64,6 +64,27 @@ def vocabulary(corpus: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def wiki_lines(corpus: Path) -> list[str]:
+    """The lines of a small text in the format of WikiText-2."""
+    from tests.support.pretraining import make_wiki_lines
+
+    return make_wiki_lines(corpus)
+
+
+@pytest.fixture(scope="session")
+def wiki(wiki_lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of WikiText-2, without its test split."""
+    from tests.support.pretraining import write_wiki
+
+    return write_wiki(wiki_lines, tmp_path_factory.mktemp("wiki"))
+
+
+@pytest.fixture(scope="session")
+def wiki_vocabulary(wiki_lines: list[str]) -> list[str]:
+    return SPECIALS + sorted({word for line in wiki_lines for word in line.lower().split()})
+
+
+@pytest.fixture(scope="session")
 def classifier_weights(vocabulary: list[str]) -> dict[str, torch.Tensor]:
     """The weights of a d2l classifier, with its output layer."""
     torch.manual_seed(0)
@@ -121,6 +142,7 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     `tests/integration/test_run_folder.py` tests them.
     """
     monkeypatch.setattr("bert_snli.finetune.plot_curve", lambda *arguments: None)
+    monkeypatch.setattr("bert_snli.pretrain.plot_pretraining", lambda *arguments: None)
     monkeypatch.setattr("bert_snli.training.session.write_run_report", lambda *arguments: None)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from tests.support.finetuning import D2L_OPTIONS
 from tests.support.processes import unused_port
@@ -93,6 +95,7 @@ def _train(
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    tqdm.set_lock(threading.RLock())  # a killed process leaks the default lock, a semaphore of the system
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     if prepare:
         prepare()
