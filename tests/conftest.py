@@ -1,4 +1,4 @@
-"""Fixtures: a tiny checkpoint in the book's format, made on the spot; the real data and checkpoints where they lie."""
+"""Fixtures: small generated data, checkpoints and models; the real data where they exist."""
 
 from __future__ import annotations
 
@@ -137,13 +137,17 @@ def fresh_accelerate_state():
 
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let training write no plots and no report: they take most of the time of a short run.
+    """Let training draw no plots, which take most of the time of a short run.
 
     `tests/integration/test_run_folder.py` tests them.
     """
-    monkeypatch.setattr("bert_snli.finetune.plot_curve", lambda *arguments: None)
-    monkeypatch.setattr("bert_snli.pretrain.plot_pretraining", lambda *arguments: None)
-    monkeypatch.setattr("bert_snli.training.session.write_run_report", lambda *arguments: None)
+    for name in (
+        "finetune.plot_curve",
+        "pretrain.plot_pretraining",
+        "training.run_report.plot_course",
+        "training.run_report.plot_confusion_matrix",
+    ):
+        monkeypatch.setattr(f"bert_snli.{name}", lambda *arguments: None)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_sharded_training_is_refused(
     command: str, kind: str, base_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    paths = ["--dataset_name_or_path", corpus, "--output_dir", tmp_path / "run"]
+    paths = ["--max_length", 40, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "run"]
     model = ["--model_name_or_path", base_model] if command == "finetune" else []
     assert main([command, *map(str, [*paths, *model])]) == 2
     assert f"accelerate's {kind} is not supported; use distributed_type: MULTI_GPU" in capsys.readouterr().err

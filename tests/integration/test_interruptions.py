@@ -56,20 +56,21 @@ def run(uninterrupted: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_resume_is_bit_exact_after_sigkill_at_random_moments(num_processes: int, tmp_path: Path):
     """The short form of `make soak`."""
-    corpus, base_model = soak.make_inputs(tmp_path)
+    corpus, base_model = soak.make_inputs(tmp_path, num_rows=1100)
     chance = random.Random(num_processes)
     kills = soak.soak(corpus, base_model, tmp_path, num_processes, 6, chance, max_train_samples=960, num_train_epochs=2)
     assert [kill.num_processes for kill in kills] == [num_processes] * 6
     assert any(kill.newest_checkpoint for kill in kills)
 
 
-def start_command(num_processes: int, module: str, arguments: list[str]) -> subprocess.Popen:
-    """Start the command `bert-snli finetune`, with `module` in the place of `bert_snli.finetune`."""
-    parent, name = module.rsplit(".", 1)
-    program = f"import sys; from bert_snli import launch; from {parent} import {name}; "
-    program += f"sys.exit(launch.main({name}, sys.argv[1:]))"
+def start_command(num_processes: int, arguments: list[str], module: str | None = None) -> subprocess.Popen:
+    """Start `bert-snli finetune`. `module` of `tests.support` replaces `bert_snli.finetune` in the processes."""
+    command = ["-m", "bert_snli.cli", "finetune"]
+    if module:
+        program = f"from tests.support import {module}; sys.exit(launch.main({module}, sys.argv[1:]))"
+        command = ["-c", f"import sys; from bert_snli import launch; {program}"]
     return subprocess.Popen(
-        [sys.executable, "-c", program, "--num_processes", str(num_processes), *arguments],
+        [sys.executable, *command, "--num_processes", str(num_processes), *arguments],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stderr=subprocess.PIPE,
@@ -102,7 +103,7 @@ def test_signal_stops_a_run_with_a_checkpoint_and_resume_is_bit_exact(
 ):
     changes = {"dropout": 0.1, "max_train_samples": 250, "train_batch_size": 8, "max_steps": 200}
     run = tmp_path / "run"
-    process = start_command(num_processes, "bert_snli.finetune", command_line(base_model, corpus, run, **changes))
+    process = start_command(num_processes, command_line(base_model, corpus, run, **changes))
     wait_until(lambda: has_metrics(run), process)
     process.send_signal(signum)
     _, printed = process.communicate(timeout=100)
@@ -357,7 +358,7 @@ def test_failing_process_ends_the_others_and_its_traceback_is_printed_once(
     base_model: Path, corpus: Path, tmp_path: Path
 ):
     arguments = command_line(base_model, corpus, tmp_path / "run")
-    _, printed = start_command(2, "tests.support.failing_process", arguments).communicate(timeout=100)
+    _, printed = start_command(2, arguments, "failing_process").communicate(timeout=100)
     assert printed.count("Traceback") == 1, printed
     error, lost = printed.index("RuntimeError: an error of the test"), printed.find("lost another process")
     assert lost == -1 or error < lost, printed
@@ -372,7 +373,7 @@ def test_second_sigint_ends_all_processes_during_an_evaluation(
     evaluating.mkdir()
     monkeypatch.setenv("EVALUATING", str(evaluating))
     arguments = command_line(base_model, corpus, tmp_path / "run", max_steps=2)
-    process = start_command(2, "tests.support.slow_evaluation", arguments)
+    process = start_command(2, arguments, "slow_evaluation")
     wait_until(lambda: len(list(evaluating.iterdir())) == 2, process)
     process.send_signal(signal.SIGINT)
     time.sleep(1)

@@ -57,9 +57,9 @@ class Kill(NamedTuple):
     newest_checkpoint: int
 
 
-def make_inputs(folder: Path) -> tuple[Path, Path]:
-    """Write a generated corpus and a small pretrained model with random weights. Return their folders."""
-    corpus = write_sample(folder / "corpus", num_pairs={"train": 3300, "dev": 330, "test": 30})
+def make_inputs(folder: Path, num_rows: int = 3300) -> tuple[Path, Path]:
+    """Write a generated corpus with `num_rows` training rows, and a small pretrained model with random weights. Return their folders."""
+    corpus = write_sample(folder / "corpus", num_pairs={"train": num_rows, "dev": 330, "test": 30})
     rows = [json.loads(line) for line in (corpus / "snli_1.0_train.jsonl").read_text().splitlines()]
     words = {word.lower() for row in rows for text in (row["sentence1"], row["sentence2"]) for word in text.split()}
     special = list(SPECIAL_TOKENS.values())
