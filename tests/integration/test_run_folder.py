@@ -46,7 +46,7 @@ def test_run_json_identifies_base_model_data_and_versions(base_model: Path, fini
     assert origin["resumed"] == []
 
 
-def test_git_commit_is_marked_when_the_code_has_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_git_commit_has_a_suffix_when_the_code_has_uncommitted_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def git(*words: str) -> str:
         options = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.run(
@@ -70,10 +70,8 @@ def test_git_commit_is_marked_when_the_code_has_changes(tmp_path: Path, monkeypa
 def test_saved_recipe_repeats_the_run_bit_exactly(finished_run: Path, tmp_path: Path):
     finetune(parse_recipe(["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]))
     assert find_differences(finished_run, tmp_path / "again") == []
-    assert (
-        read_json(tmp_path / "again" / "run.json")["data_fingerprint"]
-        == read_json(finished_run / "run.json")["data_fingerprint"]
-    )
+    first, second = (read_json(folder / "run.json") for folder in (finished_run, tmp_path / "again"))
+    assert first["data_fingerprint"] == second["data_fingerprint"]
 
 
 def test_trainer_state_of_transformers_holds_the_metrics(finished_run: Path):
@@ -83,12 +81,14 @@ def test_trainer_state_of_transformers_holds_the_metrics(finished_run: Path):
     assert (state.global_step, state.max_steps) == (7, 7)
     assert state.best_metric == max(entry["eval_accuracy"] for entry in evaluations)
     assert len(state.log_history) == len(lines)
-    for ours, line in zip(state.log_history, lines, strict=True):
-        assert (ours["step"], ours["epoch"]) == (line["step"], line["epoch"])
+    for entry, line in zip(state.log_history, lines, strict=True):
         if "eval_loss" in line:
-            assert ours["eval_accuracy"] == line["eval_accuracy"] and "loss" not in ours
+            assert "loss" not in entry
+            names = ["step", "epoch", "eval_loss", "eval_accuracy"]
         else:
-            assert ours["loss"] == line["train_loss"] and ours["grad_norm"] > 0 and ours["learning_rate"] >= 0
+            assert entry["loss"] == line["train_loss"]
+            names = ["step", "epoch", "grad_norm", "learning_rate"]
+        assert [entry[name] for name in names] == [line[name] for name in names]
 
 
 def test_report_shows_metrics_and_plots(finished_run: Path):

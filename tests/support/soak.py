@@ -58,7 +58,10 @@ class Kill(NamedTuple):
 
 
 def make_inputs(folder: Path, num_rows: int = 3300) -> tuple[Path, Path]:
-    """Write a generated corpus with `num_rows` training rows, and a small pretrained model with random weights. Return their folders."""
+    """Write a generated corpus with `num_rows` training rows, and a small pretrained model with random weights.
+
+    Returns their folders.
+    """
     corpus = write_sample(folder / "corpus", num_pairs={"train": num_rows, "dev": 330, "test": 30})
     rows = [json.loads(line) for line in (corpus / "snli_1.0_train.jsonl").read_text().splitlines()]
     words = {word.lower() for row in rows for text in (row["sentence1"], row["sentence2"]) for word in text.split()}
