@@ -1,5 +1,7 @@
 """Fixtures: small generated data, checkpoints and models; the real data where they exist."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import atexit
@@ -15,6 +17,15 @@ from pathlib import Path
 import pytest
 import torch
 
+# Hugging Face's libraries read these variables when they are imported, which the imports below do.
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never use the network
+os.environ["ACCELERATE_USE_CPU"] = "1"  # the same numbers on a machine with a GPU
+CACHE = tempfile.mkdtemp(prefix="bert-snli-tests-")  # files that earlier runs cached would hide errors
+os.environ["HF_DATASETS_CACHE"] = CACHE
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE  # its key leaves ATEN_CPU_CAPABILITY out
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT in background jobs
+
 from conversion.convert import convert
 from tests.support.checkpoints import SPECIALS, save_d2l_checkpoint, small_vocabulary
 from tests.support.classifiers import save_random_classifier
@@ -22,14 +33,6 @@ from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.finetuning import read_parsed_rows
 from tests.support.processes import unused_port
 from tests.support.real_data import real_data
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # never reach for the network
-os.environ["ACCELERATE_USE_CPU"] = "1"  # the same numbers on a machine with a GPU
-CACHE = tempfile.mkdtemp(prefix="bert-snli-tests-")  # what earlier runs cached would hide faults
-os.environ["HF_DATASETS_CACHE"] = CACHE
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE  # its key leaves ATEN_CPU_CAPABILITY out
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what a script starts with &
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
