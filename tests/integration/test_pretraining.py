@@ -146,9 +146,9 @@ def test_resume_is_bit_exact_after_sigkill(wiki: Path, tmp_path: Path):
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned the sentences of a generated corpus."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    corpus = write_sample(folder.parent / "corpus", num_pairs={"train": 3000, "dev": 900, "test": 9})
+    corpus = write_sample(folder.parent / "corpus", num_pairs={"train": 3000, "dev": 600, "test": 9})
     sizes = "--hidden_size 32 --intermediate_size 64 --num_attention_heads 2 --min_freq 1 --initializer_range 0.2"
-    recipe = "--num_train_epochs 10 --train_batch_size 32 --learning_rate 3e-3 --dropout 0 --max_position_embeddings 64"
+    recipe = "--num_train_epochs 5 --train_batch_size 32 --learning_rate 6e-3 --dropout 0 --max_position_embeddings 64"
     words = ["--dataset_name_or_path", str(corpus), "--output_dir", str(folder), "--max_length", "64"]
     words += ["--mixed_precision", "no"]
     pretrain(parse_recipe([*words, *sizes.split(), *recipe.split()]))
