@@ -56,7 +56,7 @@ def run(uninterrupted: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_resume_is_bit_exact_after_sigkill_at_random_moments(num_processes: int, tmp_path: Path):
     """The short form of `make soak`."""
-    corpus, base_model = soak.make_inputs(tmp_path, num_rows=1100)
+    corpus, base_model = soak.make_inputs(tmp_path, num_rows=1200)
     chance = random.Random(num_processes)
     kills = soak.soak(corpus, base_model, tmp_path, num_processes, 6, chance, max_train_samples=960, num_train_epochs=2)
     assert [kill.num_processes for kill in kills] == [num_processes] * 6
