@@ -44,6 +44,27 @@ def vocabulary(corpus: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def wiki_lines(corpus: Path) -> list[str]:
+    """The lines of a small text in the format of WikiText-2."""
+    from tests.support.pretraining import make_wiki_lines
+
+    return make_wiki_lines(corpus)
+
+
+@pytest.fixture(scope="session")
+def wiki(wiki_lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of WikiText-2, without its test split."""
+    from tests.support.pretraining import write_wiki
+
+    return write_wiki(wiki_lines, tmp_path_factory.mktemp("wiki"))
+
+
+@pytest.fixture(scope="session")
+def wiki_vocabulary(wiki_lines: list[str]) -> list[str]:
+    return SPECIALS + sorted({word for line in wiki_lines for word in line.lower().split()})
+
+
+@pytest.fixture(scope="session")
 def classifier_weights(vocabulary: list[str]) -> dict[str, torch.Tensor]:
     """The weights of a d2l classifier, with its output layer."""
     torch.manual_seed(0)
@@ -92,6 +113,21 @@ def fresh_accelerate_state():
 
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training draw no plots, which take most of the time of a short run.
+
+    `tests/integration/test_run_folder.py` tests them.
+    """
+    for name in (
+        "finetune.plot_curve",
+        "pretrain.plot_pretraining",
+        "training.run_report.plot_course",
+        "training.run_report.plot_confusion_matrix",
+    ):
+        monkeypatch.setattr(f"bert_snli.{name}", lambda *arguments: None)
 
 
 @pytest.fixture

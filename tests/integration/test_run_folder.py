@@ -1,60 +1,52 @@
-"""What a run leaves besides its model: where it came from, its history, its page."""
+"""What a run writes next to its model: where the weights come from, the metrics, the report, the trackers."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
 from transformers import TrainerState
 
+from bert_snli.errors import BertSnliError
 from bert_snli.finetune import finetune, parse_recipe
-from bert_snli.folders import finished_folder
 from bert_snli.pretrain import parse_recipe as parse_pretraining
 from bert_snli.pretrain import pretrain
 from bert_snli.training import record
 from conversion.checkpoint import sha256_of_file
-from tests.support import soak
-from tests.support.finetuning import metrics, run_finetune
+from tests.support.finetuning import find_differences, read_metrics, run_finetune
+from tests.support.training_processes import start_finetuning
 
 CHANGES = {"dropout": 0.1, "max_steps": 7, "save_steps": 2, "logging_steps": 3, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    soak.make_inputs(folder)
-    return folder
+def finished_run(base_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with TensorBoard, two evaluations, and checkpoints of steps 4 and 6."""
+    output_dir = tmp_path_factory.mktemp("finished_run") / "run"
+    run_finetune(base_model, corpus, output_dir, **CHANGES, report_to="tensorboard")
+    return output_dir
 
 
-@pytest.fixture(scope="module")
-def run(inputs: Path) -> Path:
-    run_finetune(inputs / "start", inputs / "corpus", inputs / "run", **CHANGES, report_to="tensorboard")
-    return inputs / "run"
-
-
-def read(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_it_says_where_the_weights_come_from(inputs: Path, run: Path):
-    origin = read(run / "run.json")
-    assert origin["model_sha256"] == sha256_of_file(inputs / "start" / "model.safetensors")
-    assert origin["data_fingerprint"] == read(run / "checkpoint-6" / "progress.json")["data"]
+def test_run_json_identifies_base_model_data_and_versions(base_model: Path, finished_run: Path):
+    origin = read_json(finished_run / "run.json")
+    assert origin["model_sha256"] == sha256_of_file(base_model / "model.safetensors")
+    assert origin["data_fingerprint"] == read_json(finished_run / "checkpoint-6" / "progress.json")["data"]
     assert origin["versions"]["transformers"] == transformers.__version__
     assert origin["machine"]["num_processes"] == 1
     assert origin["resumed"] == []
 
 
-def test_the_commit_is_named_and_whether_the_code_is_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_git_commit_has_a_suffix_when_the_code_has_uncommitted_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def git(*words: str) -> str:
         options = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.run(
@@ -75,126 +67,106 @@ def test_the_commit_is_named_and_whether_the_code_is_it(tmp_path: Path, monkeypa
     assert record.git_commit() is None
 
 
-def test_the_recipe_in_the_folder_repeats_the_run_to_the_bit(run: Path, tmp_path: Path):
-    finetune(parse_recipe(["--config", str(run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]))
-    assert soak.differences(run, tmp_path / "again") == []
-    assert read(tmp_path / "again" / "run.json")["data_fingerprint"] == read(run / "run.json")["data_fingerprint"]
+def test_saved_recipe_repeats_the_run_bit_exactly(finished_run: Path, tmp_path: Path):
+    finetune(parse_recipe(["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]))
+    assert find_differences(finished_run, tmp_path / "again") == []
+    first, second = (read_json(folder / "run.json") for folder in (finished_run, tmp_path / "again"))
+    assert first["data_fingerprint"] == second["data_fingerprint"]
 
 
-def test_transformers_reads_the_history(run: Path):
-    state = TrainerState.load_from_json(str(run / "trainer_state.json"))
-    lines = metrics(run)
+def test_trainer_state_of_transformers_holds_the_metrics(finished_run: Path):
+    state = TrainerState.load_from_json(str(finished_run / "trainer_state.json"))
+    lines = read_metrics(finished_run)
     evaluations = [entry for entry in lines if "eval_loss" in entry]
     assert (state.global_step, state.max_steps) == (7, 7)
     assert state.best_metric == max(entry["eval_accuracy"] for entry in evaluations)
     assert len(state.log_history) == len(lines)
-    for ours, line in zip(state.log_history, lines, strict=True):
-        assert (ours["step"], ours["epoch"]) == (line["step"], line["epoch"])
+    for entry, line in zip(state.log_history, lines, strict=True):
         if "eval_loss" in line:
-            assert ours["eval_accuracy"] == line["eval_accuracy"] and "loss" not in ours
+            assert "loss" not in entry
+            names = ["step", "epoch", "eval_loss", "eval_accuracy"]
         else:
-            assert ours["loss"] == line["train_loss"] and ours["grad_norm"] > 0 and ours["learning_rate"] >= 0
+            assert entry["loss"] == line["train_loss"]
+            names = ["step", "epoch", "grad_norm", "learning_rate"]
+        assert [entry[name] for name in names] == [line[name] for name in names]
 
 
-def test_the_report_has_its_figures_and_its_pictures(run: Path):
-    text = (run / "report.md").read_text(encoding="utf-8")
-    results = read(run / "train_results.json")
+def test_report_shows_metrics_and_plots(finished_run: Path):
+    text = (finished_run / "report.md").read_text(encoding="utf-8")
+    results = read_json(finished_run / "train_results.json")
     assert f"| {results['kept_epoch']:g} (kept) |" in text and f"{results['eval_accuracy']:.4f}" in text
     for name in ("curve.png", "course.png", "confusion_matrix.png"):
         assert f"({name})" in text
-        with Image.open(run / name) as picture:
-            assert min(picture.size) > 500
-    assert read(run / "run.json")["model_sha256"] in text
+        with Image.open(finished_run / name) as plot:
+            assert min(plot.size) > 500 and len(plot.convert("RGB").getcolors(1 << 24)) > 10  # not blank
+    assert read_json(finished_run / "run.json")["model_sha256"] in text
 
 
-def test_the_confusion_matrix_is_that_of_the_kept_model(run: Path, inputs: Path):
-    kept = read(run / "checkpoint-6" / "progress.json")["kept"]
-    first = next(entry for entry in metrics(run) if "eval_loss" in entry)
-    matrix = kept["confusion_matrix"]
-    assert kept["step"] == first["step"]
-    right, total = sum(matrix[name][name] for name in matrix), sum(sum(row.values()) for row in matrix.values())
-    assert right / total == pytest.approx(first["eval_accuracy"])
+def test_confusion_matrix_is_that_of_the_best_checkpoint(finished_run: Path):
+    best = read_json(finished_run / "checkpoint-6" / "progress.json")["kept"]
+    first = next(entry for entry in read_metrics(finished_run) if "eval_loss" in entry)
+    matrix = best["confusion_matrix"]
+    assert best["step"] == first["step"]
+    correct, total = sum(matrix[name][name] for name in matrix), sum(sum(row.values()) for row in matrix.values())
+    assert correct / total == pytest.approx(first["eval_accuracy"])
 
 
-def test_a_resumed_run_says_so_and_the_tracker_shows_each_step_once(run: Path, tmp_path: Path):
+def test_resumed_run_is_recorded_and_tensorboard_shows_each_step_once(finished_run: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
-    recipe = ["--config", str(run / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    recipe = ["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
     finetune(parse_recipe([*recipe, "--resume_from_checkpoint", "auto"]))
-    assert [entry["step"] for entry in read(tmp_path / "run" / "run.json")["resumed"]] == [4]
-    assert read(tmp_path / "run" / "run.json")["id"] == read(run / "run.json")["id"]
+    assert [entry["step"] for entry in read_json(tmp_path / "run" / "run.json")["resumed"]] == [4]
+    assert read_json(tmp_path / "run" / "run.json")["id"] == read_json(finished_run / "run.json")["id"]
     assert "from step 4" in (tmp_path / "run" / "report.md").read_text()
     events = EventAccumulator(str(tmp_path / "run" / "bert-snli"))
     events.Reload()
-    lines = metrics(tmp_path / "run")
-    for name, which in (("train_loss", "learning_rate"), ("eval_loss", "eval_loss")):
+    lines = read_metrics(tmp_path / "run")
+    for name, field in (("train_loss", "learning_rate"), ("eval_loss", "eval_loss")):
         shown = [(event.step, pytest.approx(event.value)) for event in events.Scalars(name.replace("_", "/"))]
-        assert shown == [(entry["step"], entry[name]) for entry in lines if which in entry]
+        assert shown == [(entry["step"], entry[name]) for entry in lines if field in entry]
 
 
 @pytest.mark.slow
-def test_a_killed_run_loses_nothing_that_it_told_the_tracker(inputs: Path, tmp_path: Path):
+def test_tensorboard_shows_all_steps_of_a_killed_and_resumed_run(base_model: Path, corpus: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    changes = {"max_train_samples": 640, "num_train_epochs": 2, "report_to": "tensorboard"}
-    run = soak.begin(inputs / "corpus", inputs / "start", tmp_path / "run", 1, **changes)
-    while not (tmp_path / "run" / "checkpoint-15").exists():
-        assert run.poll() is None
-        time.sleep(0.01)
-    soak.kill_all(run)
-    soak.finish(soak.begin(inputs / "corpus", inputs / "start", tmp_path / "run", 1, **changes))
-    events = EventAccumulator(str(tmp_path / "run" / "bert-snli"))
+    output_dir = tmp_path / "run"
+    changes = {**CHANGES, "max_steps": 100, "save_steps": 5, "report_to": "tensorboard"}
+    process = start_finetuning(base_model, corpus, output_dir, **changes)
+    while not (output_dir / "checkpoint-15").exists():
+        assert process.is_running()
+        time.sleep(0.005)
+    process.kill()
+    assert not (output_dir / "train_results.json").exists()
+    run_finetune(base_model, corpus, output_dir, **changes, resume_from_checkpoint="auto")
+    assert read_json(output_dir / "run.json")["resumed"][0]["step"] >= 15
+    events = EventAccumulator(str(output_dir / "bert-snli"))
     events.Reload()
-    lines = [entry["step"] for entry in metrics(tmp_path / "run") if "grad_norm" in entry]
-    assert [event.step for event in events.Scalars("train/grad_norm")] == lines
+    steps = [entry["step"] for entry in read_metrics(output_dir) if "grad_norm" in entry]
+    assert [event.step for event in events.Scalars("train/grad_norm")] == steps
 
 
-def test_pretraining_leaves_the_same(inputs: Path, tmp_path: Path):
+def test_pretraining_writes_the_same_records(corpus: Path, tmp_path: Path):
     sizes = "--hidden_size 16 --intermediate_size 16 --num_attention_heads 2 --min_freq 1 --max_steps 3".split()
-    where = ["--dataset_name_or_path", str(inputs / "corpus"), "--output_dir", str(tmp_path / "run")]
-    pretrain(parse_pretraining([*where, *sizes, "--logging_steps", "1"]))
+    paths = ["--dataset_name_or_path", str(corpus), "--output_dir", str(tmp_path / "run")]
+    pretrain(parse_pretraining([*paths, *sizes, "--logging_steps", "1"]))
     state = TrainerState.load_from_json(str(tmp_path / "run" / "trainer_state.json"))
-    assert state.best_metric == metrics(tmp_path / "run")[-1]["eval_loss"]
+    assert state.best_metric == read_metrics(tmp_path / "run")[-1]["eval_loss"]
     text = (tmp_path / "run" / "report.md").read_text()
     assert "fresh weights" in text and "confusion" not in text
-    assert read(tmp_path / "run" / "run.json")["model_sha256"] is None
+    assert read_json(tmp_path / "run" / "run.json")["model_sha256"] is None
 
 
-def test_what_an_earlier_run_left_does_not_outlive_it(run: Path, inputs: Path, tmp_path: Path):
-    shutil.copytree(run, tmp_path / "run")
-    changes = {**CHANGES, "overwrite_output_dir": True, "learning_rate": 1e30, "warmup_steps": 0}
-    with pytest.raises(Exception, match="not finite"):
-        run_finetune(inputs / "start", inputs / "corpus", tmp_path / "run", **changes)
-    left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert not left & {"report.md", "course.png", "confusion_matrix.png", "trainer_state.json", "train_results.json"}
-    assert "non_finite.json" in left
-
-
-@pytest.mark.parametrize(("umask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
-@pytest.mark.parametrize("exists", [False, True])
-def test_finished_folder_follows_the_umask_without_changing_it(
-    umask: int, folder_mode: int, file_mode: int, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_overwrite_output_dir_removes_the_records_of_the_earlier_run(
+    base_model: Path, corpus: Path, finished_run: Path, tmp_path: Path
 ):
-    """A change of the umask, even for a moment, changes the mode of files that other threads create."""
-    output = tmp_path / "model"
-    before = os.umask(umask)
-    try:
-        if exists:
-            output.mkdir()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "umask", lambda mask: pytest.fail("os.umask was called"))
-            with finished_folder(output) as folder:
-                save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
-                (folder / "onnx").mkdir()
-                (folder / "onnx" / "config.json").write_text("{}")
-    finally:
-        os.umask(before)
-    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {
-        "model": folder_mode,
-        "model/model.safetensors": file_mode,
-        "model/onnx": folder_mode,
-        "model/onnx/config.json": file_mode,
-    }
+    shutil.copytree(finished_run, tmp_path / "run")
+    changes = {**CHANGES, "overwrite_output_dir": True, "learning_rate": 1e30}
+    with pytest.raises(BertSnliError, match="not finite"):
+        run_finetune(base_model, corpus, tmp_path / "run", **changes)
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not found & {"report.md", "course.png", "confusion_matrix.png", "trainer_state.json", "train_results.json"}
+    assert "non_finite.json" in found

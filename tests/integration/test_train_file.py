@@ -1,4 +1,4 @@
-"""Training on a file of pairs: with labels, or with the scores of a teacher."""
+"""Fine-tuning on a file of pairs with labels or with teacher predictions (`--train_file`)."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.finetuning import BATCH, ROWS, encode_rows, run_finetune
 
 STEPS = 8
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
-def write_pairs(path: Path, corpus: Path, answers: list[dict]) -> Path:
-    pairs = load_snli(str(corpus), splits=["train"]).splits["train"].select(range(len(answers)))
+def write_pairs(path: Path, corpus: Path, predictions: list[dict]) -> Path:
+    """Write the first training pairs of `corpus` with `predictions`."""
+    pairs = load_snli(str(corpus), splits=["train"]).splits["train"].select(range(len(predictions)))
     lines = (
-        json.dumps({"premise": pair["premise"], "hypothesis": pair["hypothesis"], **answer})
-        for pair, answer in zip(pairs, answers, strict=True)
+        json.dumps({"premise": pair["premise"], "hypothesis": pair["hypothesis"], **prediction})
+        for pair, prediction in zip(pairs, predictions, strict=True)
     )
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def gold(corpus: Path) -> list[str]:
+def gold_labels(corpus: Path) -> list[str]:
     labels = load_snli(str(corpus), splits=["train"]).splits["train"]["label"][:ROWS]
     return [BOOK_LABELS[number] for number in labels]
 
 
-def scored(probabilities: np.ndarray, names: tuple[str, ...] = BOOK_LABELS) -> list[dict]:
-    """Rows as `bert-snli predict` writes them: the most probable label, and the scores, the highest first."""
+def as_predictions(probabilities: np.ndarray, names: tuple[str, ...] = BOOK_LABELS) -> list[dict]:
+    """Return rows as `bert-snli predict` writes them: the most probable label, and the scores from high to low."""
     rows = []
     for row in probabilities.tolist():
         scores = sorted(zip(names, row, strict=True), key=lambda item: -item[1])
@@ -48,33 +50,34 @@ def scored(probabilities: np.ndarray, names: tuple[str, ...] = BOOK_LABELS) -> l
 
 
 @pytest.fixture
-def drawn() -> np.ndarray:
-    """Probabilities that say nothing of the label."""
+def probabilities() -> np.ndarray:
+    """Random teacher predictions, independent of the labels."""
     return np.random.default_rng(0).dirichlet([0.5] * 3, ROWS)
 
 
-def test_a_file_with_labels_trains_as_the_split_does(base_model: Path, corpus: Path, tmp_path: Path):
+def test_losses_on_a_file_equal_those_on_the_same_rows_of_snli(base_model: Path, corpus: Path, tmp_path: Path):
     changes = {"text_source": "raw", "max_steps": STEPS}
     expected = run_finetune(base_model, corpus, tmp_path / "split", **changes)
-    one_hot = np.eye(3)[[BOOK_LABELS.index(label) for label in gold(corpus)]]
-    for kind, answers in {"labels": [{"label": label} for label in gold(corpus)], "scores": scored(one_hot)}.items():
-        file = write_pairs(tmp_path / f"{kind}.jsonl", corpus, answers)
+    one_hot = np.eye(3)[[BOOK_LABELS.index(label) for label in gold_labels(corpus)]]
+    kinds = {"labels": [{"label": label} for label in gold_labels(corpus)], "scores": as_predictions(one_hot)}
+    for kind, predictions in kinds.items():
+        file = write_pairs(tmp_path / f"{kind}.jsonl", corpus, predictions)
         losses = run_finetune(base_model, corpus, tmp_path / kind, train_file=str(file), **changes)
         np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-6, err_msg=kind)
 
 
-@pytest.mark.parametrize("passes", [1, 3])
-def test_the_scores_of_a_teacher_are_learnt_whole(
-    passes: int,
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_loss_is_the_cross_entropy_with_the_teacher_probabilities(
+    micro_batches: int,
     base_model: Path,
     corpus: Path,
     vocabulary: list[str],
     classifier_weights,
-    drawn: np.ndarray,
+    probabilities: np.ndarray,
     tmp_path: Path,
 ):
-    file = write_pairs(tmp_path / "taught.jsonl", corpus, scored(drawn))
-    changes = {"text_source": "raw", "max_steps": STEPS, "gradient_accumulation_steps": passes}
+    file = write_pairs(tmp_path / "predictions.jsonl", corpus, as_predictions(probabilities))
+    changes = {"text_source": "raw", "max_steps": STEPS, "gradient_accumulation_steps": micro_batches}
     losses = run_finetune(base_model, corpus, tmp_path / "run", train_file=str(file), **changes)
 
     net = ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary)))
@@ -87,7 +90,7 @@ def test_the_scores_of_a_teacher_are_learnt_whole(
         sampler.set_epoch(len(expected) // sampler.batches_per_epoch)
         for batch in sampler.global_batches()[: STEPS - len(expected)]:
             logits = net(tokens[batch], segments[batch], valid_lens[batch])
-            loss = -(torch.tensor(drawn[batch]) * logits.double().log_softmax(-1)).sum()
+            loss = -(torch.tensor(probabilities[batch]) * logits.double().log_softmax(-1)).sum()
             trainer.zero_grad()
             loss.backward()
             trainer.step()
@@ -95,36 +98,39 @@ def test_the_scores_of_a_teacher_are_learnt_whole(
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
 
 
-def test_a_run_is_not_resumed_with_another_teachers_scores(
+def test_resume_is_refused_with_other_teacher_predictions(
     base_model: Path,
     corpus: Path,
-    drawn: np.ndarray,
+    probabilities: np.ndarray,
     tmp_path: Path,
 ):
-    file = write_pairs(tmp_path / "taught.jsonl", corpus, scored(drawn))
+    file = write_pairs(tmp_path / "predictions.jsonl", corpus, as_predictions(probabilities))
     changes = {"text_source": "raw", "train_file": str(file), "save_steps": 2}
     run_finetune(base_model, corpus, tmp_path / "run", max_steps=2, **changes)
-    write_pairs(file, corpus, scored(drawn[:, ::-1]))
+    write_pairs(file, corpus, as_predictions(probabilities[:, ::-1]))
     with pytest.raises(BertSnliError, match="checkpoint-2: was made of other pairs"):
         run_finetune(base_model, corpus, tmp_path / "run", max_steps=4, resume_from_checkpoint="auto", **changes)
 
 
-def test_what_is_known_of_start_and_file_is_passed_on(
-    base_model: Path, corpus: Path, drawn: np.ndarray, tmp_path: Path
+def test_training_history_of_base_model_and_file_is_kept(
+    base_model: Path, corpus: Path, probabilities: np.ndarray, tmp_path: Path
 ):
-    model, file = tmp_path / "start", write_pairs(tmp_path / "taught.jsonl", corpus, scored(drawn))
+    model, file = (
+        tmp_path / "base_model",
+        write_pairs(tmp_path / "predictions.jsonl", corpus, as_predictions(probabilities)),
+    )
     shutil.copytree(base_model, model)
-    write_steps(model, ["Pretrained on <dreams>."])
-    write_steps(file, ["A teacher\nanswered."])
-    assert (tmp_path / "taught.jsonl.provenance.md").read_text() == "- A teacher answered.\n"
+    write_steps(model, ["Pretrained on <text>."])
+    write_steps(file, ["Predicted\nby a teacher."])
+    assert (tmp_path / "predictions.jsonl.provenance.md").read_text() == "- Predicted by a teacher.\n"
     run_finetune(model, corpus, tmp_path / "run", text_source="raw", train_file=str(file), max_steps=1)
-    steps = ["Pretrained on <dreams>.", "A teacher answered.", "Fine-tuned on pairs of `taught.jsonl`."]
+    steps = ["Pretrained on <text>.", "Predicted by a teacher.", "Fine-tuned on pairs of `predictions.jsonl`."]
     assert read_steps(tmp_path / "run") == steps
     assert f"pairs of `{file}`:" in (tmp_path / "run" / "report.md").read_text()
     card = make_card(tmp_path / "run", "user/name", license="mit")
     assert "".join(f"1. {step}\n" for step in map(html.escape, steps)) in card
-    (tmp_path / "taught.jsonl.provenance.md").write_text("# A heading\n")
-    with pytest.raises(BertSnliError, match="taught.jsonl.provenance.md: '# A heading' is no step"):
+    (tmp_path / "predictions.jsonl.provenance.md").write_text("# A heading\n")
+    with pytest.raises(BertSnliError, match="predictions.jsonl.provenance.md: '# A heading' is no step"):
         run_finetune(model, corpus, tmp_path / "other", text_source="raw", train_file=str(file))
     assert not (tmp_path / "other").exists()
 
@@ -141,17 +147,18 @@ PAIR = {"premise": "A dog.", "hypothesis": "A cat."}
         ({**PAIR, "scores": None}, "row 2"),
         ({"premise": None, "hypothesis": "A cat.", "scores": dict.fromkeys(BOOK_LABELS, 1 / 3)}, "row 2"),
     ],
+    ids=["sum-below-1", "out-of-range", "missing-score", "missing-scores", "missing-premise"],
 )
-def test_scores_that_are_no_probabilities_are_named(
+def test_row_with_invalid_scores_is_refused(
     row: dict,
     message: str,
     base_model: Path,
     corpus: Path,
     tmp_path: Path,
 ):
-    whole = {**PAIR, "scores": dict.fromkeys(BOOK_LABELS, 1 / 3)}
-    file = tmp_path / "taught.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in (whole, row)))
+    valid = {**PAIR, "scores": dict.fromkeys(BOOK_LABELS, 1 / 3)}
+    file = tmp_path / "predictions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in (valid, row)))
     with pytest.raises(BertSnliError, match=message) as caught:
         run_finetune(base_model, corpus, tmp_path / "run", text_source="raw", train_file=str(file))
     assert str(caught.value).startswith(f"--train_file {file}: ")
@@ -159,14 +166,16 @@ def test_scores_that_are_no_probabilities_are_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("nowhere.jsonl", "no such file"), ("", "not a file of a kind that is read")]
+    ("name", "message"),
+    [("nowhere.jsonl", "no such file"), ("", "not a file of a kind that is read")],
+    ids=["missing-file", "folder"],
 )
-def test_a_file_that_is_not_there_is_named(
+def test_train_file_that_is_not_a_file_is_refused(
     name: str,
-    what: str,
+    message: str,
     base_model: Path,
     corpus: Path,
     tmp_path: Path,
 ):
-    with pytest.raises(BertSnliError, match=f"--train_file .*{what}"):
+    with pytest.raises(BertSnliError, match=f"--train_file .*{message}"):
         run_finetune(base_model, corpus, tmp_path / "run", train_file=str(tmp_path / name))

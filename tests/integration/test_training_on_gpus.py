@@ -1,105 +1,121 @@
-"""What training does for GPUs, as far as a machine without one can show it; `test_fake_cuda.py` runs the updates."""
+"""Training behaviour that matters on GPUs, as far as a CPU can show it. `test_fake_cuda.py` runs the updates."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from bert_snli.errors import Stopped
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.training import loop, session
 from bert_snli.training.checkpointing import read_progress
+from bert_snli.training.session import main_process_first
 from conversion.checkpoint import sha256_of_file
 from tests.support.classifiers import save_random_classifier
-from tests.support.finetuning import metrics, run_finetune
+from tests.support.finetuning import read_metrics, run_finetune
 from tests.support.processes import unused_port
+from tests.support.training_processes import SERVER
+
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 STEPS = {"max_steps": 4, "logging_steps": 2, "save_steps": 2, "max_train_samples": 200, "max_eval_samples": 20}
+HOUR = 3600.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_classifier(tmp_path_factory.mktemp("start") / "start", spread=0.1)
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_classifier(tmp_path_factory.mktemp("base_model") / "model", spread=0.1)
 
 
-def test_throughput_includes_work_that_the_device_has_still_to_do(
-    start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def finished_run(base_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 2 and 4."""
+    output_dir = tmp_path_factory.mktemp("finished_run") / "run"
+    run_finetune(base_model, corpus, output_dir, **STEPS, seed=5)
+    return output_dir
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_run`."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def test_throughput_includes_the_time_until_the_device_has_finished(
+    base_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A GPU computes after the host has queued an update; the host waits for it where it reads the sums."""
-    reduce, waited = Accelerator.reduce, 0.3
+    """A GPU computes after the host has queued an update. The host waits for it when it reads the sums."""
+    reduce, seconds = Accelerator.reduce, 0.3
 
-    def reduce_when_the_queue_is_empty(accelerator: Accelerator, tensor: torch.Tensor, *arguments) -> torch.Tensor:
-        time.sleep(waited)
+    def wait_and_reduce(accelerator: Accelerator, tensor: torch.Tensor, *arguments) -> torch.Tensor:
+        time.sleep(seconds)
         return reduce(accelerator, tensor, *arguments)
 
-    monkeypatch.setattr(Accelerator, "reduce", reduce_when_the_queue_is_empty)
-    run_finetune(start, corpus, tmp_path / "run", **{**STEPS, "save_steps": 0}, train_batch_size=32, max_length=40)
-    lines = [entry for entry in metrics(tmp_path / "run") if "learning_rate" in entry]
-    assert [entry["train_samples_per_second"] < 2 * 32 / waited for entry in lines] == [True, True]
-    assert metrics(tmp_path / "run")[-1]["train_seconds"] > 2 * waited
+    monkeypatch.setattr(Accelerator, "reduce", wait_and_reduce)
+    run_finetune(base_model, corpus, tmp_path / "run", **{**STEPS, "save_steps": 0}, train_batch_size=32)
+    lines = [entry for entry in read_metrics(tmp_path / "run") if "learning_rate" in entry]
+    assert [entry["train_samples_per_second"] < 2 * 32 / seconds for entry in lines] == [True, True]
+    assert read_metrics(tmp_path / "run")[-1]["train_seconds"] > 2 * seconds
 
 
 class Clock:
-    """A clock that can be set forward."""
+    """A replacement for the module `time` that a test can move forward."""
 
-    passed = 0.0
+    added = 0.0
 
     def perf_counter(self) -> float:
-        return time.perf_counter() + self.passed
+        return time.perf_counter() + self.added
 
 
 def test_time_of_saving_a_checkpoint_is_not_training_time(
-    start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    took, hours = 3600.0, itertools.count(1)
     monkeypatch.setattr("bert_snli.training.loop.time", clock := Clock())
     save = loop.save_checkpoint
 
     def save_slowly(*arguments) -> Path:
-        clock.passed = took * next(hours)
+        clock.added += HOUR
         return save(*arguments)
 
     monkeypatch.setattr(loop, "save_checkpoint", save_slowly)
-    run_finetune(start, corpus, tmp_path / "run", **{**STEPS, "save_steps": 1}, max_length=40)
-    assert metrics(tmp_path / "run")[-1]["train_seconds"] < took
+    run_finetune(base_model, corpus, tmp_path / "run", **{**STEPS, "save_steps": 1})
+    assert read_metrics(tmp_path / "run")[-1]["train_seconds"] < HOUR
 
 
 def test_time_of_an_evaluation_is_not_training_time_when_a_signal_stops_the_run(
-    start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("bert_snli.training.loop.time", clock := Clock())
 
     def signal_and_measure(*arguments) -> dict:
-        clock.passed += 3600
+        clock.added += HOUR
         signal.raise_signal(signal.SIGTERM)
         return nli_metrics(*arguments)
 
     monkeypatch.setattr("bert_snli.finetune.nli_metrics", signal_and_measure)
-    changes = {**STEPS, "max_steps": -1, "num_train_epochs": 2, "save_steps": 0, "max_length": 40}
+    changes = {**STEPS, "max_steps": -1, "num_train_epochs": 2, "save_steps": 0}
     with pytest.raises(Stopped):
-        run_finetune(start, corpus, tmp_path / "run", **changes)
+        run_finetune(base_model, corpus, tmp_path / "run", **changes)
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    assert read_progress(checkpoint).seconds < 3600
+    assert read_progress(checkpoint).seconds < HOUR
 
 
 def test_resume_from_a_checkpoint_of_an_earlier_version_says_what_is_unknown(
-    start: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    base_model: Path, corpus: Path, run: Path, capsys: pytest.CaptureFixture
 ):
-    run = tmp_path / "run"
-    run_finetune(start, corpus, run, **STEPS, max_length=40)
     edit_progress(run / "checkpoint-4", lambda progress: progress["means"].pop("num_gpus"))
-    run_finetune(start, corpus, run, **{**STEPS, "max_steps": 6}, max_length=40, resume_from_checkpoint="auto")
+    run_finetune(base_model, corpus, run, **{**STEPS, "max_steps": 6}, resume_from_checkpoint="auto", seed=5)
     assert "num_gpus unknown" in capsys.readouterr().err
 
 
@@ -114,46 +130,39 @@ def edit_progress(checkpoint: Path, change: Callable[[dict], object]) -> None:
 
 
 def test_resume_with_another_number_of_gpus_draws_new_random_numbers_and_says_so(
-    start: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    base_model: Path, corpus: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    """Accelerate keeps silent when the random states of a checkpoint do not fit the number of GPUs."""
-    run = tmp_path / "run"
-    run_finetune(start, corpus, run, **STEPS, max_length=40, seed=5)
+    """Accelerate does not warn when the random states of a checkpoint do not fit the number of GPUs."""
     seeds = []
     set_seed = session.set_seed
     monkeypatch.setattr(session, "set_seed", lambda seed, **options: seeds.append(seed) or set_seed(seed, **options))
     edit_progress(run / "checkpoint-4", lambda progress: progress["means"].update(num_gpus=2))
-    run_finetune(start, corpus, run, **{**STEPS, "max_steps": 6}, max_length=40, resume_from_checkpoint="auto", seed=5)
+    run_finetune(base_model, corpus, run, **{**STEPS, "max_steps": 6}, resume_from_checkpoint="auto", seed=5)
     assert "it was made with" in capsys.readouterr().err
     assert seeds == [5 + 4]
 
 
-ENCODE_SLOWLY = """
-import sys, time
-from datetime import timedelta
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-from bert_snli.training.session import main_process_first
-
-accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2))])
-with main_process_first(accelerator):
-    if accelerator.is_main_process:
-        time.sleep(5)
-    print("encoded")
-"""
+def encode_for_four_seconds(rank: int, port: int, encoded) -> None:
+    """Be one of two processes. The main process encodes for longer than the process group waits."""
+    place = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=2))
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[group])
+    with main_process_first(accelerator):
+        if accelerator.is_main_process:
+            time.sleep(4)
+        encoded.put(rank)
 
 
 @pytest.mark.slow
-def test_processes_wait_longer_for_the_encoding_than_the_process_group_allows():
-    """NCCL's limit is 10 minutes, here it is 2 seconds."""
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ENCODE_SLOWLY],
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    assert [process.communicate(timeout=120)[0] for process in processes] == ["encoded\n", "encoded\n"]
+def test_processes_wait_for_the_encoding_longer_than_the_timeout_of_the_process_group():
+    """The timeout of NCCL is 10 minutes; here it is 2 seconds."""
+    encoded = SERVER.Queue()
+    port = unused_port()
+    processes = [SERVER.Process(target=encode_for_four_seconds, args=(rank, port, encoded)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [encoded.get(timeout=1), encoded.get(timeout=1)] == [0, 1]

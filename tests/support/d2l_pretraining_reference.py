@@ -1,7 +1,7 @@
-"""The book's preparation of text to pretrain on and its loss (d2l 15.9, 15.10), one example and one word at a time.
+"""d2l's preparation of text to pretrain on and its loss (d2l 15.9, 15.10), one example and one token at a time.
 
-Written from the book's text and sharing nothing with `bert_snli`; where the book draws with `random`, the draws are
-given, so that two implementations can be compared.
+Written from the text of the book, without code of `bert_snli`. Where d2l draws random numbers, the caller passes them,
+so that two implementations can be compared.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def read_paragraphs(lines: Sequence[str]) -> list[list[list[str]]]:
-    """Lines that hold ` . `, as sentences of words; sentences without a word are left out."""
+    """Split the lines that contain ` . ` into sentences of tokens, without empty sentences."""
     paragraphs = []
     for line in lines:
         if len(line.split(" . ")) < 2:
@@ -25,17 +25,17 @@ def read_paragraphs(lines: Sequence[str]) -> list[list[list[str]]]:
 
 def sentence_pairs(
     paragraphs: list[list[list[str]]],
-    stays: Iterator[float],
-    other: Iterator[int],
-    place: Iterator[float],
+    next_draws: Iterator[float],
+    paragraph_draws: Iterator[int],
+    sentence_draws: Iterator[float],
     max_len: int,
 ) -> Iterator[tuple[list[str], list[int], int]]:
-    """Tokens, segments and whether the second sentence is the next, of each pair that is not too long."""
+    """Yield tokens, segments and is_next of each sentence pair that is not too long."""
     for paragraph in paragraphs:
         for i in range(len(paragraph) - 1):
-            random_paragraph = paragraphs[next(other)]
-            random_sentence = random_paragraph[int(next(place) * len(random_paragraph))]
-            is_next = next(stays) < 0.5
+            random_paragraph = paragraphs[next(paragraph_draws)]
+            random_sentence = random_paragraph[int(next(sentence_draws) * len(random_paragraph))]
+            is_next = next(next_draws) < 0.5
             first, second = paragraph[i], paragraph[i + 1] if is_next else random_sentence
             if len(first) + len(second) + 3 > max_len:
                 continue
@@ -45,42 +45,42 @@ def sentence_pairs(
 
 def mask_tokens(
     tokens: list[str],
-    order: Iterator[float],
-    masked: Iterator[float],
-    kept: Iterator[float],
-    word: Iterator[str],
+    order_draws: Iterator[float],
+    mask_draws: Iterator[float],
+    keep_draws: Iterator[float],
+    token_draws: Iterator[str],
 ) -> tuple[list[str], list[int], list[str]]:
-    """The tokens to read, the positions to predict and the words that were there."""
-    numbers = [next(order) for _ in tokens]
+    """Return the input tokens, the positions to predict and the original tokens there."""
+    numbers = [next(order_draws) for _ in tokens]
     candidates = [i for i, token in enumerate(tokens) if token not in ("<cls>", "<sep>")]
     candidates.sort(key=lambda i: numbers[i])  # a shuffle
     positions = sorted(candidates[: max(1, round(len(tokens) * 0.15))])
-    read = list(tokens)
+    inputs = list(tokens)
     for position in positions:
-        is_masked, is_kept, other = next(masked) < 0.8, next(kept) < 0.5, next(word)
+        is_masked, is_kept, random_token = next(mask_draws) < 0.8, next(keep_draws) < 0.5, next(token_draws)
         if is_masked:
-            read[position] = "<mask>"
+            inputs[position] = "<mask>"
         elif not is_kept:
-            read[position] = other
-    return read, positions, [tokens[i] for i in positions]
+            inputs[position] = random_token
+    return inputs, positions, [tokens[i] for i in positions]
 
 
 def pretraining_loss(net: nn.Module, examples: Sequence[tuple], ids: dict[str, int], max_len: int) -> torch.Tensor:
-    """Mean cross-entropy of the words, by weights as the book's MXNet form has it, and of the next sentences.
+    """Return the mean cross-entropy of the masked tokens, weighted as in d2l's MXNet version, plus that of is_next.
 
-    An example is (tokens to read, positions, words, segments, is_next); all are padded to `max_len`.
+    An example is (input tokens, positions, labels, segments, is_next); all are padded to `max_len`.
     """
     most = round(max_len * 0.15)
     tokens, segments, lengths, positions, weights, words, is_next = [], [], [], [], [], [], []
-    for read, where, which, segment, follows in examples:
-        tokens.append([ids[token] for token in read] + [ids["<pad>"]] * (max_len - len(read)))
-        segments.append(segment + [0] * (max_len - len(read)))
-        lengths.append(len(read))
+    for inputs, where, which, segment, follows in examples:
+        tokens.append([ids[token] for token in inputs] + [ids["<pad>"]] * (max_len - len(inputs)))
+        segments.append(segment + [0] * (max_len - len(inputs)))
+        lengths.append(len(inputs))
         positions.append(where + [0] * (most - len(where)))
         weights.append([1.0] * len(where) + [0.0] * (most - len(where)))
         words.append([ids[word] for word in which] + [0] * (most - len(where)))
         is_next.append(follows)
     _, mlm, nsp = net(*(torch.tensor(column) for column in (tokens, segments, lengths, positions)))
-    losses = nn.functional.cross_entropy(mlm.flatten(0, 1), torch.tensor(words).flatten(), reduction="none")
+    token_losses = nn.functional.cross_entropy(mlm.flatten(0, 1), torch.tensor(words).flatten(), reduction="none")
     counted = torch.tensor(weights).flatten()
-    return (losses * counted).sum() / counted.sum() + nn.functional.cross_entropy(nsp, torch.tensor(is_next))
+    return (token_losses * counted).sum() / counted.sum() + nn.functional.cross_entropy(nsp, torch.tensor(is_next))

@@ -1,4 +1,4 @@
-"""`bert_snli.finetune` of which one process fails for no reason of the user's."""
+"""`bert_snli.finetune` with a process that raises an unexpected error in its first step."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import sys
 
 from bert_snli import finetune
-from bert_snli.finetune import PROG, RECIPE, check_recipe, parse_recipe  # noqa: F401 - what the launcher asks for
+from bert_snli.finetune import PROG, RECIPE, check_recipe, parse_recipe  # noqa: F401 - the launcher reads them
 from bert_snli.training.objectives import Classification
 
 
 class Failing(Classification):
     def __call__(self, model, batch, rows):
         if os.environ.get("RANK") == "1":
-            raise RuntimeError("a planted fault")
+            raise RuntimeError("an error of the test")
         return super().__call__(model, batch, rows)
 
 

@@ -1,4 +1,4 @@
-"""`bert_snli.finetune` whose evaluation takes minutes; each process makes a file in the folder EVALUATING first."""
+"""`bert_snli.finetune` with an evaluation of 5 minutes; each process first creates a file in the folder EVALUATING."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from bert_snli import finetune
-from bert_snli.finetune import PROG, RECIPE, check_recipe, parse_recipe  # noqa: F401 - what the launcher asks for
+from bert_snli.finetune import PROG, RECIPE, check_recipe, parse_recipe  # noqa: F401 - the launcher reads them
 
 
 def evaluate_slowly(*_) -> None:

@@ -1,0 +1,48 @@
+"""Atomic writes of files and folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bert_snli.folders import finished_folder, write_whole
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path):
+    write_whole(tmp_path / "file", "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "file", "second \ud800")
+    assert (tmp_path / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("umask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
+@pytest.mark.parametrize("exists", [False, True])
+def test_finished_folder_follows_the_umask_without_changing_it(
+    umask: int, folder_mode: int, file_mode: int, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A change of the umask, even for a moment, changes the mode of files that other threads create."""
+    output = tmp_path / "model"
+    before = os.umask(umask)
+    try:
+        if exists:
+            output.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("os.umask was called"))
+            with finished_folder(output) as folder:
+                save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+                (folder / "onnx").mkdir()
+                (folder / "onnx" / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {
+        "model": folder_mode,
+        "model/model.safetensors": file_mode,
+        "model/onnx": folder_mode,
+        "model/onnx/config.json": file_mode,
+    }

@@ -1,0 +1,204 @@
+"""The preparation of text to pretrain on, against d2l 15.9."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset, DatasetDict
+
+from bert_snli.data.batching import Piece
+from bert_snli.data.pretraining import (
+    MaskedPairs,
+    SentenceEncoder,
+)
+from bert_snli.data.text import _read_hub, count_words, open_text
+from bert_snli.errors import BertSnliError
+from bert_snli.tokenization import build_tokenizer
+from bert_snli.training.session import fingerprint
+from tests.support.checkpoints import SPECIALS
+from tests.support.d2l_pretraining_reference import read_paragraphs
+from tests.support.pretraining import d2l_examples, masked_pairs, split_paragraphs
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_examples_equal_those_of_d2l_for_the_same_random_draws(
+    wiki_lines: list[str], wiki_vocabulary: list[str], wiki: Path, epoch: int
+):
+    pairs = masked_pairs(wiki, wiki_vocabulary)
+    pairs.set_epoch(epoch)
+    examples = d2l_examples(wiki_lines, wiki_vocabulary, wiki, 7, epoch)
+    assert len(pairs) == len(examples) > 150
+    for row, (read, positions, words, segments, is_next) in enumerate(examples):
+        batch = pairs[Piece([row], counted=True)]
+        assert [wiki_vocabulary[i] for i in batch["input_ids"][0]] == read
+        assert batch["token_type_ids"][0].tolist() == segments
+        assert batch["predicted"][0].tolist() == positions
+        assert [wiki_vocabulary[i] for i in batch["labels"][0]] == words
+        assert batch["next_sentence_label"].item() == is_next
+    assert 0.35 < np.mean([is_next for *_, is_next in examples]) < 0.65
+
+
+def test_shares_of_masked_kept_and_replaced_tokens_are_those_of_d2l(wiki: Path, wiki_vocabulary: list[str]):
+    pairs = masked_pairs(wiki, wiki_vocabulary)
+    counts: Counter[str] = Counter()
+    for epoch in range(40):
+        pairs.set_epoch(epoch)
+        for row in range(len(pairs)):
+            batch = pairs[Piece([row], counted=True)]
+            for column, label in zip(batch["predicted"][0].tolist(), batch["labels"][0].tolist(), strict=True):
+                read = batch["input_ids"][0, column].item()
+                counts["mask" if wiki_vocabulary[read] == "<mask>" else "kept" if read == label else "other"] += 1
+    total = sum(counts.values())
+    # A random token may also be the token itself or <mask>.
+    assert counts["mask"] / total == pytest.approx(0.8, abs=0.01)
+    assert counts["kept"] / total == pytest.approx(0.1, abs=0.01)
+    assert total / 40 / pairs.lengths.sum() == pytest.approx(0.15, abs=0.02)
+
+
+def test_masks_change_with_each_epoch_unless_static(wiki: Path, wiki_vocabulary: list[str]):
+    def ids(pairs: MaskedPairs, epoch: int) -> list[int]:
+        pairs.set_epoch(epoch)
+        return pairs.tokens["input_ids"].tolist()
+
+    dynamic, static = masked_pairs(wiki, wiki_vocabulary), masked_pairs(wiki, wiki_vocabulary, static_masks=True)
+    assert ids(dynamic, 1) != ids(dynamic, 2) != ids(dynamic, 3)
+    assert (
+        ids(dynamic, 2) == ids(masked_pairs(wiki, wiki_vocabulary), 2) != ids(masked_pairs(wiki, wiki_vocabulary, 8), 2)
+    )
+    assert ids(static, 1) == ids(static, 2) == ids(dynamic, 0)
+
+
+def test_labels_of_a_padding_row_are_ignored(wiki: Path, wiki_vocabulary: list[str]):
+    batch = masked_pairs(wiki, wiki_vocabulary)[Piece([3], counted=False)]
+    assert set(batch["labels"].flatten().tolist()) == set(batch["next_sentence_label"].tolist()) == {-100}
+
+
+def test_vocabulary_holds_the_tokens_that_d2l_counts(wiki_lines: list[str], wiki: Path):
+    counts = Counter(word for paragraph in read_paragraphs(wiki_lines) for sentence in paragraph for word in sentence)
+    words = count_words(split_paragraphs(wiki).train, 5)
+    assert words[:5] == SPECIALS
+    assert set(words[5:]) == {word for word, count in counts.items() if count >= 5} - set(SPECIALS)
+    assert words[5:] == sorted(words[5:], key=lambda word: (-counts[word], word))  # the same in every process
+
+
+def test_raw_text_is_tokenized_and_split_into_sentences(wiki: Path, tmp_path: Path):
+    raw = 'He can\'t go. She (Ann) can! I "know" it.\nOne sentence.\n\nMr. Smith left. So did we.\n\n\n'
+    (tmp_path / "text.txt").write_text(raw, encoding="utf-8")
+    split = split_paragraphs(tmp_path / "text.txt")
+    assert split.eval_split == "held-out"
+    assert list(split.train["sentences"]) == [
+        ["he ca n't go", "she -lrb- ann -rrb- can ! i `` know '' it ."],
+        ["one sentence ."],  # as in d2l: its sentence can only be the second one of a pair
+    ]
+    assert list(split.evaluation["sentences"]) == [["mr. smith left", "so did we ."]]
+
+
+def test_text_files_of_a_folder_are_joined_without_hidden_files(tmp_path: Path):
+    for name in ("b.txt", "a.txt", ".c.txt", "d.csv"):
+        (tmp_path / name).write_text(f"{name} is here. And there is more.\n" * 30, encoding="utf-8")
+    split = split_paragraphs(tmp_path)
+    assert (len(split.train), len(split.evaluation)) == (57, 3)
+    assert split.train[0]["sentences"][0] == "a.txt is here"
+    assert split.evaluation[0]["sentences"][0] == "b.txt is here"
+
+
+def test_text_files_with_names_of_splits_are_splits(tmp_path: Path):
+    for name in ("test.txt", "train.txt", "dev.txt"):
+        (tmp_path / name).write_text(f"{name} is here. And there is more.\n" * 30, encoding="utf-8")
+    split = split_paragraphs(tmp_path)
+    assert split.eval_split == "validation"
+    assert (len(split.train), len(split.evaluation)) == (30, 30)
+    assert split.train[0]["sentences"][0] == "train.txt is here"
+    assert split.evaluation[0]["sentences"][0] == "dev.txt is here"
+
+
+def test_readme_and_license_in_a_folder_of_text_are_not_read(tmp_path: Path):
+    for name in ("README.md", "license.txt", "train.txt", "valid.txt"):
+        (tmp_path / name).write_text(f"{name} is here. And there is more.\n" * 3, encoding="utf-8")
+    splits = open_text(str(tmp_path), None, "raw").splits
+    assert {split: rows[0]["text"].split()[0] for split, rows in splits.items()} == {
+        "train": "train.txt",
+        "validation": "valid.txt",
+    }
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "valid.txt").rename(tmp_path / "text.txt")
+    assert len(open_text(str(tmp_path), None, "raw").splits["train"]) == 3
+    assert len(open_text(str(tmp_path / "README.md"), None, "raw").splits["train"]) == 3  # named by the user
+
+
+def test_readme_next_to_snli_is_not_read_as_text(corpus: Path, tmp_path: Path):
+    for path in corpus.glob("*.jsonl"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "README.txt").write_text("SNLI is here. And there is more.\n", encoding="utf-8")
+    assert "premise" in open_text(str(tmp_path), None, "raw").splits["train"].column_names
+
+
+def test_dataset_without_a_train_split_is_refused(tmp_path: Path):
+    (tmp_path / "validation.txt").write_text("A dog runs. It sleeps.\n", encoding="utf-8")
+    (tmp_path / "test.txt").write_text("A cat runs. It sleeps.\n", encoding="utf-8")
+    with pytest.raises(BertSnliError, match="has no train split, only validation, test; choose a dataset that has one"):
+        _read_hub(str(tmp_path), None)
+
+
+def test_special_tokens_in_a_text_become_unknown_tokens(wiki_vocabulary: list[str]):
+    tokenizer = build_tokenizer(wiki_vocabulary, model_max_length=9)
+    encoded = SentenceEncoder(tokenizer)({"sentences": [["<cls> <sep> <mask>", "<pad> <unk> nowhere"]]})
+    assert encoded == {"ids": [[tokenizer.unk_token_id] * 6], "lengths": [[3, 3]]}
+
+
+def test_wikitext_of_the_hub_is_tokenized_and_other_datasets_are_raw(monkeypatch: pytest.MonkeyPatch):
+    requests = []
+
+    def load(name, config=None):
+        requests.append((name, config))
+        return DatasetDict({"train": Dataset.from_dict({"text": ["He can't. She can."] * 3})})
+
+    monkeypatch.setattr("bert_snli.data.text.load_dataset", load)
+    for name, config, tokenized in (
+        ("Salesforce/wikitext", None, True),
+        ("Salesforce/wikitext", "wikitext-2-raw-v1", False),
+        ("someone/stories-1.0", None, False),
+    ):
+        assert open_text(name, config, "raw").tokenized is tokenized
+    assert requests == [
+        ("Salesforce/wikitext", "wikitext-2-v1"),
+        ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+        ("someone/stories-1.0", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("input_ids", [[3, 5, 4, 6, 4], [3, 6, 4, 5, 4]]),
+        ("token_type_ids", [[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]]),
+        ("length", [4, 6]),
+        ("labels", [0, 0]),
+    ],
+)
+def test_fingerprint_depends_on_every_column_of_the_pairs(column: str, values: list):
+    tokenizer = build_tokenizer([*SPECIALS, "a", "b"], model_max_length=9)
+    columns = {
+        "input_ids": [[3, 5, 4, 6, 4], [3, 5, 4, 5, 4]],
+        "token_type_ids": [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1]],
+        "length": [5, 5],
+        "labels": [1, 0],
+    }
+    first, second = (
+        fingerprint(tokenizer, MaskedPairs(pa.table(rows), tokenizer, seed=1).arrays())
+        for rows in (columns, {**columns, column: values})
+    )
+    assert first != second
+
+
+def test_tables_of_snli_are_not_read_as_plain_text(corpus: Path, tmp_path: Path):
+    for path in corpus.glob("*.txt"):
+        shutil.copy(path, tmp_path)
+    splits = open_text(str(tmp_path), None, "raw").splits
+    assert set(splits) == {"train", "validation"}
+    assert set(splits["train"].column_names) >= {"premise", "hypothesis"}
