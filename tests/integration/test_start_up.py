@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import pytest
 
 from bert_snli import choices
 from bert_snli.cli import COMMANDS, TRAINING
+from tests.support.checkpoints import SPECIALS
 
-LARGE_LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "sklearn", "scipy", "matplotlib")
+MODEL_CLASSES = "transformers.modeling_utils"
+LARGE_LIBRARIES = ("torch", "transformers", MODEL_CLASSES, "datasets", "accelerate", "sklearn", "scipy", "matplotlib")
 SCRIPT = """
 import sys
 from bert_snli.cli import main
@@ -22,16 +25,24 @@ sys.exit(code)
 """.replace("{libraries}", repr(LARGE_LIBRARIES))
 
 
-def run_command(run_python, *arguments: str) -> subprocess.CompletedProcess:
+def run_command(run_python, *arguments: object) -> tuple[subprocess.CompletedProcess, set[str]]:
+    """Run a command in a new process. Return what it printed and the large libraries that it imported."""
     done = run_python("-c", SCRIPT, *arguments)
-    assert done.stdout.splitlines()[-1] == "imported:", done.stdout
+    title, *imported = done.stdout.splitlines()[-1].split()
+    assert title == "imported:", done.stdout
+    return done, set(imported)
+
+
+def run_light_command(run_python, *arguments: str) -> subprocess.CompletedProcess:
+    done, imported = run_command(run_python, *arguments)
+    assert imported == set()
     return done
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *TRAINING])
 def test_help_and_unknown_option_import_no_large_library(command: str, run_python):
-    assert run_command(run_python, command, "--help").returncode == 0
-    done = run_command(run_python, command, "--no_such_option", "1")
+    assert run_light_command(run_python, command, "--help").returncode == 0
+    done = run_light_command(run_python, command, "--no_such_option", "1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
@@ -47,7 +58,7 @@ def test_help_and_unknown_option_import_no_large_library(command: str, run_pytho
     ],
 )
 def test_wrong_value_of_a_training_option_imports_no_large_library(arguments: list[str], message: str, run_python):
-    done = run_command(run_python, "finetune", "--model_name_or_path", "m", "--output_dir", "o", *arguments)
+    done = run_light_command(run_python, "finetune", "--model_name_or_path", "m", "--output_dir", "o", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -56,6 +67,21 @@ def test_package_imports_no_large_library(run_python):
         "-c", f"import sys, bert_snli; print([name for name in {LARGE_LIBRARIES} if name in sys.modules])"
     )
     assert done.stdout == "[]\n"
+
+
+def test_damaged_checkpoint_is_reported_without_importing_the_model_classes(run_python, tmp_path):
+    (tmp_path / "pretrained.params").write_bytes(b"garbage")
+    (tmp_path / "vocab.json").write_text(json.dumps(SPECIALS))
+    convert = ["convert", tmp_path, "--output_dir", tmp_path / "model"]
+    done, imported = run_command(run_python, *convert)
+    assert done.returncode == 2 and MODEL_CLASSES not in imported
+    assert "pretrained.params: cannot be read as a PyTorch checkpoint" in done.stderr
+
+
+def test_prediction_of_one_pair_does_not_import_datasets(run_python, model_folder):
+    predict = ["predict", model_folder, "--premise", "a man runs", "--hypothesis", "a man eats"]
+    done, imported = run_command(run_python, *predict)
+    assert done.returncode == 0 and "datasets" not in imported
 
 
 @pytest.mark.slow
