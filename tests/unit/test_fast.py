@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import sys
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError
 from bert_snli.fast import forward, machine
 from bert_snli.fast.dropout import dropped
@@ -315,38 +313,3 @@ def test_freed_memory_is_kept(run_python):
     if faults["leave"] < 20 * 16:
         pytest.skip("this C library keeps memory by itself")
     assert faults["keep"] < faults["leave"] / 5
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_a_token_budget_holds_and_every_row_comes_once(processes):
-    lengths = np.random.default_rng(0).integers(5, 60, 1000)
-    samplers = [
-        GlobalBatchSampler(lengths, 1, seed=7, max_tokens=900, num_processes=processes, process_index=index)
-        for index in range(processes)
-    ]
-    batches = samplers[0].global_batches()
-    assert len(batches) == samplers[0].batches_per_epoch
-    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
-    assert all(len(rows) * lengths[rows].max() <= 900 for rows in batches)
-    assert np.mean([len(rows) * lengths[rows].max() for rows in batches]) > 0.9 * 900
-    for pieces, rows in zip(zip(*samplers, strict=True), batches, strict=True):
-        taken = [row for piece in pieces if piece.counted for row in piece.rows]
-        assert sorted(taken) == sorted(rows.tolist())
-    samplers[0].set_epoch(1)
-    assert [len(rows) for rows in samplers[0].global_batches()] != [len(rows) for rows in batches]
-
-
-def test_a_token_budget_that_makes_no_sense_is_refused():
-    with pytest.raises(BertSnliError, match="the longest pair has 9; give that or more"):
-        GlobalBatchSampler([4, 9], 1, seed=0, max_tokens=8)
-    with pytest.raises(BertSnliError, match="goes with --train_sampling_strategy group_by_length"):
-        GlobalBatchSampler([4, 9], 1, seed=0, max_tokens=80, strategy="random")
-
-
-def test_batches_of_like_length_hardly_pad():
-    """Lengths spread as SNLI's are."""
-    lengths = np.clip(np.random.default_rng(0).gamma(10, 2.5, 50_000).astype(int), 5, 128)
-    sampler = GlobalBatchSampler(lengths, 512, seed=0)
-    batches = sampler.global_batches()
-    padded = sum(len(rows) * lengths[rows].max() for rows in batches)
-    assert 1 - lengths.sum() / padded < 0.02
