@@ -127,7 +127,7 @@ def test_report_on_other_weights_is_not_overwritten(
     assert (report_dir / "report.json").read_bytes() == before and not list(other.glob("eval_results_*"))
 
 
-def test_report_on_the_same_weights_is_replaced_and_the_p_value_of_a_comparison_is_printed(
+def test_rerun_replaces_the_report_and_prints_the_p_value(
     reported_model: Path, markup_dataset: Path, tmp_path: Path, capsys
 ):
     command = ["evaluate", reported_model, "--dataset_name_or_path", markup_dataset, "--report", tmp_path / "report"]
