@@ -35,9 +35,8 @@ def save_random_classifier(
     )
     model = D2LBertForSequenceClassification(config)
     *_, last = (part for part in model.classifier.modules() if isinstance(part, torch.nn.Linear))
-    torch.nn.init.normal_(
-        last.weight, std=2.0 if classifier_head == "pooler" else 0.5
-    )  # its inputs are not bounded by tanh
+    # Only the pooler's tanh bounds the inputs of the last layer.
+    torch.nn.init.normal_(last.weight, std=2.0 if classifier_head == "pooler" else 0.5)
     model.save_pretrained(folder)
     build_tokenizer(SPECIALS + CLASSIFIER_WORDS, model_max_length=max_length).save_pretrained(folder)
     return folder
