@@ -1,11 +1,15 @@
-"""ONNX: the exported file computes what PyTorch computes, whoever opens it; what is not the same is not written."""
+"""ONNX export: the exported model gives the outputs of PyTorch, and an export that does not is not written."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -23,34 +27,58 @@ from bert_snli.onnx import INPUTS, ONNX_FILE, OnnxClassifier
 from bert_snli.onnx_export import export_onnx, random_batch
 from bert_snli.prediction import predict_pairs
 from bert_snli.training.recipe import FinetuneRecipe
-from tests.support.classifiers import random_pairs, save_random_classifier
+from tests.support.classifiers import random_pairs, save_random_classifier, write_pairs
 from tests.support.command_line import error_line
 from tests.support.without_package import run_without_package
 
 MAX_LENGTH = 512
-SEEDS = {"pooler": 0, "mlp": 0, "matching": 6}  # with which not all pairs get the same answer
-SPREAD = 0.2  # of the weights: logits of single digits, as those of trained models, whose roundings are below 1e-5
+SEEDS = {"pooler": 0, "mlp": 0, "matching": 6}  # with these seeds, the predictions differ between pairs
+SPREAD = 0.2  # of the weights: gives logits below 10, as in trained models, with rounding errors below 1e-5
+
+
+class Exported(NamedTuple):
+    """The folders of a classifier and of its export."""
+
+    model: Path
+    onnx: Path
+
+
+@pytest.fixture(scope="module")
+def export_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """Return a function that exports a classifier with the given head, once for all tests."""
+
+    @cache
+    def export(head: str) -> Exported:
+        folder = tmp_path_factory.mktemp(head)
+        model = save_random_classifier(
+            folder / "model", max_length=MAX_LENGTH, classifier_head=head, spread=SPREAD, seed=SEEDS[head]
+        )
+        export_onnx(str(model), folder / "onnx")
+        return Exported(model, folder / "onnx")
+
+    return export
 
 
 @pytest.fixture(scope="module", params=CLASSIFIER_HEADS)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A classifier's folder, and the folder that it was exported to."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = save_random_classifier(
-        folder / "model", max_length=MAX_LENGTH, classifier_head=request.param, spread=SPREAD, seed=SEEDS[request.param]
-    )
-    export_onnx(str(model), folder / "onnx")
-    return model, folder / "onnx"
+def exported(request: pytest.FixtureRequest, export_classifier: Callable[[str], Exported]) -> Exported:
+    """A classifier with each head, and its export."""
+    return export_classifier(request.param)
 
 
-def opened(folder: Path) -> OnnxClassifier:
+@pytest.fixture
+def exported_matching(export_classifier: Callable[[str], Exported]) -> Exported:
+    """The classifier with the default head, for behaviour that does not depend on the head."""
+    return export_classifier("matching")
+
+
+def open_onnx(folder: Path) -> OnnxClassifier:
     return OnnxClassifier(folder / ONNX_FILE, load_config(str(folder)))
 
 
-def answers_of(tmp_path: Path, model: Path, *options: object) -> list[dict]:
-    """What `bert-snli predict` writes for thirty pairs in small batches."""
-    source, target = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
-    source.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in random_pairs(30)))
+def predict_to_file(tmp_path: Path, model: Path, *options: object) -> list[dict]:
+    """Run `bert-snli predict` on thirty pairs in small batches and return the rows that it writes."""
+    source, target = tmp_path / "pairs.jsonl", tmp_path / "predictions.jsonl"
+    write_pairs(source, random_pairs(30))
     command = ["predict", model, "--input_file", source, "--output_file", target, "--batch_size", 7, *options]
     assert main([str(word) for word in command]) == 0
     return [json.loads(line) for line in target.read_text().splitlines()]
@@ -60,18 +88,18 @@ def answers_of(tmp_path: Path, model: Path, *options: object) -> list[dict]:
     ("rows", "positions"), [(1, 3), (1, 4), (1, MAX_LENGTH), (2, MAX_LENGTH), (5, 17), (64, 3), (64, 64)]
 )
 @pytest.mark.parametrize("padded", [True, False])
-def test_logits_are_pytorchs_at_every_shape(both: tuple[Path, Path], rows: int, positions: int, padded: bool):
-    model = load_classifier(str(both[0]))
+def test_logits_equal_pytorch_for_each_shape(exported: Exported, rows: int, positions: int, padded: bool):
+    model = load_classifier(str(exported.model))
     batch = random_batch(rows, positions, model.config)
     if not padded:
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
     with torch.no_grad():
         expected = model(**batch).logits
-    torch.testing.assert_close(opened(both[1])(batch), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(open_onnx(exported.onnx)(batch), expected, rtol=0, atol=1e-5)
 
 
-def test_padding_and_segments_count_as_in_the_model(both: tuple[Path, Path]):
-    classifier = opened(both[1])
+def test_padding_does_not_change_logits_and_segments_do(exported: Exported):
+    classifier = open_onnx(exported.onnx)
     batch = random_batch(4, 9, classifier.config)
     longer = {name: torch.nn.functional.pad(tensor, (0, 6)) for name, tensor in batch.items()}
     torch.testing.assert_close(classifier(longer), classifier(batch), rtol=0, atol=1e-5)
@@ -79,29 +107,29 @@ def test_padding_and_segments_count_as_in_the_model(both: tuple[Path, Path]):
     assert (classifier(other) - classifier(batch)).abs().max() > 0.01
 
 
-def test_the_graph_has_no_sizes_and_no_paths_of_the_machine(both: tuple[Path, Path]):
-    graph = onnx.load(both[1] / ONNX_FILE).graph
+def test_graph_has_dynamic_axes_and_no_source_paths(exported_matching: Exported):
+    graph = onnx.load(exported_matching.onnx / ONNX_FILE).graph
     axes = {
         tensor.name: [axis.dim_param or axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
         for tensor in [*graph.input, *graph.output]
     }
     assert axes == {**dict.fromkeys(INPUTS, ["batch", "length"]), "logits": ["batch", 3]}
-    assert b"modeling_d2l_bert" not in (both[1] / ONNX_FILE).read_bytes()
+    assert b"modeling_d2l_bert" not in (exported_matching.onnx / ONNX_FILE).read_bytes()
 
 
-def test_predict_gives_the_answers_of_pytorch(both: tuple[Path, Path], tmp_path: Path):
-    by_torch = answers_of(tmp_path, both[0])
-    assert len({answer["label"] for answer in by_torch}) > 1
+def test_predict_gives_the_predictions_of_pytorch(exported: Exported, tmp_path: Path):
+    by_torch = predict_to_file(tmp_path, exported.model)
+    assert len({row["label"] for row in by_torch}) > 1
     for options in ([], ["--backend", "onnx"]):
-        by_onnx = answers_of(tmp_path, both[1], *options)
-        for ours, theirs in zip(by_onnx, by_torch, strict=True):
-            assert (ours["premise"], ours["label"]) == (theirs["premise"], theirs["label"])
-            assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-5)
+        by_onnx = predict_to_file(tmp_path, exported.onnx, *options)
+        for found, expected in zip(by_onnx, by_torch, strict=True):
+            assert (found["premise"], found["label"]) == (expected["premise"], expected["label"])
+            assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
 
 
-def test_evaluate_gives_the_figures_of_pytorch(both: tuple[Path, Path], corpus: Path, tmp_path: Path):
+def test_evaluate_gives_the_metrics_of_pytorch(exported: Exported, corpus: Path, tmp_path: Path):
     reports = []
-    for model, name in zip(both, ("torch", "onnx"), strict=True):
+    for model, name in zip(exported, ("torch", "onnx"), strict=True):
         command = ["evaluate", model, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / name]
         assert main([str(word) for word in command]) == 0
         reports.append(json.loads((tmp_path / name / "eval_results_test.json").read_text()))
@@ -110,7 +138,8 @@ def test_evaluate_gives_the_figures_of_pytorch(both: tuple[Path, Path], corpus: 
     assert reports[1]["loss"] == pytest.approx(reports[0]["loss"], abs=1e-5)
 
 
-def test_the_folder_opens_without_this_package(both: tuple[Path, Path], tmp_path: Path):
+@pytest.mark.slow
+def test_export_runs_in_a_process_without_the_package(exported_matching: Exported, tmp_path: Path):
     script = """
 import onnxruntime
 from transformers import AutoConfig, AutoTokenizer
@@ -123,67 +152,66 @@ logits = session.run(["logits"], dict(inputs))[0]
 print(json.dumps([config.id2label[number] for number in logits.argmax(1).tolist()]))
 """
     pairs = random_pairs(30)
-    expected = predict_pairs(load_classifier(str(both[0])), load_tokenizer(str(both[0])), pairs)
-    answers = run_without_package(script, tmp_path, folder=str(both[1]), pairs=pairs)
-    assert answers == [next(iter(scores)) for scores in expected]
+    expected = predict_pairs(
+        load_classifier(str(exported_matching.model)), load_tokenizer(str(exported_matching.model)), pairs
+    )
+    predicted = run_without_package(script, tmp_path, folder=str(exported_matching.onnx), pairs=pairs)
+    assert predicted == [next(iter(scores)) for scores in expected]
 
 
 @pytest.mark.slow
-def test_int8_is_smaller_and_close(both: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_int8_export_is_quantized_and_close_to_fp32(exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture):
     target = tmp_path / "int8"
-    command = ["export", both[0], "--format", "onnx", "--quantize", "int8", "--output_dir", target]
+    command = ["export", exported.model, "--format", "onnx", "--quantize", "int8", "--output_dir", target]
     assert main([str(word) for word in command]) == 0
     assert "% of fp32's" in capsys.readouterr().out
     graph = onnx.load(target / ONNX_FILE).graph
     floats = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     assert not [tensor.name for tensor in floats if "word_embeddings" in tensor.name and len(tensor.dims) > 1]
     in_head = {"pooler": 2, "mlp": 2, "matching": 3}[load_config(str(target)).classifier_head]
-    assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 6 * 2 + in_head  # six in each layer
-    by_torch, by_onnx = answers_of(tmp_path, both[0]), answers_of(tmp_path, target)
-    scores = [[[*map(answer["scores"].get, ("entailment", "neutral"))] for answer in a] for a in (by_torch, by_onnx)]
+    assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 6 * 2 + in_head  # six in each of two layers
+    by_torch, by_onnx = predict_to_file(tmp_path, exported.model), predict_to_file(tmp_path, target)
+    scores = [[[*map(row["scores"].get, ("entailment", "neutral"))] for row in rows] for rows in (by_torch, by_onnx)]
     assert 1e-5 < np.abs(np.subtract(*scores)).mean() < 0.05
     assert sum(o["label"] == t["label"] for o, t in zip(by_onnx, by_torch, strict=True)) >= 27
 
 
-@pytest.mark.slow
-def test_a_file_that_computes_something_else_is_not_written(
-    both: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_export_that_differs_from_pytorch_is_not_written(
+    exported_matching: Exported, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    right = onnx_export.to_onnx
-
-    def wrong(model):
-        with torch.no_grad():
-            next(model.bert.encoder.parameters()).mul_(1.001)
-        return right(model)
-
-    monkeypatch.setattr(onnx_export, "to_onnx", wrong)
-    command = ["export", both[0], "--format", "onnx", "--output_dir", tmp_path / "out"]
+    graph = onnx.load(exported_matching.onnx / ONNX_FILE)
+    tensor = next(tensor for tensor in graph.graph.initializer if "word_embeddings" in tensor.name)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
+    monkeypatch.setattr(onnx_export, "to_onnx", lambda model: graph)
+    command = ["export", exported_matching.model, "--format", "onnx", "--output_dir", tmp_path / "out"]
     assert "from PyTorch's, more than" in error_line(command, capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_in_bfloat16_is_exported_in_fp32(tmp_path: Path):
+def test_bfloat16_model_is_exported_in_fp32(tmp_path: Path):
     model = save_random_classifier(tmp_path / "model", spread=SPREAD)
     load_classifier(str(model)).to(torch.bfloat16).save_pretrained(model)
     assert load_classifier(str(model)).dtype == torch.bfloat16
     assert export_onnx(str(model), tmp_path / "out").difference <= 1e-5
 
 
-def test_a_folder_with_both_is_pytorchs_unless_asked(
-    both: tuple[Path, Path],
-    model_folder: Path,  # noqa: F811
-    capsys: pytest.CaptureFixture,
+def test_predict_uses_pytorch_by_default_and_onnx_on_request(
+    exported_matching: Exported, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
+    folder = tmp_path / "model"
+    shutil.copytree(exported_matching.model, folder)
+    (folder / ONNX_FILE).write_text("not a graph")
     pair = ["--premise", "a man", "--hypothesis", "a dog"]
-    (model_folder / ONNX_FILE).write_text("no graph")
-    assert main(["predict", str(model_folder), *pair]) == 0
-    command = ["predict", model_folder, *pair, "--backend", "onnx"]
+    assert main(["predict", str(folder), *pair]) == 0
+    by_torch = capsys.readouterr().out
+    command = ["predict", folder, *pair, "--backend", "onnx"]
     assert f"{ONNX_FILE}: ONNX Runtime cannot open it" in error_line(command, capsys)
-    shutil.copy(both[1] / ONNX_FILE, model_folder)
+    shutil.copy(exported_matching.onnx / ONNX_FILE, folder)
     assert main([str(word) for word in command]) == 0
+    assert capsys.readouterr().out == by_torch
 
 
-def test_a_graph_of_another_model_is_named(model_folder: Path, capsys: pytest.CaptureFixture):  # noqa: F811
+def test_graph_of_another_model_is_refused(model_folder: Path, capsys: pytest.CaptureFixture):
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("pixels", "logits")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["pixels"], ["logits"])], "g", values[:1], values[1:])
     onnx.save(
@@ -194,11 +222,11 @@ def test_a_graph_of_another_model_is_named(model_folder: Path, capsys: pytest.Ca
     assert "its inputs are pixels" in error_line(command, capsys)
 
 
-def test_the_threads_are_those_of_pytorch(both: tuple[Path, Path]):
+def test_onnx_runtime_uses_the_thread_count_of_pytorch(exported_matching: Exported):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)
-        assert opened(both[1]).session.get_session_options().intra_op_num_threads == before + 1
+        assert open_onnx(exported_matching.onnx).session.get_session_options().intra_op_num_threads == before + 1
     finally:
         torch.set_num_threads(before)
 
@@ -211,10 +239,10 @@ def test_the_threads_are_those_of_pytorch(both: tuple[Path, Path]):
         (["--format", "onnx", "--output_dir", "MODEL"], "is the model itself; name another folder"),
     ],
 )
-def test_a_mistake_in_export_is_one_line(
+def test_wrong_export_option_is_refused_in_one_line(
     options: list[str],
     message: str,
-    model_folder: Path,  # noqa: F811
+    model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ):
@@ -223,8 +251,8 @@ def test_a_mistake_in_export_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_only_a_fine_tuned_model_is_exported(
-    model_folder: Path,  # noqa: F811
+def test_model_without_a_trained_classifier_is_refused(
+    model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ):
@@ -236,23 +264,36 @@ def test_only_a_fine_tuned_model_is_exported(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_backend_needs_its_file(both: tuple[Path, Path], capsys: pytest.CaptureFixture):
+def test_backend_without_its_file_is_refused(exported_matching: Exported, capsys: pytest.CaptureFixture):
     pair = ["--premise", "a", "--hypothesis", "b"]
-    model, exported = both
+    model, onnx_folder = exported_matching
     error = error_line(["predict", model, *pair, "--backend", "onnx"], capsys)
     assert f"write one: bert-snli export {model} --format onnx" in error
-    assert "holds model.onnx alone" in error_line(["predict", exported, *pair, "--backend", "torch"], capsys)
+    assert "holds model.onnx alone" in error_line(["predict", onnx_folder, *pair, "--backend", "torch"], capsys)
+
+
+class MissingPackage(MetaPathFinder):
+    """Makes the import of a package fail as if it were not installed."""
+
+    def __init__(self, package: str):
+        self.package = package
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname == self.package:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_the_extra_of_a_missing_package_is_named(
+def test_missing_package_error_names_the_extra(
     package: str,
-    model_folder: Path,  # noqa: F811
+    model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setitem(sys.modules, package, None)
+    for module in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [MissingPackage(package), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "bert_snli.onnx_export")
     command = ["export", model_folder, "--format", "onnx", "--output_dir", tmp_path / "out"]
     assert "pip install 'bert-snli[onnx]'" in error_line(command, capsys)
@@ -262,16 +303,16 @@ def test_the_extra_of_a_missing_package_is_named(
         assert "onnxruntime is not installed; pip install 'bert-snli[onnx]'" in error_line(command, capsys)
 
 
-def test_an_export_alone_is_no_model_to_train_serve_push_or_export(
-    both: tuple[Path, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_export_cannot_be_exported_served_pushed_or_finetuned(
+    exported_matching: Exported, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     commands = [
-        ["export", both[1], "--format", "onnx", "--output_dir", tmp_path / "out"],
-        ["serve", both[1]],
-        ["push", both[1], "--repo_id", "user/name", "--dry_run", "--output_dir", tmp_path / "out"],
+        ["export", exported_matching.onnx, "--format", "onnx", "--output_dir", tmp_path / "out"],
+        ["serve", exported_matching.onnx],
+        ["push", exported_matching.onnx, "--repo_id", "user/name", "--dry_run", "--output_dir", tmp_path / "out"],
     ]
     for command in commands:
         assert "an ONNX export, which predict and evaluate alone can use" in error_line(command, capsys)
     with pytest.raises(BertSnliError, match="an ONNX export"):
-        finetune(FinetuneRecipe(str(both[1]), str(corpus), str(tmp_path / "out")))
+        finetune(FinetuneRecipe(str(exported_matching.onnx), str(corpus), str(tmp_path / "out")))
     assert list(tmp_path.iterdir()) == []

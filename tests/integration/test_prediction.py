@@ -1,4 +1,4 @@
-"""Pairs in, answers out: streams of any length, shared among processes, in their order."""
+"""Prediction: streams, several processes, and the files that `bert-snli predict` writes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import pytest
 
 from bert_snli import prediction
 from bert_snli.cli import main
-from bert_snli.data.pair_files import count_pairs, iterate_pairs
-from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.prediction import Predictor
-from tests.support.classifiers import random_pairs
+from tests.support.classifiers import random_pairs, write_pairs
 from tests.support.processes import LAUNCH
 
 
@@ -24,62 +22,73 @@ def predictor(model_folder: Path) -> Predictor:
     return Predictor(load_classifier(str(model_folder)), load_tokenizer(str(model_folder)), batch_size=4)
 
 
-def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> Path:
-    path.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in pairs), encoding="utf-8")
-    return path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num_proc", [None, 2])
-def test_a_stream_gives_what_a_list_does_in_its_order(predictor: Predictor, num_proc, monkeypatch):
+def test_stream_gives_the_predictions_of_a_list_in_order(predictor: Predictor, monkeypatch):
     monkeypatch.setattr(prediction, "CHUNK", 7)
     pairs = random_pairs(30)
-    chunks = list(predictor.stream(iter(pairs), num_proc=num_proc))
+    chunks = list(predictor.stream(iter(pairs)))
     assert [len(chunk) for chunk, _ in chunks] == [7, 7, 7, 7, 2]
     assert [pair for chunk, _ in chunks for pair in chunk] == pairs
-    streamed = [answer for _, answers in chunks for answer in answers]
-    for ours, theirs in zip(streamed, predictor(pairs), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-5)
+    streamed = [scores for _, predictions in chunks for scores in predictions]
+    for found, expected in zip(streamed, predictor(pairs), strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("num_proc", "chunks_ahead"), [(None, 1), (2, 3)])
-def test_a_stream_takes_no_more_than_it_needs(predictor: Predictor, num_proc, chunks_ahead, monkeypatch):
+def test_stream_reads_no_more_pairs_than_one_chunk_ahead(predictor: Predictor, monkeypatch):
     """So memory does not grow with the file."""
     monkeypatch.setattr(prediction, "CHUNK", 5)
-    taken = 0
+    num_read = 0
 
-    def endless():
-        nonlocal taken
+    def generate_pairs():
+        nonlocal num_read
         while True:
-            taken += 1
+            num_read += 1
             yield ("a man runs", "a dog")
 
-    stream = predictor.stream(endless(), num_proc=num_proc)
-    for number in range(4):
+    stream = predictor.stream(generate_pairs())
+    for number in range(1, 5):
         next(stream)
-        assert taken <= 5 * (number + chunks_ahead)
+        assert num_read == 5 * number
     stream.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs_to_ask", [1, 61])
-def test_two_processes_write_what_one_does(pairs_to_ask, model_folder: Path, tmp_path: Path, run_python):
-    """Also where one of them has no row at all; as `accelerate launch` runs it."""
-    source = write_pairs(tmp_path / "pairs.jsonl", random_pairs(pairs_to_ask))
+def test_stream_of_two_processes_keeps_the_order_and_reads_three_chunks_ahead(predictor: Predictor, monkeypatch):
+    monkeypatch.setattr(prediction, "CHUNK", 7)
+    pairs, num_read = random_pairs(60), 0
+
+    def generate_pairs():
+        nonlocal num_read
+        for pair in pairs:
+            num_read += 1
+            yield pair
+
+    streamed = []
+    for number, (chunk, predictions) in enumerate(predictor.stream(generate_pairs(), num_proc=2)):
+        assert num_read <= 7 * (number + 3)
+        assert chunk == pairs[7 * number : 7 * (number + 1)]
+        streamed.extend(predictions)
+    for found, expected in zip(streamed, predictor(pairs), strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_pairs", [1, 61])
+def test_two_processes_write_the_predictions_of_one(num_pairs, model_folder: Path, tmp_path: Path, run_python):
+    """With one pair, the second process has none. `accelerate launch` starts the processes."""
+    source = write_pairs(tmp_path / "pairs.jsonl", random_pairs(num_pairs))
     command = ["predict", model_folder, "--input_file", source, "--output_file"]
     assert main([*map(str, command), str(tmp_path / "one.jsonl")]) == 0
     done = run_python(*LAUNCH, *command, tmp_path / "two.jsonl")
     assert done.returncode == 0, done.stderr
     one, two = ((tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("one", "two"))
-    for ours, theirs in zip(map(json.loads, two), map(json.loads, one), strict=True):
-        assert ours["scores"] == pytest.approx(theirs.pop("scores"), abs=1e-5)
-        assert {name: ours[name] for name in theirs} == theirs
+    for found, expected in zip(map(json.loads, two), map(json.loads, one), strict=True):
+        assert found["scores"] == pytest.approx(expected.pop("scores"), abs=1e-5)
+        assert {name: found[name] for name in expected} == expected
 
 
 @pytest.mark.slow
-def test_two_processes_end_together_where_one_cannot_go_on(model_folder: Path, tmp_path: Path, run_python):
-    pairs = [*random_pairs(4), ("a man " * 60, "a dog"), *random_pairs(4)]  # the fifth is the first process's
+def test_both_processes_stop_when_one_of_them_fails(model_folder: Path, tmp_path: Path, run_python):
+    pairs = [*random_pairs(4), ("a man " * 60, "a dog"), *random_pairs(4)]  # the first process gets the fifth pair
     source = write_pairs(tmp_path / "pairs.jsonl", pairs)
     options = ["--input_file", source, "--output_file", tmp_path / "out.jsonl", "--truncation", "do_not_truncate"]
     done = run_python(*LAUNCH, "predict", model_folder, *options)
@@ -87,24 +96,24 @@ def test_two_processes_end_together_where_one_cannot_go_on(model_folder: Path, t
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pairs.jsonl"]
 
 
-def test_no_pairs_give_no_answers(predictor: Predictor):
+def test_no_pairs_give_no_predictions(predictor: Predictor):
     assert predictor([]) == [] and list(predictor.stream([])) == []
 
 
-def test_nothing_is_written_where_a_row_is_wrong(model_folder: Path, tmp_path: Path, capsys):
+def test_invalid_row_leaves_the_output_file_unchanged(model_folder: Path, tmp_path: Path, capsys):
     source = write_pairs(tmp_path / "pairs.jsonl", random_pairs(3))
     with source.open("a") as file:
         file.write('{"premise": "a man"}\n')
     target = tmp_path / "out.jsonl"
-    target.write_text("of an earlier run\n")
+    target.write_text("earlier output\n")
     assert main(["predict", str(model_folder), "--input_file", str(source), "--output_file", str(target)]) == 2
     assert "row 4: no hypothesis" in capsys.readouterr().err
-    assert target.read_text() == "of an earlier run\n"
+    assert target.read_text() == "earlier output\n"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["out.jsonl", "pairs.jsonl"]
 
 
-def test_a_pair_that_cannot_be_cut_leaves_nothing_behind(model_folder: Path, tmp_path: Path, capsys):
-    """Found when the file has been opened for the answers."""
+def test_pair_that_does_not_fit_leaves_no_output_file(model_folder: Path, tmp_path: Path, capsys):
+    """The error occurs after the output file has been opened."""
     source = write_pairs(tmp_path / "pairs.jsonl", [("a man " * 60, "a dog")])
     target = tmp_path / "out.jsonl"
     options = ["--input_file", source, "--output_file", target, "--truncation", "do_not_truncate"]
@@ -113,7 +122,7 @@ def test_a_pair_that_cannot_be_cut_leaves_nothing_behind(model_folder: Path, tmp
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pairs.jsonl"]
 
 
-def test_a_link_is_written_through(model_folder: Path, tmp_path: Path):
+def test_output_to_a_symbolic_link_writes_its_target(model_folder: Path, tmp_path: Path):
     source = write_pairs(tmp_path / "pairs.jsonl", random_pairs(3))
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
     (tmp_path / "real.jsonl").write_text("")
@@ -122,38 +131,18 @@ def test_a_link_is_written_through(model_folder: Path, tmp_path: Path):
     assert (tmp_path / "link.jsonl").is_symlink() and len((tmp_path / "real.jsonl").read_text().splitlines()) == 3
 
 
-def test_pairs_are_counted_and_an_empty_file_is_refused(tmp_path: Path):
-    pairs = random_pairs(12)
-    source = write_pairs(tmp_path / "pairs.jsonl", pairs)
-    assert count_pairs(source) == 12 and list(iterate_pairs(source)) == pairs
-    with pytest.raises(BertSnliError, match="holds no pairs"):
-        count_pairs(write_pairs(tmp_path / "none.jsonl", []))
-
-
-def test_a_device_is_written_to_and_not_replaced(model_folder: Path, tmp_path: Path):
+def test_output_to_a_named_pipe_does_not_replace_it(model_folder: Path, tmp_path: Path):
     source = write_pairs(tmp_path / "pairs.jsonl", random_pairs(3))
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    read = []
-    reader = threading.Thread(target=lambda: read.extend(pipe.read_text().splitlines()))
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend(pipe.read_text().splitlines()))
     reader.start()
     assert main(["predict", str(model_folder), "--input_file", str(source), "--output_file", str(pipe)]) == 0
     reader.join(timeout=30)
-    assert len(read) == 3 and pipe.is_fifo()
+    assert len(lines) == 3 and pipe.is_fifo()
 
 
-def test_a_pipe_cannot_be_asked(tmp_path: Path):
-    os.mkfifo(tmp_path / "pairs.jsonl")
-    with pytest.raises(BertSnliError, match="cannot be read twice"):
-        count_pairs(tmp_path / "pairs.jsonl")
-
-
-def test_half_a_character_is_named_by_its_row(tmp_path: Path):
-    source = write_pairs(tmp_path / "pairs.jsonl", [("a", "b"), ("a \ud800", "b")])
-    with pytest.raises(BertSnliError, match="row 2: 'a .*' is not a text that can be written as UTF-8"):
-        count_pairs(source)
-
-
-def test_num_proc_goes_with_a_file(model_folder: Path, capsys):
+def test_num_proc_without_an_input_file_is_refused(model_folder: Path, capsys):
     assert main(["predict", str(model_folder), "--premise", "a", "--hypothesis", "b", "--num_proc", "2"]) == 2
     assert "--num_proc goes with --input_file" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +35,22 @@ def save_random_classifier(
     )
     model = D2LBertForSequenceClassification(config)
     *_, last = (part for part in model.classifier.modules() if isinstance(part, torch.nn.Linear))
-    torch.nn.init.normal_(last.weight, std=2.0 if classifier_head == "pooler" else 0.5)  # inputs without a bound
+    # Only the pooler's tanh bounds the inputs of the last layer.
+    torch.nn.init.normal_(last.weight, std=2.0 if classifier_head == "pooler" else 0.5)
     model.save_pretrained(folder)
     build_tokenizer(SPECIALS + CLASSIFIER_WORDS, model_max_length=max_length).save_pretrained(folder)
     return folder
 
 
 def random_pairs(count: int) -> list[tuple[str, str]]:
+    """Return the same `count` pairs of 1 to 11 random words on each call."""
     random = np.random.default_rng(0)
     return [
         tuple(" ".join(random.choice(CLASSIFIER_WORDS, random.integers(1, 12))) for _ in range(2)) for _ in range(count)
     ]
+
+
+def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    """Write the pairs as JSON Lines, the input format of `bert-snli predict`."""
+    path.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in pairs), encoding="utf-8")
+    return path

@@ -1,9 +1,10 @@
-"""Metrics against figures worked out by hand, predictions in order, and the report's files."""
+"""Evaluation: metrics, predictions, label order, and the files that it writes."""
 
 from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import evaluate
@@ -16,6 +17,7 @@ from bert_snli.cli import build_parser
 from bert_snli.data.pair_encoding import PairEncoder
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
+from bert_snli.evaluation.pages import check_report_dir
 from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
 from bert_snli.finetune import finetune
 from bert_snli.inference import (
@@ -37,7 +39,7 @@ GOLD = ["entailment"] * 4 + ["contradiction"] * 4 + ["neutral"] * 2
 PREDICTED = ["entailment"] * 3 + ["neutral"] + ["contradiction"] * 2 + ["entailment"] * 2 + ["neutral"] * 2
 
 
-def test_the_metrics_are_those_worked_out_by_hand():
+def test_metrics_equal_values_computed_by_hand():
     results = evaluate.combine(
         [m(keep_in_memory=True) for m in (Accuracy, MacroF1, PerLabel, ConfusionMatrix)]
     ).compute(predictions=PREDICTED, references=GOLD)
@@ -52,7 +54,7 @@ def test_the_metrics_are_those_worked_out_by_hand():
     assert results["confusion_matrix"]["contradiction"] == {"entailment": 2, "contradiction": 2, "neutral": 0}
 
 
-def test_metrics_of_logits_follow_the_label_order():
+def test_metrics_of_logits_use_the_given_label_order():
     names = ["neutral", "entailment", "contradiction"]
     logits = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
     metrics = nli_metrics(logits, np.array([0, 1]), names)
@@ -62,36 +64,64 @@ def test_metrics_of_logits_follow_the_label_order():
     assert metrics["loss"] == pytest.approx(sum(losses) / 2)
 
 
-def test_answers_that_are_no_numbers_are_said_to_be_so():
+def test_non_finite_logits_are_refused():
     with pytest.raises(BertSnliError, match="not finite"):
         nli_metrics(np.array([[np.nan, 0.0, 0.0]]), np.array([0]), BOOK_LABELS)
 
 
-def test_answers_come_in_the_order_of_the_questions(model_folder: Path):
+def test_predictions_are_in_the_order_of_the_pairs_and_sorted_by_score(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
     pairs = random_pairs(30)
     together = predict_pairs(model, tokenizer, pairs, batch_size=7)
-    for pair, answer in zip(pairs, together, strict=True):
+    for pair, scores in zip(pairs, together, strict=True):
         (alone,) = predict_pairs(model, tokenizer, [pair])
-        assert answer == pytest.approx(alone, abs=1e-5)
-        assert list(answer.values()) == sorted(answer.values(), reverse=True)
-        assert sum(answer.values()) == pytest.approx(1)
-    assert len({next(iter(answer)) for answer in together}) > 1
+        assert scores == pytest.approx(alone, abs=1e-5)
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+        assert sum(scores.values()) == pytest.approx(1)
+    assert len({next(iter(scores)) for scores in together}) > 1
 
 
-def test_logits_equal_a_plain_forward_pass(model_folder: Path):
+def test_logits_equal_a_padded_forward_pass_of_the_model(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
     premises, hypotheses = map(list, zip(*random_pairs(20), strict=True))
-    plain = tokenizer(premises, hypotheses, padding=True, return_tensors="pt")
+    inputs = tokenizer(premises, hypotheses, padding=True, return_tensors="pt")
     with torch.no_grad():
-        expected = model(**plain).logits.numpy()
+        expected = model(**inputs).logits.numpy()
     encoded = Dataset(PairEncoder(tokenizer, 40).encode(premises, hypotheses))
-    ours = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=6)
-    # Large weights amplify the rounding of sums in another order; tests/unit/test_fast.py compares in float64.
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+    found = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=6)
+    # Large weights amplify rounding errors; tests/unit/test_fast.py compares in float64.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_pairs_are_cut_as_in_fine_tuning(model_folder: Path, corpus: Path, tmp_path: Path):
+@pytest.fixture
+def truncating_model(model_folder: Path) -> Path:
+    """A model folder that holds the length and the truncation that fine-tuning used."""
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(
+        json.dumps({**config, "max_pair_length": 9, "pair_truncation": "ratio"}), encoding="utf-8"
+    )
+    return model_folder
+
+
+def test_predictions_use_the_length_and_truncation_of_the_config(truncating_model: Path):
+    model, tokenizer = load_classifier(str(truncating_model)), load_tokenizer(str(truncating_model))
+    pairs = random_pairs(30)
+    predictions = predict_pairs(model, tokenizer, pairs)
+    assert predictions == predict_pairs(model, tokenizer, pairs, max_length=9, truncation="ratio")
+    assert predictions != predict_pairs(model, tokenizer, pairs, truncation="longest")
+    assert predictions != predict_pairs(model, tokenizer, pairs, max_length=12)
+
+
+def test_evaluation_uses_the_length_and_truncation_of_the_config(truncating_model: Path, corpus: Path):
+    default, explicit, longest, longer = (
+        evaluate_model(str(truncating_model), str(corpus), split="test", **options)["loss"]
+        for options in ({}, {"max_length": 9, "truncation": "ratio"}, {"truncation": "longest"}, {"max_length": 12})
+    )
+    assert default == explicit
+    assert default != longest and default != longer
+
+
+def test_finetuning_saves_its_length_and_truncation_in_the_config(model_folder: Path, corpus: Path, tmp_path: Path):
     finetune(
         FinetuneRecipe(
             model_name_or_path=str(model_folder),
@@ -100,45 +130,99 @@ def test_pairs_are_cut_as_in_fine_tuning(model_folder: Path, corpus: Path, tmp_p
             max_length=9,
             truncation="ratio",
             max_steps=1,
-            max_train_samples=40,
-            max_eval_samples=20,
+            max_train_samples=8,
+            max_eval_samples=8,
+            train_batch_size=8,
         )
     )
-    model, tokenizer = load_classifier(str(tmp_path / "run")), load_tokenizer(str(tmp_path / "run"))
-    assert (model.config.max_pair_length, model.config.pair_truncation) == (9, "ratio")
-    pairs = random_pairs(30)
-    remembered = predict_pairs(model, tokenizer, pairs)
-    assert remembered == predict_pairs(model, tokenizer, pairs, max_length=9, truncation="ratio")
-    assert remembered != predict_pairs(model, tokenizer, pairs, truncation="longest")
-    assert remembered != predict_pairs(model, tokenizer, pairs, max_length=12)
-    accuracies = [
-        evaluate_model(str(tmp_path / "run"), str(corpus), split="test", **options)["loss"]
-        for options in ({}, {"max_length": 9, "truncation": "ratio"}, {"truncation": "longest"})
-    ]
-    assert accuracies[0] == accuracies[1] != accuracies[2]
+    config = load_config(str(tmp_path / "run"))
+    assert (config.max_pair_length, config.pair_truncation) == (9, "ratio")
+
+
+def test_max_length_of_zero_is_refused(model_folder: Path):
+    model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
     with pytest.raises(BertSnliError, match="--max_length 0"):
-        predict_pairs(model, tokenizer, pairs, max_length=0)
-    assert predict_pairs(model, tokenizer, []) == []
+        predict_pairs(model, tokenizer, random_pairs(1), max_length=0)
 
 
-def test_every_way_of_truncation_is_an_option_of_the_commands():
-    for command in ("predict", "evaluate"):
-        for way in TRUNCATIONS:
-            assert build_parser().parse_args([command, "model", "--truncation", way]).truncation == way
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize("truncation", TRUNCATIONS)
+def test_each_truncation_is_an_option_of_the_commands(truncation: str, command: str):
+    assert build_parser().parse_args([command, "model", "--truncation", truncation]).truncation == truncation
 
 
-def test_the_report_is_saved_for_people_and_for_tools(model_folder: Path, corpus: Path, tmp_path: Path):
+def test_results_are_saved_as_json_and_as_an_image(model_folder: Path, corpus: Path, tmp_path: Path):
     results = evaluate_model(str(model_folder), str(corpus), split="test")
-    table, picture = save_figures(results, tmp_path / "report")
-    saved = json.loads(table.read_text())
-    assert saved == results
-    assert saved["pairs"] == sum(row["support"] for row in saved["per_label"].values())
-    assert saved["without_gold_label"] > 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    table, image = save_figures(results, tmp_path / "report")
+    assert json.loads(table.read_text()) == results
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_count_the_pairs_with_and_without_a_gold_label(model_folder: Path, corpus: Path):
+    golds = [json.loads(line)["gold_label"] for line in (corpus / "snli_1.0_test.jsonl").read_text().splitlines()]
+    results = evaluate_model(str(model_folder), str(corpus), split="test")
+    assert results["without_gold_label"] == golds.count("-") > 0
+    assert results["pairs"] == len(golds) - golds.count("-")
+    assert {label: row["support"] for label, row in results["per_label"].items()} == {
+        label: golds.count(label) for label in BOOK_LABELS
+    }
+
+
+def test_printed_results_show_the_accuracy(model_folder: Path, corpus: Path):
+    results = evaluate_model(str(model_folder), str(corpus), split="test")
     assert f"accuracy {results['accuracy']:.4f}" in format_figures(results)
 
 
-def test_a_model_with_another_label_order_scores_the_same(model_folder: Path, corpus: Path, tmp_path: Path):
+def test_results_on_other_data_are_not_overwritten(tmp_path: Path):
+    matrix = {label: dict.fromkeys(BOOK_LABELS, 1) for label in BOOK_LABELS}
+    results = {"split": "test", "dataset": "snli_1.0.zip", "accuracy": 1 / 3, "confusion_matrix": matrix}
+    other = {**results, "dataset": "elsewhere/test.tsv"}
+    assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
+    assert [path.name for path in save_figures(other, tmp_path)][0] == "eval_results_elsewhere_test.json"
+    assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
+    assert json.loads((tmp_path / "eval_results_test.json").read_text()) == results
+
+
+@pytest.mark.parametrize(
+    ("saved", "new", "is_refused"),
+    [
+        ('{"model": "a", "weights_sha256": "1"}', ("b", "1"), False),
+        ('{"model": "a", "weights_sha256": "1"}', ("a", "2"), True),
+        ('{"model": "a", "weights_sha256": null}', ("a", None), False),
+        ('{"model": "a", "weights_sha256": null}', ("b", None), True),
+        ('{"accuracy": 1}', ("a", "1"), True),
+        ("[", ("a", None), True),
+    ],
+    ids=["moved folder", "trained again", "same Hub model", "other Hub model", "no weights hash", "not JSON"],
+)
+def test_report_is_replaced_only_by_a_report_on_the_same_weights(
+    saved: str, new: tuple, is_refused: bool, tmp_path: Path
+):
+    (tmp_path / "report.json").write_text(saved)
+    with pytest.raises(BertSnliError, match="holds a report") if is_refused else nullcontext():
+        check_report_dir(tmp_path, *new)
+
+
+def test_evaluator_of_the_evaluate_library_gives_the_same_accuracy(model_folder: Path):
+    model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
+    pairs = random_pairs(12)
+    predicted = [next(iter(scores)) for scores in predict_pairs(model, tokenizer, pairs)]
+    golds = [predicted[0]] * len(predicted)
+    premises, hypotheses = map(list, zip(*pairs, strict=True))
+    result = evaluate.evaluator("text-classification").compute(
+        model_or_pipeline=model,
+        tokenizer=tokenizer,
+        data=Dataset.from_dict({"premise": premises, "hypothesis": hypotheses, "label": golds}),
+        metric=Accuracy(),
+        input_column="premise",
+        second_input_column="hypothesis",
+        label_column="label",
+    )
+    assert 0 < predicted.count(golds[0]) < len(golds)
+    assert result["accuracy"] == pytest.approx(predicted.count(golds[0]) / len(golds))
+
+
+def test_permuting_the_label_ids_of_a_model_keeps_its_metrics(model_folder: Path, corpus: Path, tmp_path: Path):
     model = load_classifier(str(model_folder))
     order = [2, 0, 1]
     with torch.no_grad():
@@ -154,7 +238,7 @@ def test_a_model_with_another_label_order_scores_the_same(model_folder: Path, co
         assert after[name] == before[name]
 
 
-def test_labels_are_in_the_order_of_the_logits_when_the_config_lists_them_otherwise(model_folder: Path):
+def test_labels_are_in_the_order_of_the_logits_whatever_the_order_in_the_config(model_folder: Path):
     before = ordered_labels(load_config(str(model_folder)))
     config = json.loads((model_folder / "config.json").read_text())
     config["id2label"] = {number: config["id2label"][number] for number in ("2", "0", "1")}
@@ -162,7 +246,7 @@ def test_labels_are_in_the_order_of_the_logits_when_the_config_lists_them_otherw
     assert ordered_labels(load_config(str(model_folder))) == before == list(BOOK_LABELS)
 
 
-def test_labels_of_another_task_are_refused():
+def test_model_with_labels_of_another_task_is_refused():
     config = D2LBertConfig(id2label={0: "positive", 1: "negative"}, label2id={"positive": 0, "negative": 1})
     with pytest.raises(BertSnliError, match="its labels are positive, negative, not entailment"):
         label_names(config, "models/sentiment")

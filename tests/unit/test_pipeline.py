@@ -1,4 +1,4 @@
-"""The hub's promise: `pipeline(…, trust_remote_code=True)` on a model folder alone gives this package's scores."""
+"""`transformers.pipeline(..., trust_remote_code=True)` on a model folder gives the scores of this package."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PAIRS = [
     ('The "red ball" is in the cat', "It's on the cat, inside the dog, in the man, outside the red woman."),
     ("A cat", "A cat"),
 ]
-LONG = [
+LONG_PAIRS = [
     ("a dog " * 20, "the cat " * 20),  # both sides too long, on an odd budget
     ("a dog", "the red cat is running " * 10),
     ("the red cat is running " * 10, "a dog"),
@@ -48,26 +48,26 @@ SIZES = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 48,
-    "initializer_range": 0.5,  # large enough for answers to differ
+    "initializer_range": 0.5,  # large enough for predictions to differ
 }
-ROUNDING = rounding(D2LBertConfig(**SIZES))  # of a score too: the largest possible value is 1
-SCRIPT = """
+TOLERANCE = rounding(D2LBertConfig(**SIZES))  # also of a score, whose largest value is 1
+NLI_SCRIPT = """
 from transformers import pipeline
 
 classify = pipeline("text-classification", arguments["folder"], trust_remote_code=True)
 assert type(classify.model).__module__.startswith("transformers_modules."), type(classify.model)
 inputs = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in arguments["pairs"]]
-answers = {"one by one": [classify(pair, top_k=None) for pair in inputs]}
-answers["padded"] = classify(inputs, top_k=None, batch_size=len(inputs))
+predictions = {"one by one": [classify(pair, top_k=None) for pair in inputs]}
+predictions["padded"] = classify(inputs, top_k=None, batch_size=len(inputs))
 folder = arguments["folder"]
-for time in ("as saved", "saved again"):
+for state in ("as saved", "saved again"):
     nli = pipeline("natural-language-inference", folder, trust_remote_code=True)
     assert type(nli).__module__.startswith("transformers_modules."), type(nli)
-    answers[time] = nli(arguments["pairs"], top_k=None)
-    answers["by itself, " + time] = [nli(tuple(pair), top_k=None) for pair in arguments["pairs"]]
+    predictions[state] = nli(arguments["pairs"], top_k=None)
+    predictions["single pairs, " + state] = [nli(tuple(pair), top_k=None) for pair in arguments["pairs"]]
     folder = arguments["again"]
     nli.save_pretrained(folder)
-print(json.dumps(answers))
+print(json.dumps(predictions))
 """
 
 
@@ -99,101 +99,102 @@ def open_nli(folder: Path, **options) -> NLIPipeline:
     return pipeline(TASK, model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu", **options)
 
 
-def scores(answer: list[dict]) -> dict[str, float]:
-    return {entry["label"]: entry["score"] for entry in answer}
+def scores_by_label(entries: list[dict]) -> dict[str, float]:
+    return {entry["label"]: entry["score"] for entry in entries}
 
 
-def ours(folder: Path, pairs: list[tuple[str, str]], **options) -> list[dict[str, float]]:
+def predict(folder: Path, pairs: list[tuple[str, str]], **options) -> list[dict[str, float]]:
     model = D2LBertForSequenceClassification.from_pretrained(folder).eval()
     return predict_pairs(model, AutoTokenizer.from_pretrained(folder), pairs, **options)
 
 
-def assert_same_answers(found: list, expected: list[dict[str, float]]) -> None:
+def assert_same_predictions(found: list, expected: list[dict[str, float]]) -> None:
     assert len(found) == len(expected)
-    for answer, by_label in zip(found, expected, strict=True):
-        assert scores(answer) == pytest.approx(by_label, rel=0, abs=ROUNDING)
-        assert list(scores(answer)) == list(by_label)  # the most probable first
+    for entries, by_label in zip(found, expected, strict=True):
+        assert scores_by_label(entries) == pytest.approx(by_label, rel=0, abs=TOLERANCE)
+        assert list(scores_by_label(entries)) == list(by_label)  # the most probable label first
 
 
 @pytest.mark.slow
-def test_pipelines_without_the_package_give_the_packages_scores(folder: Path, tmp_path: Path):
-    expected = ours(folder, PAIRS)
-    assert max(abs(expected[0][label] - expected[1][label]) for label in LABEL2ID) > 0.01, "order does not matter"
+def test_pipelines_in_a_process_without_the_package_give_the_same_scores(folder: Path, tmp_path: Path):
+    expected = predict(folder, PAIRS)
+    assert max(abs(expected[0][label] - expected[1][label]) for label in LABEL2ID) > 0.01, (
+        "premise and hypothesis are exchangeable"
+    )
     again = str(tmp_path / "again")
-    answers = run_without_package(SCRIPT, tmp_path, folder=str(folder), pairs=PAIRS, again=again)
-    assert len(answers) == 6
-    for results in answers.values():
-        assert_same_answers(results, expected)
+    predictions = run_without_package(NLI_SCRIPT, tmp_path, folder=str(folder), pairs=PAIRS, again=again)
+    assert len(predictions) == 6
+    for results in predictions.values():
+        assert_same_predictions(results, expected)
 
 
 # Natural language inference
 
 
-def test_it_knows_every_kind_of_pair(nli: NLIPipeline, folder: Path):
-    expected = ours(folder, PAIRS)
-    kinds = {
+def test_pipeline_accepts_each_format_of_pairs(nli: NLIPipeline, folder: Path):
+    expected = predict(folder, PAIRS)
+    formats = {
         "tuples": PAIRS,
         "lists": [list(pair) for pair in PAIRS],
         "named as in SNLI": [{"premise": p, "hypothesis": h, "label": 0} for p, h in PAIRS],
         "named as in text-classification": [{"text": p, "text_pair": h} for p, h in PAIRS],
     }
-    for name, pairs in kinds.items():
-        assert_same_answers(nli(pairs, top_k=None), expected)
-        if name != "lists":  # a list is always several
-            assert_same_answers([nli(pair, top_k=None) for pair in pairs], expected)
+    for name, pairs in formats.items():
+        assert_same_predictions(nli(pairs, top_k=None), expected)
+        if name != "lists":  # a list is always several pairs
+            assert_same_predictions([nli(pair, top_k=None) for pair in pairs], expected)
     assert nli([]) == []
 
 
-def test_top_k_is_that_of_text_classification(nli: NLIPipeline, folder: Path):
+def test_top_k_equals_that_of_text_classification(nli: NLIPipeline, folder: Path):
     text_classification = pipeline("text-classification", model=nli.model, tokenizer=nli.tokenizer, device="cpu")
     texts = [{"text": p, "text_pair": h} for p, h in PAIRS]
     for options in ({}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}):
-        for found, theirs in zip(nli(PAIRS, **options), text_classification(texts, **options), strict=True):
-            assert isinstance(found, type(theirs))
-            found, theirs = ([answer] if isinstance(answer, dict) else answer for answer in (found, theirs))
-            assert scores(found) == pytest.approx(scores(theirs), rel=0, abs=ROUNDING)
-            assert list(scores(found)) == list(scores(theirs))
+        for found, expected in zip(nli(PAIRS, **options), text_classification(texts, **options), strict=True):
+            assert isinstance(found, type(expected))
+            found, expected = ([result] if isinstance(result, dict) else result for result in (found, expected))
+            assert scores_by_label(found) == pytest.approx(scores_by_label(expected), rel=0, abs=TOLERANCE)
+            assert list(scores_by_label(found)) == list(scores_by_label(expected))
     assert open_nli(folder, top_k=2, batch_size=len(PAIRS))(PAIRS) == nli(PAIRS, top_k=2)
 
 
 @pytest.mark.parametrize("max_length", [None, 12, 15, 48])
 @pytest.mark.parametrize("truncation", [None, "ratio"])
-def test_pairs_that_are_too_long_are_cut_as_in_training(
+def test_long_pairs_are_truncated_as_in_training(
     max_length: int | None, truncation: str | None, nli: NLIPipeline, folder: Path
 ):
     options = {"max_length": max_length, "truncation": truncation}
-    pairs = LONG + PAIRS
+    pairs = LONG_PAIRS + PAIRS
     encoder = PairEncoder(nli.tokenizer, max_length or 36, truncation or "longest")
     assert encoder.budget % 2 or max_length == 15
     table = encoder.encode([p for p, _ in pairs], [h for _, h in pairs])
     rows = [nli.preprocess([pair]) for pair in nli.encode(pairs, **options)]
     assert [row["input_ids"][0].tolist() for row in rows] == table["input_ids"].to_pylist()
     assert [row["token_type_ids"][0].tolist() for row in rows] == table["token_type_ids"].to_pylist()
-    assert_same_answers(nli(pairs, top_k=None, **options), ours(folder, pairs, **options))
+    assert_same_predictions(nli(pairs, top_k=None, **options), predict(folder, pairs, **options))
 
 
-def test_a_list_is_computed_in_batches_of_like_length_and_answered_in_its_order(
+def test_list_is_batched_by_length_and_predictions_keep_its_order(
     nli: NLIPipeline, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shapes = []
     forward = nli._forward
     monkeypatch.setattr(nli, "_forward", lambda batch: shapes.append(batch["input_ids"].shape) or forward(batch))
-    pairs = [PAIRS[4], LONG[1], PAIRS[2], LONG[2], PAIRS[4]]
-    assert_same_answers(nli(pairs, top_k=None, batch_size=2), ours(folder, pairs))
+    pairs = [PAIRS[4], LONG_PAIRS[1], PAIRS[2], LONG_PAIRS[2], PAIRS[4]]
+    assert_same_predictions(nli(pairs, top_k=None, batch_size=2), predict(folder, pairs))
     assert [tuple(shape) for shape in shapes] == [(2, 7), (2, 36), (1, 36)]
-    shapes.clear()
 
 
-def test_a_key_pair_dataset_is_taken_as_other_pipelines_take_it(nli: NLIPipeline):
+def test_key_pair_dataset_gives_the_predictions_of_the_list(nli: NLIPipeline):
     columns = {"premise": [premise for premise, _ in PAIRS], "hypothesis": [hypothesis for _, hypothesis in PAIRS]}
     dataset = KeyPairDataset(Dataset.from_dict(columns), "premise", "hypothesis")
-    answers = list(nli(dataset, num_workers=0, batch_size=2))
-    for answer, expected in zip(answers, nli(PAIRS), strict=True):
-        assert answer == {"label": expected["label"], "score": pytest.approx(expected["score"], rel=0, abs=ROUNDING)}
+    predictions = list(nli(dataset, num_workers=0, batch_size=2))
+    for found, expected in zip(predictions, nli(PAIRS), strict=True):
+        assert found == {"label": expected["label"], "score": pytest.approx(expected["score"], rel=0, abs=TOLERANCE)}
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])
-def test_a_generator_is_consumed_lazily(batch_size: int | None, nli: NLIPipeline, folder: Path):
+def test_generator_is_consumed_lazily(batch_size: int | None, nli: NLIPipeline, folder: Path):
     taken = []
 
     def endless() -> Iterator[tuple[str, str]]:
@@ -201,11 +202,11 @@ def test_a_generator_is_consumed_lazily(batch_size: int | None, nli: NLIPipeline
             taken.append(number)
             yield PAIRS[number % len(PAIRS)]
 
-    answers = nli(endless(), top_k=None, batch_size=batch_size)
+    predictions = nli(endless(), top_k=None, batch_size=batch_size)
     assert taken == []
-    found = [next(answers) for _ in range(4)]
+    found = [next(predictions) for _ in range(4)]
     assert len(taken) == (4 if batch_size is None else 6)
-    assert_same_answers(found, ours(folder, PAIRS[:4]))
+    assert_same_predictions(found, predict(folder, PAIRS[:4]))
 
 
 @pytest.mark.parametrize(
@@ -221,37 +222,41 @@ def test_a_generator_is_consumed_lazily(batch_size: int | None, nli: NLIPipeline
         (("a", "b"), {"top_k": 0}, "top_k 0: give 1 or more"),
         (("a", "b"), {"max_length": 4}, "max_length 4: must be from 5 to 48"),
         (("a", "b"), {"truncation": "middle"}, "truncation middle: choose one of longest"),
-        (LONG[0], {"truncation": "do_not_truncate"}, "truncation do_not_truncate: a pair of 80 tokens does not fit"),
+        (
+            LONG_PAIRS[0],
+            {"truncation": "do_not_truncate"},
+            "truncation do_not_truncate: a pair of 80 tokens does not fit",
+        ),
         ([("a", "b")], {"batch_size": 0}, "batch_size 0: give 1 or more"),
     ],
 )
-def test_what_is_no_pair_is_said_in_one_line(inputs, options: dict, message: str, nli: NLIPipeline):
+def test_invalid_input_or_option_is_refused_in_one_line(inputs, options: dict, message: str, nli: NLIPipeline):
     with pytest.raises(ValueError, match=message) as caught:
         nli(inputs, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_configuration_that_a_pipeline_has_read_can_be_saved_again(folder: Path, tmp_path: Path):
+def test_config_that_a_pipeline_has_read_can_be_saved_again(folder: Path, tmp_path: Path):
     model = D2LBertForSequenceClassification.from_pretrained(folder)
     for name in ("once", "twice"):
         model.save_pretrained(tmp_path / name)
-        clean_custom_task(model.config.custom_pipelines[TASK])  # what `pipeline(TASK, config=...)` does to it
+        clean_custom_task(model.config.custom_pipelines[TASK])  # as `pipeline(TASK, config=...)` does
     assert (tmp_path / "once" / "config.json").read_text() == (tmp_path / "twice" / "config.json").read_text()
 
 
-def test_only_a_classifiers_folder_names_the_pipeline(folder: Path, tmp_path: Path):
+def test_only_the_folder_of_a_classifier_names_the_pipeline(folder: Path, tmp_path: Path):
     entry = json.loads((folder / "config.json").read_text())["custom_pipelines"][TASK]
     assert entry == {"impl": "nli_pipeline.NLIPipeline", "pt": ["AutoModelForSequenceClassification"]}
     masked = D2LBertForMaskedLM(D2LBertConfig.from_pretrained(folder))
-    masked.config.custom_pipelines["somebody's own"] = {"impl": "own.Pipeline", "pt": []}
+    masked.config.custom_pipelines["other-task"] = {"impl": "own.Pipeline", "pt": []}
     masked.save_pretrained(tmp_path / "masked")
     names = json.loads((tmp_path / "masked" / "config.json").read_text())["custom_pipelines"]
-    assert list(names) == ["somebody's own"]
+    assert list(names) == ["other-task"]
 
 
 # Other pipelines of `transformers`
 
-OTHERS = """
+OTHER_PIPELINES_SCRIPT = """
 from transformers import pipeline
 
 classifier, pretrained = arguments["classifier"], arguments["pretrained"]
@@ -272,8 +277,8 @@ print(json.dumps({
 """
 
 
-def trained_to_tell_dogs_from_cats(folder: Path) -> None:
-    """Train the classifier in `folder` a little: what is named in the premise is entailed, the other animal is not."""
+def train_to_distinguish_dogs_from_cats(folder: Path) -> None:
+    """Train the classifier in `folder`: the animal of the premise is entailment, the other one contradiction."""
     model, tokenizer = (
         D2LBertForSequenceClassification.from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
@@ -298,7 +303,7 @@ def trained_to_tell_dogs_from_cats(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_pipelines_open_our_folders(tmp_path: Path):
+def test_other_pipelines_load_the_model_folders(tmp_path: Path):
     classifier = save_model(
         tmp_path / "classifier",
         D2LBertForSequenceClassification,
@@ -306,28 +311,30 @@ def test_other_pipelines_open_our_folders(tmp_path: Path):
         label2id=LABEL2ID,
         initializer_range=0.1,
     )
-    trained_to_tell_dogs_from_cats(classifier)
+    train_to_distinguish_dogs_from_cats(classifier)
     pretrained = save_model(tmp_path / "pretrained", D2LBertForPreTraining)
     texts = ["a dog is sleeping outside", "a cat is running inside"]
-    found = run_without_package(OTHERS, tmp_path, classifier=str(classifier), pretrained=str(pretrained), texts=texts)
+    found = run_without_package(
+        OTHER_PIPELINES_SCRIPT, tmp_path, classifier=str(classifier), pretrained=str(pretrained), texts=texts
+    )
 
     assert found["entailment_id"] == LABEL2ID["entailment"]
-    assert [answer["labels"][0] for answer in found["zero-shot"]] == ["dog", "cat"]
-    assert min(answer["scores"][0] for answer in found["zero-shot"]) > 0.7
+    assert [result["labels"][0] for result in found["zero-shot"]] == ["dog", "cat"]
+    assert min(result["scores"][0] for result in found["zero-shot"]) > 0.7
 
     tokenizer = AutoTokenizer.from_pretrained(classifier)
     model = D2LBertForSequenceClassification.from_pretrained(classifier).eval()
     with torch.no_grad():
         hidden = model.bert(**tokenizer("a dog is running", return_tensors="pt")).last_hidden_state
-    tolerance = ROUNDING * hidden.abs().max().item()
+    tolerance = TOLERANCE * hidden.abs().max().item()
     torch.testing.assert_close(torch.tensor(found["feature-extraction"]), hidden, rtol=0, atol=tolerance)
 
-    # For `multi_label`, transformers takes the last label for the contradiction where entailment is the first.
+    # With `multi_label`, transformers takes the last label as contradiction if entailment is the first label.
     with torch.no_grad():
         logits = model(**tokenizer([texts[0]] * 2, ["a dog .", "a cat ."], padding=True, return_tensors="pt")).logits
     against_neutral = logits[:, [LABEL2ID["entailment"], LABEL2ID["neutral"]]].softmax(dim=-1)[:, 0].tolist()
     several = dict(zip(found["several labels"]["labels"], found["several labels"]["scores"], strict=True))
-    assert several == pytest.approx({"dog": against_neutral[0], "cat": against_neutral[1]}, rel=0, abs=ROUNDING)
+    assert several == pytest.approx({"dog": against_neutral[0], "cat": against_neutral[1]}, rel=0, abs=TOLERANCE)
 
     masked = D2LBertForMaskedLM.from_pretrained(pretrained).eval()
     inputs = tokenizer("a dog is <mask> .", return_tensors="pt")
@@ -335,4 +342,4 @@ def test_other_pipelines_open_our_folders(tmp_path: Path):
         logits = masked(**inputs).logits[0, inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)]
     best = logits.softmax(dim=-1).topk(3)
     assert [entry["token"] for entry in found["fill-mask"]] == best.indices.tolist()
-    assert [entry["score"] for entry in found["fill-mask"]] == pytest.approx(best.values.tolist(), rel=0, abs=ROUNDING)
+    assert [entry["score"] for entry in found["fill-mask"]] == pytest.approx(best.values.tolist(), rel=0, abs=TOLERANCE)

@@ -1,4 +1,4 @@
-"""The generated corpus: reproducible bytes, SNLI's layout, sound parses, balance, and no label leak."""
+"""The generated corpus: determinism, SNLI's format, valid parses, balanced labels, and no label leakage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def leaves(parse: str) -> list[str]:
 
 
 def is_binary(parse: str) -> bool:
-    """A single leaf, or brackets that hold exactly two nodes each and close into one tree."""
+    """Whether the parse is one leaf, or one tree in which each pair of brackets holds two nodes."""
     stack: list[list[str]] = [[]]
     for token in parse.split():
         if token == "(":
@@ -52,18 +52,18 @@ def rows(folder: Path) -> Rows:
 
 
 @pytest.fixture(scope="module")
-def every(rows: Rows) -> list[dict[str, Any]]:
+def all_rows(rows: Rows) -> list[dict[str, Any]]:
     return [row for split in rows.values() for row in split]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
+def test_seed_determines_every_byte(tmp_path: Path) -> None:
     small = {"train": 60, "dev": 30}
     first, second, other = (
-        contents(write_sample(tmp_path / name, num_pairs=small, seed=seed))
+        read_files(write_sample(tmp_path / name, num_pairs=small, seed=seed))
         for name, seed in (("a", 3), ("b", 3), ("c", 4))
     )
     assert sorted(first) == [f"snli_1.0_{n}.{e}" for n in ("dev", "train") for e in ("jsonl", "txt")]
@@ -72,12 +72,12 @@ def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 2, 100, 300_000])
-def test_sizes_are_multiples_of_three_and_bounded(tmp_path: Path, size: int) -> None:
+def test_size_that_is_not_a_positive_multiple_of_three_or_too_large_is_refused(tmp_path: Path, size: int) -> None:
     with pytest.raises(ValueError, match=f"'dev': {size}.*multiples of three"):
         write_sample(tmp_path, num_pairs={"dev": size})
 
 
-def test_sizes_and_balance(rows: Rows) -> None:
+def test_splits_have_the_requested_sizes_and_balanced_labels(rows: Rows) -> None:
     for name, split in rows.items():
         assert len(split) == PAIRS[name]
         intended = Counter(row["pairID"][-1] for row in split)
@@ -88,7 +88,7 @@ def test_sizes_and_balance(rows: Rows) -> None:
         assert len(set(gold.values())) == 1 and set(gold) == set(LABELS)
 
 
-def test_gold_is_the_majority_of_the_annotators(rows: Rows) -> None:
+def test_gold_label_is_the_majority_of_the_annotators(rows: Rows) -> None:
     for row in (row for split in rows.values() for row in split):
         votes = row["annotator_labels"]
         majority = [label for label in LABELS if votes.count(label) * 2 > len(votes)]
@@ -98,26 +98,26 @@ def test_gold_is_the_majority_of_the_annotators(rows: Rows) -> None:
     assert Counter(len(row["annotator_labels"]) for row in rows["train"])[1] > 0.8 * PAIRS["train"]
 
 
-def test_each_premise_has_the_three_labels_and_one_split(rows: Rows) -> None:
-    homes = defaultdict(set)
+def test_each_premise_has_three_labels_and_is_in_one_split(rows: Rows) -> None:
+    splits_of_premise = defaultdict(set)
     for name, split in rows.items():
         by_caption = defaultdict(list)
         for row in split:
-            homes[row["sentence1"]].add(name)
+            splits_of_premise[row["sentence1"]].add(name)
             by_caption[row["captionID"]].append(row)
         for group in by_caption.values():
             assert sorted(row["pairID"][-1] for row in group) == ["c", "e", "n"]
             assert len({row["sentence1"] for row in group}) == 1
-    assert all(len(names) == 1 for names in homes.values())
+    assert all(len(names) == 1 for names in splits_of_premise.values())
     pair_ids = [row["pairID"] for split in rows.values() for row in split]
     assert len(set(pair_ids)) == len(pair_ids)
 
 
-def test_parses_are_binary_and_agree_with_the_sentences(every: list[dict[str, Any]]) -> None:
+def test_parses_are_binary_and_have_the_words_of_the_sentences(all_rows: list[dict[str, Any]]) -> None:
     def letters(text: str) -> str:
         return "".join(char for char in text.lower() if char.isalnum())
 
-    for row in every:
+    for row in all_rows:
         for name in ("sentence1", "sentence2"):
             raw, parse, labelled = row[name], row[f"{name}_binary_parse"], row[f"{name}_parse"]
             assert is_binary(parse), parse
@@ -127,10 +127,10 @@ def test_parses_are_binary_and_agree_with_the_sentences(every: list[dict[str, An
             assert raw[0] == raw[0].upper()
 
 
-def test_the_text_has_what_makes_penn_tokenisation_matter(every: list[dict[str, Any]]) -> None:
-    raws = {row[name] for row in every for name in ("sentence1", "sentence2")}
+def test_text_needs_penn_treebank_tokenization(all_rows: list[dict[str, Any]]) -> None:
+    raws = {row[name] for row in all_rows for name in ("sentence1", "sentence2")}
     tokens = {
-        leaf for row in every for name in ("sentence1", "sentence2") for leaf in leaves(row[f"{name}_binary_parse"])
+        leaf for row in all_rows for name in ("sentence1", "sentence2") for leaf in leaves(row[f"{name}_binary_parse"])
     }
     assert {"n't", "'s", "``", "''", ",", ".", "T-shirt", "2", "two"} <= tokens
     for mark in ("n't", "neighbor's", "There's", '"', ", "):
@@ -139,7 +139,7 @@ def test_the_text_has_what_makes_penn_tokenisation_matter(every: list[dict[str, 
     assert 60 <= len({token.lower() for token in tokens}) <= 400
 
 
-def test_the_two_files_say_the_same(folder: Path, rows: Rows) -> None:
+def test_text_and_jsonl_files_have_the_same_rows(folder: Path, rows: Rows) -> None:
     for name, split in rows.items():
         lines = (folder / f"snli_1.0_{name}.txt").read_text(encoding="utf-8").splitlines()
         header = lines[0].split("\t")
@@ -169,11 +169,11 @@ def test_the_two_files_say_the_same(folder: Path, rows: Rows) -> None:
         ("company", "company friend", "alone", "contradiction"),
     ],
 )
-def test_a_claim_is_judged_by_its_path(slot: str, scene: str, claim: str, label: str) -> None:
+def test_claim_label_depends_on_its_path(slot: str, scene: str, claim: str, label: str) -> None:
     assert judge_claim(slot, tuple(scene.split()), tuple(claim.split())) == label
 
 
-def test_a_denial_swaps_and_the_worst_claim_decides() -> None:
+def test_negation_swaps_the_label_and_the_least_entailed_claim_decides() -> None:
     scene = {"who": ("person", "man"), "place": ("outside", "park")}
     true, false, unsaid = {"place": ("outside",)}, {"place": ("inside",)}, {"activity": ("meal",)}
     assert judge(scene, true, "place") == "contradiction"
@@ -183,17 +183,21 @@ def test_a_denial_swaps_and_the_worst_claim_decides() -> None:
     assert judge(scene, false | unsaid, None) == "contradiction"
 
 
-def test_an_impossible_label_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_that_cannot_be_generated_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "judge", lambda *_: "neutral")
     with pytest.raises(RuntimeError, match="no (entailment|contradiction) for"):
         write_sample(tmp_path, num_pairs={"dev": 3})
 
 
-def test_the_hypothesis_alone_does_not_give_the_label_away(rows: Rows) -> None:
-    text = pytest.importorskip("sklearn.feature_extraction.text")
-    linear = pytest.importorskip("sklearn.linear_model")
-    bags = {name: [" ".join(leaves(row["sentence2_binary_parse"])) for row in split] for name, split in rows.items()}
+def test_hypothesis_alone_does_not_predict_the_label(rows: Rows) -> None:
+    feature_extraction = pytest.importorskip("sklearn.feature_extraction.text")
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    hypotheses = {
+        name: [" ".join(leaves(row["sentence2_binary_parse"])) for row in split] for name, split in rows.items()
+    }
     labels = {name: [row["pairID"][-1] for row in split] for name, split in rows.items()}
-    bag = text.CountVectorizer(token_pattern=r"\S+", ngram_range=(1, 2))
-    model = linear.LogisticRegression(C=0.3, max_iter=500).fit(bag.fit_transform(bags["train"]), labels["train"])
-    assert model.score(bag.transform(bags["test"]), labels["test"]) < 0.62
+    vectorizer = feature_extraction.CountVectorizer(token_pattern=r"\S+", ngram_range=(1, 2))
+    model = linear_model.LogisticRegression(C=0.3, max_iter=500).fit(
+        vectorizer.fit_transform(hypotheses["train"]), labels["train"]
+    )
+    assert model.score(vectorizer.transform(hypotheses["test"]), labels["test"]) < 0.62

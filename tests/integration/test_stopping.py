@@ -1,10 +1,12 @@
-"""Processes agree on the update after which a signal stops them."""
+"""Two processes stop after the same update when one of them gets a signal."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 SCRIPT = """
 import sys
@@ -25,11 +27,12 @@ dist.destroy_process_group()
 """
 
 
-def test_processes_agree_one_call_after_the_signal_or_at_once(tmp_path: Path):
+@pytest.mark.slow
+def test_processes_agree_to_stop_one_update_after_the_signal_or_at_once(tmp_path: Path):
     command = [sys.executable, "-c", SCRIPT]
     processes = [
         subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert said == ["0 0 15 2\n", "0 0 15 2\n"]
+    printed = [process.communicate(timeout=120)[0] for process in processes]
+    assert printed == ["0 0 15 2\n", "0 0 15 2\n"]
