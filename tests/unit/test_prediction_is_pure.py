@@ -16,7 +16,7 @@ from bert_snli.prediction import Pair, Predictor
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
 
-NUM_PAIRS, LARGEST_CALL, NUM_THREADS, CALLS_PER_THREAD = 600, 300, 4, 20
+NUM_PAIRS, LARGEST_CALL, NUM_THREADS, CALLS_PER_THREAD = 1200, 600, 4, 30
 MIN_TOKENS, MAX_TOKENS = 3, 128  # includes the three special tokens; a side may be empty
 TOPICS, WORDS_PER_TOPIC = 4, 400  # each topic shares half of its words with the next one
 # Of probabilities: fp32 rounding gives about 1e-6 here; a wrong token or position changes them by more than 1e-3.
