@@ -1,14 +1,30 @@
 """Fixtures that several test modules share: small checkpoints, a generated corpus, trained models, the real data."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+# The libraries read these variables when they are first imported, which the imports below do.
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
+os.environ["ACCELERATE_USE_CPU"] = "1"  # the same numbers on a machine with a GPU
+CACHE = tempfile.mkdtemp(prefix="bert-snli-tests-")  # files that an earlier run cached would hide faults
+os.environ["HF_DATASETS_CACHE"] = CACHE
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE  # its key does not contain ATEN_CPU_CAPABILITY
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes the programs that it starts with & ignore it
 
 from conversion.convert import convert
 from tests.support.checkpoints import SPECIALS, save_d2l_checkpoint, small_vocabulary

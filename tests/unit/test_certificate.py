@@ -18,8 +18,7 @@ from safetensors.numpy import load_file, save_file
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
-from conversion import convert as convert_module
-from conversion import d2l_layout
+from conversion import d2l_layout, write_model
 from conversion.certificate import CERTIFICATE
 from conversion.checkpoint import read_checkpoint
 from conversion.convert import convert
@@ -330,9 +329,9 @@ def test_convert_detects_wrong_values_in_weights_file(d2l_checkpoint: Path, tmp_
 
 
 def test_convert_detects_wrong_ids_in_tokenizer(d2l_checkpoint: Path, tmp_path: Path, monkeypatch):
-    build = convert_module.build_tokenizer
+    build = write_model.build_tokenizer
     monkeypatch.setattr(
-        convert_module, "build_tokenizer", lambda tokens, **options: build([*tokens[:-2], "x", "y"], **options)
+        write_model, "build_tokenizer", lambda tokens, **options: build([*tokens[:-2], "x", "y"], **options)
     )
     with pytest.raises(BertSnliError, match="the tokenizer made from it has other ids"):
         convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
