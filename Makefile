@@ -45,7 +45,7 @@ coverage: $(VENV)/dev.stamp  ## Measure which lines and branches all tests run; 
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-soak: $(VENV)/dev.stamp  ## Kill runs at random moments and resume them: the same bits in the end (ten minutes)
+soak: $(VENV)/dev.stamp  ## Kill training runs at random moments, resume them and compare: bit-exact (three minutes)
 	@$(BIN)/python -m tests.support.soak
 
 lint: $(VENV)/dev.stamp  ## Style and likely mistakes

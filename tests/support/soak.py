@@ -1,6 +1,6 @@
 """Kill training runs at random moments, resume them, and compare the result with an uninterrupted run: `make soak`.
 
-    python -m tests.support.soak [--kills 60] [--processes 1 2] [--seed 0]
+    python -m tests.support.soak [--kills 20] [--processes 1 2] [--seed 0]
 
 Every other kill waits until a checkpoint is being written. All processes of a run get SIGKILL. Takes about ten minutes
 on two cores. `tests/integration/test_interruptions.py` does the same for about one minute.
@@ -160,7 +160,7 @@ def soak(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=60, help="for each number of processes")
+    parser.add_argument("--kills", type=int, default=20, help="for each number of processes")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
