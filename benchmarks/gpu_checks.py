@@ -24,11 +24,11 @@ from bert_snli.data.batching import PaddedPairs, Piece
 from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli
 from bert_snli.fast.forward import FastClassifier
+from bert_snli.files import sha256_of_file
 from bert_snli.inference import batches_by_length, load_tokenizer, predict_logits
-from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
-from conversion.checkpoint import sha256_of_file
+from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 
 DTYPES = {"no": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Tolerances. Of logits, against float64; of each parameter's gradient, relative; of each loss, against the CPU's.

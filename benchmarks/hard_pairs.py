@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bert_snli.console import run
 from bert_snli.data.pair_files import check_writable
 from bert_snli.data.snli import load_snli
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     wrong_R = hypothesis_only.predict(pairs["hypothesis"][:]) != np.asarray(pairs["label"][:])
     with options.output_file.open("w", encoding="utf-8") as file:
         for row in pairs.select(np.flatnonzero(wrong_R)):
-            file.write(json.dumps({**row, "label": BOOK_LABELS[row["label"]]}) + "\n")
+            file.write(json.dumps({**row, "label": D2L_LABELS[row["label"]]}) + "\n")
     right = 1 - wrong_R.mean()
     print(f"hypotheses alone: {right:.3f} of {len(pairs):,} right; the other {wrong_R.sum():,}: {options.output_file}")
 

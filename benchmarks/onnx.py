@@ -33,6 +33,7 @@ from bert_snli.console import quiet_libraries
 from bert_snli.data.batching import PaddedPairs, Piece
 from bert_snli.data.pair_encoding import encode_pairs, encoder_of
 from bert_snli.data.snli import load_snli
+from bert_snli.files import ONNX_FILE
 from bert_snli.inference import (
     LogitsFunction,
     TorchLogits,
@@ -41,7 +42,7 @@ from bert_snli.inference import (
     load_tokenizer,
     predict_logits,
 )
-from bert_snli.onnx import ONNX_FILE, OnnxClassifier
+from bert_snli.onnx import OnnxClassifier
 from bert_snli.onnx_export import export_onnx, to_onnx, write_int8
 
 TORCH = "PyTorch fp32"

@@ -231,7 +231,7 @@ def prepare_loop(model: str, data: str, *, cpu: bool = False, **options):
     from bert_snli import finetune
     from bert_snli.data.pair_encoding import PairEncoder
     from bert_snli.inference import load_tokenizer
-    from bert_snli.labels import BOOK_LABELS
+    from bert_snli.modeling.labels import D2L_LABELS
 
     # The book's head by default, as the others have.
     options = {"classifier_head": "pooler", "mixed_precision": "no", **options}
@@ -241,9 +241,9 @@ def prepare_loop(model: str, data: str, *, cpu: bool = False, **options):
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu or not torch.accelerator.is_available())
     tokenizer = load_tokenizer(model)
     encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
-    train, evaluation, _ = finetune.load_encoded(recipe, BOOK_LABELS, encoder)
+    train, evaluation, _ = finetune.load_encoded(recipe, D2L_LABELS, encoder)
     config = finetune.classifier_config(recipe)
-    loop = finetune.prepare(recipe, accelerator, config, BOOK_LABELS, tokenizer, train, evaluation)
+    loop = finetune.prepare(recipe, accelerator, config, D2L_LABELS, tokenizer, train, evaluation)
     loop.model.train()
     return loop
 

@@ -25,7 +25,7 @@ from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import training_flops
-from bert_snli.folders import finished_folder
+from bert_snli.files import atomic_folder
 from bert_snli.hub import check_login, check_repo_id, forget_measurements, keep_start_certificate, push, stage
 from bert_snli.inference import (
     label_names,
@@ -35,9 +35,9 @@ from bert_snli.inference import (
     predict_logits,
     refuse_onnx_alone,
 )
-from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.provenance import read_steps, write_steps
 from bert_snli.training.command_line import FINETUNE
 from bert_snli.training.loop import Evaluation, TrainingLoop
@@ -243,7 +243,7 @@ def prepare(
 
     def save_model() -> None:  # as it was evaluated
         if accelerator.is_main_process:
-            with finished_folder(Path(recipe.output_dir), overwrite=True) as folder:
+            with atomic_folder(Path(recipe.output_dir), overwrite=True) as folder:
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
         accelerator.wait_for_everyone()

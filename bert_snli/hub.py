@@ -13,33 +13,33 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import finished_folder
-from bert_snli.inference import causes_of, hub_failure, load_classifier, load_config, load_tokenizer, load_weights
-from bert_snli.model_card import (
+from bert_snli.files import (
+    CARD,
+    CERTIFICATE,
+    CONFIG,
+    CONFUSION_MATRICES,
     CURVE,
     EVALUATIONS,
-    MATRICES,
+    INITIAL_CERTIFICATE,
     METRICS,
-    RECIPE,
-    REPORT,
-    START_CERTIFICATE,
+    RECIPE_FILE,
+    TOKENIZER,
     TRAIN_RESULTS,
-    is_pretraining_model,
-    make_card,
-    measured_elsewhere,
-    where_it_is,
+    WEIGHTS,
+    atomic_folder,
 )
+from bert_snli.inference import causes_of, hub_failure, load_classifier, load_config, load_tokenizer, load_weights
+from bert_snli.model_card import REPORT, is_pretraining_model, make_card, measured_elsewhere, where_it_is
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.provenance import PROVENANCE
 from conversion.card import GENERATED, card_text
-from conversion.certificate import CARD, CERTIFICATE, read_certificate, verify
-from conversion.model_folder import CONFIG, TOKENIZER, WEIGHTS
+from conversion.certificate import read_certificate, verify
 
 # What is known of the weights, and of no others.
 MEASURED = (
     TRAIN_RESULTS,
     EVALUATIONS,
-    MATRICES,
+    CONFUSION_MATRICES,
     REPORT,
     "report/report.html",
     "report/report.json",
@@ -57,9 +57,9 @@ TRAVELS = {
     "pair_truncation.py": False,
     CARD: False,  # made anew, unless the user has written it
     CERTIFICATE: False,  # of a converted model only: fine-tuning changes what it certifies
-    START_CERTIFICATE: False,
+    INITIAL_CERTIFICATE: False,
     PROVENANCE: False,
-    RECIPE: False,
+    RECIPE_FILE: False,
     METRICS: False,
     CURVE: False,
     **dict.fromkeys(MEASURED, False),
@@ -137,7 +137,7 @@ def write_staged(staged: Staged, output_dir: Path) -> None:
     """
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise BertSnliError(f"--output_dir {output_dir}: already holds files; name another folder")
-    with finished_folder(output_dir) as partial:
+    with atomic_folder(output_dir) as partial:
         for name, content in staged.files.items():
             target = partial / name
             target.parent.mkdir(exist_ok=True)
@@ -250,7 +250,7 @@ def keep_start_certificate(start: Path, output_dir: Path) -> None:
 
     Under another name, as it does not describe them. That of a start which was itself fine-tuned is not kept.
     """
-    kept = output_dir / START_CERTIFICATE
+    kept = output_dir / INITIAL_CERTIFICATE
     if (start / CERTIFICATE).is_file() and not (start / TRAIN_RESULTS).is_file():
         shutil.copyfile(start / CERTIFICATE, kept)
     else:

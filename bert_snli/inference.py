@@ -19,10 +19,9 @@ from transformers.utils import cached_file
 from bert_snli.data.batching import PaddedPairs, Piece
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.forward import FastClassifier
-from bert_snli.folders import looks_local
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.files import CONFIG, ONNX_FILE, PARAMS, TOKENIZER, WEIGHTS, looks_like_path
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-from conversion.model_folder import CONFIG, TOKENIZER, WEIGHTS
+from bert_snli.modeling.labels import D2L_LABELS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,8 +30,6 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 MODEL_TYPE = D2LBertConfig.model_type
 REMEDY = "a folder that bert-snli convert, pretrain or finetune wrote, or the hub id of such a model"
-ONNX_FILE = "model.onnx"
-PARAMS = "pretrained.params"  # what the book's own folders hold
 
 
 def load_config(model_name_or_path: str) -> D2LBertConfig:
@@ -46,7 +43,7 @@ def load_config(model_name_or_path: str) -> D2LBertConfig:
         raise BertSnliError(
             f"{path}: a checkpoint of the book's; convert it first: bert-snli convert {path} --output_dir ..."
         )
-    if path.is_file() or (not path.is_dir() and looks_local(model_name_or_path)):
+    if path.is_file() or (not path.is_dir() and looks_like_path(model_name_or_path)):
         what = "a file" if path.is_file() else "no such folder"
         raise BertSnliError(f"{model_name_or_path}: {what}; give {REMEDY}")
     find_file(model_name_or_path, CONFIG)
@@ -214,9 +211,9 @@ def label_names(config: D2LBertConfig, where: str) -> list[str]:
         BertSnliError: they are not those of natural language inference.
     """
     names = [name.lower() for name in ordered_labels(config)]
-    if set(names) != set(BOOK_LABELS):
+    if set(names) != set(D2L_LABELS):
         raise BertSnliError(
-            f"{where}: its labels are {', '.join(names)}, not {', '.join(BOOK_LABELS)}; "
+            f"{where}: its labels are {', '.join(names)}, not {', '.join(D2L_LABELS)}; "
             "set id2label and label2id in its config.json"
         )
     return names

@@ -17,6 +17,18 @@ from jinja2 import Environment, StrictUndefined
 
 from bert_snli.choices import HUB_ID
 from bert_snli.errors import BertSnliError
+from bert_snli.files import (
+    CONFUSION_MATRICES,
+    CURVE,
+    EVALUATIONS,
+    INITIAL_CERTIFICATE,
+    METRICS,
+    RECIPE_FILE,
+    REPORT,
+    TRAIN_RESULTS,
+    WEIGHTS,
+    sha256_of_file,
+)
 from bert_snli.inference import load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.nli_pipeline import TASK
@@ -24,13 +36,8 @@ from bert_snli.modeling.pair_truncation import longest_pair
 from bert_snli.provenance import read_steps
 from conversion.card import GENERATED
 from conversion.certificate import read_certificate
-from conversion.checkpoint import sha256_of_file
-from conversion.model_folder import WEIGHTS, read_weights
+from conversion.model_folder import read_weights
 
-RECIPE, TRAIN_RESULTS, METRICS, CURVE = "recipe.yaml", "train_results.json", "metrics.jsonl", "curve.png"
-EVALUATIONS, MATRICES = "eval_results_*.json", "confusion_matrix_*.png"
-REPORT = "report/report.md"
-START_CERTIFICATE = "start_conversion_certificate.json"
 SNLI = re.compile(r"snli_1\.0(?:\.zip|_(?:train|dev|test)\.(?:jsonl|txt))?")  # as Stanford publishes it
 TAGS = ["d2l_bert", "d2l", "bert-snli"]
 # What the table of training says: the option of the recipe, and how it is called there.
@@ -112,7 +119,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     config = load_config(str(folder))
     pretrained = is_pretraining_model(config)
     columns = PRETRAINING_COLUMNS if pretrained else CLASSIFIER_COLUMNS
-    recipe = _read(folder / RECIPE, _table) or {}
+    recipe = _read(folder / RECIPE_FILE, _table) or {}
     results = _read(folder / TRAIN_RESULTS, _table) or {}
     data = describe_data(recipe["dataset_name_or_path"]) if "dataset_name_or_path" in recipe else None
     elsewhere = measured_elsewhere(folder)
@@ -141,15 +148,17 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         revision=revision,
         labels=", ".join(f"{label} {number}" for number, label in sorted(config.id2label.items())),
         evaluations=evaluations,
-        matrices=[path.name for path in sorted(folder.glob(MATRICES)) if path.name not in elsewhere],
+        matrices=[path.name for path in sorted(folder.glob(CONFUSION_MATRICES)) if path.name not in elsewhere],
         report=REPORT if (folder / REPORT).is_file() and REPORT not in elsewhere else None,
         steps=read_steps(folder),
         training=_training(recipe, results, data),
         columns=columns,
         epochs=_read(folder / METRICS, lambda text: _epochs(text, ["epoch", *columns])),
         curve=CURVE if (folder / CURVE).is_file() else None,
-        start=read_certificate(folder, START_CERTIFICATE).source if (folder / START_CERTIFICATE).is_file() else None,
-        start_certificate=START_CERTIFICATE,
+        start=read_certificate(folder, INITIAL_CERTIFICATE).source
+        if (folder / INITIAL_CERTIFICATE).is_file()
+        else None,
+        start_certificate=INITIAL_CERTIFICATE,
         license=license,
         dataset=data,
     )
@@ -259,7 +268,7 @@ def measured_elsewhere(folder: Path) -> set[str]:
     names: set[str] = set()
     for path in folder.glob(EVALUATIONS):
         if (_read(path, _table) or {}).get("weights_sha256") != weights:
-            names |= {path.name, MATRICES.replace("*", path.stem.removeprefix(EVALUATIONS.partition("*")[0]))}
+            names |= {path.name, CONFUSION_MATRICES.replace("*", path.stem.removeprefix(EVALUATIONS.partition("*")[0]))}
     report = folder / REPORT
     if report.is_file() and (_read(report.with_suffix(".json"), _table) or {}).get("weights_sha256") != weights:
         names |= {path.relative_to(folder).as_posix() for path in report.parent.iterdir()}

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from bert_snli.errors import BertSnliError
-from bert_snli.inference import ONNX_FILE, LogitsFunction, has_onnx_alone, load_classifier, load_config
+from bert_snli.files import ONNX_FILE
+from bert_snli.inference import LogitsFunction, has_onnx_alone, load_classifier, load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")

@@ -17,8 +17,8 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import check_export_dir, finished_folder
-from bert_snli.inference import ONNX_FILE, load_classifier, load_tokenizer
+from bert_snli.files import ONNX_FILE, atomic_folder, check_export_dir
+from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.onnx import INPUTS, OUTPUT, OnnxClassifier
 
@@ -65,7 +65,7 @@ def export_onnx(
     probes = [random_batch(rows, positions, model.config) for rows, positions in PROBES]
     with torch.no_grad():
         expected = [model(**batch).logits for batch in probes]
-    with finished_folder(output_dir, overwrite=overwrite_output_dir) as folder:
+    with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
         graph, path = to_onnx(model), folder / ONNX_FILE
         if quantize:
             write_int8(graph, path)

@@ -19,12 +19,12 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
 from bert_snli.fast.machine import pretraining_flops
-from bert_snli.folders import finished_folder
+from bert_snli.files import atomic_folder
 from bert_snli.hub import forget_measurements
 from bert_snli.inference import batches_by_length, load_config, load_tokenizer, load_weights
-from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
+from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.provenance import read_steps, write_steps
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.command_line import PRETRAIN
@@ -235,7 +235,7 @@ def prepare(
 
     def save_model() -> None:
         if accelerator.is_main_process:
-            with finished_folder(output_dir, overwrite=True) as folder:
+            with atomic_folder(output_dir, overwrite=True) as folder:
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
         accelerator.wait_for_everyone()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import write_whole
+from bert_snli.files import write_atomically
 
 PROVENANCE = "provenance.md"
 
@@ -40,4 +40,4 @@ def read_steps(source: Path) -> list[str]:
 
 def write_steps(source: Path, steps: Sequence[str]) -> None:
     """Write the steps to `source`, a line each."""
-    write_whole(note_of(source), "".join(f"- {' '.join(step.split())}\n" for step in steps))
+    write_atomically(note_of(source), "".join(f"- {' '.join(step.split())}\n" for step in steps))

@@ -12,8 +12,8 @@ import torch
 from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli
 from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
+from bert_snli.files import check_output_dir
 from bert_snli.finetune import finetune
-from bert_snli.folders import check_output_dir
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.prediction import predict_pairs

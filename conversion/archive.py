@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from bert_snli.errors import BertSnliError
+from bert_snli.files import PARAMS, VOCABULARY
 
-PARAMS, VOCABULARY = "pretrained.params", "vocab.json"
 # Weights hardly shrink, vocabularies to a quarter: an archive that would grow more than this is made to fill a disk.
 LARGEST_EXPANSION = 20
 SMALL_BYTES = 16 * 2**20

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conversion.certificate import CARD, CERTIFICATE, Certificate
+from bert_snli.files import CARD, CERTIFICATE
+from conversion.certificate import Certificate
 
 GENERATED = "<!-- made by bert-snli; a README.md without this line is taken for your own -->"
 TEMPLATE = """\

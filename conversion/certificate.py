@@ -12,15 +12,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from bert_snli.errors import BertSnliError
+from bert_snli.files import CARD, CERTIFICATE, CONFIG, TOKENIZER, WEIGHTS, sha256_of_file
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.tokenization import read_vocabulary
 from conversion.archive import open_source
-from conversion.checkpoint import Checkpoint, read_checkpoint, sha256_of, sha256_of_file
+from conversion.checkpoint import Checkpoint, read_checkpoint, sha256_of
 from conversion.model_folder import (
-    CONFIG,
     MODEL_CLASSES,
-    TOKENIZER,
-    WEIGHTS,
     as_the_book_has_it,
     read_config,
     read_vocabulary_of,
@@ -30,7 +28,6 @@ from conversion.model_folder import (
 from conversion.proof import Difference, prove
 from conversion.reference import BookModel
 
-CERTIFICATE, CARD = "conversion_certificate.json", "README.md"
 FORMAT_VERSION = 1
 GEOMETRY = (
     "vocab_size",

@@ -62,15 +62,6 @@ def sha256_of(array: np.ndarray) -> str:
     return hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a params file of either framework, told apart by its first bytes.
 

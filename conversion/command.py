@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import check_output_dir
+from bert_snli.files import check_output_dir
 
 CONVERT_HELP = """\
 Convert a checkpoint of the book's (d2l.ai) into a normal `transformers` model folder, and prove it the same model.

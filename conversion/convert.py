@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_snli.folders import check_output_dir
+from bert_snli.files import check_output_dir
 from conversion.source import open_checked_source
 
 if TYPE_CHECKING:

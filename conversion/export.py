@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import check_export_dir, finished_folder
-from conversion.archive import PARAMS, VOCABULARY
+from bert_snli.files import PARAMS, VOCABULARY, atomic_folder, check_export_dir
 from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import MXNET, PYTORCH
 from conversion.model_folder import as_the_book_has_it, read_config, read_vocabulary_of, read_weights, rules_of
@@ -44,7 +43,7 @@ def export(model: Path, output_dir: Path, *, format: str, overwrite_output_dir: 
         raise BertSnliError(
             f"{model}: {len(vocabulary)} tokens for {rows} embedding rows; resize the model to its tokenizer first"
         )
-    with finished_folder(output_dir, overwrite=overwrite_output_dir) as folder:
+    with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
         WRITERS[framework](folder / PARAMS, book.read(book.tensors))
         (folder / VOCABULARY).write_text(json.dumps(vocabulary), encoding="utf-8")
     return book

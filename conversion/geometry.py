@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bert_snli.errors import BertSnliError
-from bert_snli.labels import BOOK_LABELS, ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig
+from bert_snli.modeling.labels import D2L_LABELS, ID2LABEL, LABEL2ID
 from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import count_blocks
 
@@ -73,12 +73,12 @@ def read_geometry(checkpoint: Checkpoint, form: str, num_attention_heads: int | 
     elif form == "classifier":
         _name_labels(config, num_labels("output.weight"))
     else:  # a classifier that starts from these weights has the labels of SNLI
-        _name_labels(config, len(BOOK_LABELS))
+        _name_labels(config, len(D2L_LABELS))
     return config
 
 
 def _name_labels(config: D2LBertConfig, num_labels: int) -> None:
-    if num_labels == len(BOOK_LABELS):
+    if num_labels == len(D2L_LABELS):
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
     else:
         config.num_labels = num_labels

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_snli.errors import BertSnliError
+from bert_snli.files import CONFIG, TOKENIZER, WEIGHTS
 from bert_snli.modeling import (
     D2LBertConfig,
     D2LBertForPreTraining,
@@ -22,7 +23,6 @@ from conversion.checkpoint import Checkpoint, TensorInfo
 from conversion.d2l_layout import PYTORCH, Rule, check_names, rules_for
 from conversion.weights_file import SAFETENSORS_DTYPES, WeightsFile
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "pretraining": D2LBertForPreTraining,
     "classifier": D2LBertForSequenceClassification,

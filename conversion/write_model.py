@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import finished_folder
+from bert_snli.files import atomic_folder, sha256_of_file
 from bert_snli.tokenization import build_tokenizer
 from conversion.archive import Source
 from conversion.card import write_card
@@ -25,7 +25,7 @@ from conversion.certificate import (
     sha256_of_files,
     sha256_of_tokens,
 )
-from conversion.checkpoint import Checkpoint, TensorInfo, sha256_of, sha256_of_file
+from conversion.checkpoint import Checkpoint, TensorInfo, sha256_of
 from conversion.d2l_layout import Rule, check_names
 from conversion.geometry import read_geometry
 from conversion.model_folder import (
@@ -75,7 +75,7 @@ def write_model_folder(
         oov_fallback=oov_fallback,
     )
     config.pad_token_id = tokenizer.pad_token_id
-    with finished_folder(output_dir, overwrite=overwrite_output_dir) as folder:
+    with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
         dtype = next(iter(targets.values())).dtype
         save_all_but_weights(folder, source.form, config, dtype, tokenizer)
         if read_vocabulary_of(folder) != tokens:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bert_snli.commands.options import add_backend, add_encoding, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import check_output_dir
+from bert_snli.files import check_output_dir
 
 SUMMARY = "measure a fine-tuned model"
 HELP = """\

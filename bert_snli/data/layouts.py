@@ -14,7 +14,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from bert_snli.errors import BertSnliError
-from bert_snli.labels import BOOK_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
+from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
 
 COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "raw": {
@@ -116,7 +116,7 @@ def annotator_columns(rows: Dataset) -> list[str]:
 
 
 def count_votes(row: Mapping[str, Any], declared: Mapping[str, str]) -> list[int]:
-    """How many annotators chose each of `BOOK_LABELS`, from a row's annotator columns; other answers do not count."""
+    """How many annotators chose each of `D2L_LABELS`, from a row's annotator columns; other answers do not count."""
     counted: Counter[str] = Counter()
     for column, found in row.items():
         if isinstance(found, str):
@@ -128,4 +128,4 @@ def count_votes(row: Mapping[str, Any], declared: Mapping[str, str]) -> list[int
                 counted[_name(answer, declared)] += count or 0
         elif found is not None:
             counted[_name(column.rpartition(".")[2], declared)] += found
-    return [counted[label] for label in BOOK_LABELS]
+    return [counted[label] for label in D2L_LABELS]

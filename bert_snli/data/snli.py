@@ -24,7 +24,7 @@ from bert_snli.data.layouts import (
 )
 from bert_snli.data.sources import READERS, SPLITS, is_data_file, read_files, read_split
 from bert_snli.errors import BertSnliError
-from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
+from bert_snli.modeling.labels import D2L_LABELS, TWO_WAY_LABELS
 
 RENAME = f"rename it, or write {NO_GOLD_LABEL!r} for a pair without a gold label"
 NAME_COLUMNS = "name them premise, hypothesis and label"
@@ -46,7 +46,7 @@ def load_snli(
     *,
     splits: Sequence[str] = tuple(SPLITS),
     text_source: str = "raw",
-    labels: Sequence[str] = BOOK_LABELS,
+    labels: Sequence[str] = D2L_LABELS,
 ) -> SNLI:
     """Load `splits` of SNLI, with columns `premise`, `hypothesis` and `label` (a `ClassLabel`).
 
@@ -70,9 +70,7 @@ def load_snli(
     return SNLI(loaded, num_dropped)
 
 
-def load_train_file(
-    path: Path, *, text_source: str = "raw", labels: Sequence[str] = BOOK_LABELS
-) -> tuple[Dataset, int]:
+def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[str] = D2L_LABELS) -> tuple[Dataset, int]:
     """Pairs of one file to train on, as `load_snli` gives them, and how many rows had no gold label and were dropped.
 
     Where the file has `scores`, each label's probability by its name as `bert-snli predict` writes them, `label` is a
@@ -99,7 +97,7 @@ def load_train_file(
 class EvaluationSet:
     """Pairs to measure a model on: `premise`, `hypothesis`, `label` and, where annotators' answers are there, `votes`.
 
-    `votes` counts the answers in the order of `BOOK_LABELS`. `label` is a `ClassLabel` of the three labels, or of
+    `votes` counts the answers in the order of `D2L_LABELS`. `label` is a `ClassLabel` of the three labels, or of
     `TWO_WAY_LABELS`. `name` is the split's or the file's.
     """
 
@@ -118,7 +116,7 @@ def load_evaluation_set(
     *,
     split: str | None = None,
     text_source: str = "raw",
-    labels: Sequence[str] = BOOK_LABELS,
+    labels: Sequence[str] = D2L_LABELS,
     columns: Mapping[str, str] | None = None,
     label_names: Mapping[str, str] | None = None,
 ) -> EvaluationSet:

@@ -21,7 +21,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from bert_snli.choices import HUB_ID
 from bert_snli.data import sample
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import looks_local, make_temporary_folder
+from bert_snli.files import looks_like_path, make_temporary_folder
 
 SAMPLE = "sample"
 
@@ -53,7 +53,7 @@ def read_split(name_or_path: str, split: str) -> tuple[Dataset, str]:
         return read_files(files, split), ", ".join(map(str, files))
     if zipfile.is_zipfile(path):
         return read_files(_extract(path, split), split), f"{path} ({split})"
-    if path.exists() or path.suffix in {".zip", *READERS} or looks_local(name_or_path):
+    if path.exists() or path.suffix in {".zip", *READERS} or looks_like_path(name_or_path):
         what = "not a zip or a folder" if path.exists() else "no such file or folder"
         raise BertSnliError(
             f"--dataset_name_or_path {name_or_path}: {what}; "

@@ -20,7 +20,7 @@ from bert_snli.choices import HUB_ID, WIKITEXT
 from bert_snli.data.snli import load_snli
 from bert_snli.data.sources import READERS, SAMPLE
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import looks_local
+from bert_snli.files import looks_like_path
 from bert_snli.tokenization import SPECIAL_TOKENS
 
 WIKITEXT_2 = "wikitext-2-v1"
@@ -85,7 +85,7 @@ def _open_local(name_or_path: str, text_source: str) -> Text | None:
             f"{path}: holds no text to train on (README and LICENSE files are not read); add it as train.txt"
         )
     is_file = path.exists() or path.suffix in {".zip", *READERS, *TEXT_FILES}
-    if is_file or name_or_path in (SAMPLE, HUB_ID) or looks_local(name_or_path):
+    if is_file or name_or_path in (SAMPLE, HUB_ID) or looks_like_path(name_or_path):
         splits = load_snli(name_or_path, splits=["train", "validation"], text_source=text_source).splits
         return Text(dict(splits), name_or_path, tokenized=text_source == "parse")
     return None

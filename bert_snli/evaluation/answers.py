@@ -1,4 +1,4 @@
-"""A model asked about a set of pairs: its logits beside the gold labels, all in the order of `BOOK_LABELS`.
+"""A model asked about a set of pairs: its logits beside the gold labels, all in the order of `D2L_LABELS`.
 
 A two-way set (HANS) asks only whether the hypothesis follows. Then contradiction and neutral count as one answer: the
 most probable of the three labels is taken, and is `non-entailment` unless it is entailment (McCoy et al., 2019).
@@ -19,8 +19,8 @@ from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import EvaluationSet
 from bert_snli.evaluation.metrics import probabilities_of
 from bert_snli.inference import LogitsFunction, predict_logits
-from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertForSequenceClassification
+from bert_snli.modeling.labels import D2L_LABELS
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Answers:
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
         """Probabilities (R, C) of the set's labels."""
         probabilities_R3 = probabilities_of(self.logits, temperature)
-        if len(self.labels) == len(BOOK_LABELS):
+        if len(self.labels) == len(D2L_LABELS):
             return probabilities_R3
         # Not the sum of the other two, which rounding can bring above 1.
         return np.stack([probabilities_R3[:, 0], 1 - probabilities_R3[:, 0]], axis=1)
@@ -85,5 +85,5 @@ def ask(
     """A classifier's answers; `model_labels` are its labels in the order of its logits."""
     encoded = encode_pairs(evaluation_set.pairs, encoder)
     logits = predict_logits(classifier, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
-    in_our_order = [model_labels.index(label) for label in BOOK_LABELS]
+    in_our_order = [model_labels.index(label) for label in D2L_LABELS]
     return Answers(evaluation_set, encoded, logits[:, in_our_order])

@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from bert_snli.evaluation.answers import Answers
 from bert_snli.evaluation.metrics import interval
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 
 FAR_BETTER = 0.1
 ENOUGH = 20  # pairs of each label: a set that lacks one says nothing of how the labels are called
@@ -39,19 +39,19 @@ def swapped_labels(answers: Answers) -> dict | None:
     cannot tell.
     """
     gold_R, predicted_R = answers.references_R, answers.logits.argmax(axis=1)
-    if len(answers.labels) != len(BOOK_LABELS) or np.bincount(gold_R, minlength=3).min() < ENOUGH:
+    if len(answers.labels) != len(D2L_LABELS) or np.bincount(gold_R, minlength=3).min() < ENOUGH:
         return None
     recalls = {
         order: balanced_accuracy_score(gold_R, np.asarray(order)[predicted_R])
-        for order in permutations(range(len(BOOK_LABELS)))
+        for order in permutations(range(len(D2L_LABELS)))
     }
     best = max(recalls, key=lambda order: recalls[order])
     right, count = int((np.asarray(best)[predicted_R] == gold_R).sum()), len(gold_R)
     beyond_chance = interval(right, count)[0] > interval(int(answers.right_R.sum()), count)[1]
-    if recalls[best] - recalls[tuple(range(len(BOOK_LABELS)))] < FAR_BETTER or not beyond_chance:
+    if recalls[best] - recalls[tuple(range(len(D2L_LABELS)))] < FAR_BETTER or not beyond_chance:
         return None
     return {
-        "read_as": {name: BOOK_LABELS[new] for name, new in zip(BOOK_LABELS, best, strict=True)},
+        "read_as": {name: D2L_LABELS[new] for name, new in zip(D2L_LABELS, best, strict=True)},
         "accuracy": right / count,
         "instead_of": answers.accuracy,
     }

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
 from bert_snli.errors import BertSnliError
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 
 
 class _LabelMetric(evaluate.Metric):
@@ -32,7 +32,7 @@ class _LabelMetric(evaluate.Metric):
 class Accuracy(_LabelMetric):
     """Share of pairs whose label was predicted, with its 95 % interval (Wilson)."""
 
-    def _compute(self, predictions, references, labels=BOOK_LABELS) -> dict:
+    def _compute(self, predictions, references, labels=D2L_LABELS) -> dict:
         right = int(accuracy_score(references, predictions, normalize=False))
         return {"accuracy": right / len(references), "accuracy_interval": interval(right, len(references))}
 
@@ -40,7 +40,7 @@ class Accuracy(_LabelMetric):
 class MacroF1(_LabelMetric):
     """Mean of the harmonic means of precision and recall, over the labels that are there or were predicted."""
 
-    def _compute(self, predictions, references, labels=BOOK_LABELS) -> dict[str, float]:
+    def _compute(self, predictions, references, labels=D2L_LABELS) -> dict[str, float]:
         score = f1_score(references, predictions, average="macro", zero_division=0)
         return {"macro_f1": float(score)}
 
@@ -48,7 +48,7 @@ class MacroF1(_LabelMetric):
 class PerLabel(_LabelMetric):
     """Precision, recall, F1 and number of pairs of each label."""
 
-    def _compute(self, predictions, references, labels=BOOK_LABELS) -> dict[str, dict]:
+    def _compute(self, predictions, references, labels=D2L_LABELS) -> dict[str, dict]:
         columns = precision_recall_fscore_support(references, predictions, labels=list(labels), zero_division=0)
         return {
             "per_label": {
@@ -61,7 +61,7 @@ class PerLabel(_LabelMetric):
 class ConfusionMatrix(_LabelMetric):
     """How many pairs of each label (outer) got each label (inner)."""
 
-    def _compute(self, predictions, references, labels=BOOK_LABELS) -> dict[str, dict]:
+    def _compute(self, predictions, references, labels=D2L_LABELS) -> dict[str, dict]:
         matrix = confusion_matrix(references, predictions, labels=list(labels))
         return {
             "confusion_matrix": {
@@ -105,5 +105,5 @@ def nli_metrics(logits_RC: np.ndarray, references_R: np.ndarray, label_names: Se
     predictions_R = logits_RC.argmax(axis=1)
     return {
         "loss": float(loss),
-        **label_metrics(names[predictions_R].tolist(), names[references_R].tolist(), BOOK_LABELS),
+        **label_metrics(names[predictions_R].tolist(), names[references_R].tolist(), D2L_LABELS),
     }

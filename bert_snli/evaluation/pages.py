@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.comparison import say_swapped
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
-from bert_snli.folders import finished_folder
+from bert_snli.files import atomic_folder
 
 PICTURES = {
     "confusion_matrix.png": "Confusion matrix: gold label by predicted label",
@@ -48,7 +48,7 @@ def write_report(report: dict, folder: Path) -> list[Path]:
     Raises:
         BertSnliError: the folder cannot be written.
     """
-    with finished_folder(folder, overwrite=True) as temporary:
+    with atomic_folder(folder, overwrite=True) as temporary:
         accuracy = f"{report['split']}: accuracy {report['accuracy']:.3f}"
         plot_confusion_matrix(report["confusion_matrix"], accuracy, temporary / "confusion_matrix.png")
         plot_reliability(report["calibration"], temporary / "reliability.png")

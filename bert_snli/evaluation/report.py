@@ -17,12 +17,10 @@ from bert_snli.evaluation.comparison import mcnemar, swapped_labels
 from bert_snli.evaluation.metrics import interval, label_metrics
 from bert_snli.evaluation.plots import plot_confusion_matrix
 from bert_snli.evaluation.slices import annotators, hardest, slices
-from bert_snli.folders import finished_folder
-from bert_snli.inference import ONNX_FILE, LogitsFunction, label_names, load_tokenizer
+from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, sha256_of_file
+from bert_snli.inference import LogitsFunction, label_names, load_tokenizer
 from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.onnx import choose_backend, open_classifier
-from conversion.checkpoint import sha256_of_file
-from conversion.model_folder import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def save_figures(results: dict, folder: Path) -> list[Path]:
         data = Path(results["dataset"])
         name = f"{data.stem if data.stem != name else data.resolve().parent.name}_{name}"
     table, picture = f"eval_results_{name}.json", f"confusion_matrix_{name}.png"
-    with finished_folder(folder, overwrite=True) as temporary:
+    with atomic_folder(folder, overwrite=True) as temporary:
         (temporary / table).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         title = f"{results['split']}: accuracy {results['accuracy']:.3f}"
         plot_confusion_matrix(results["confusion_matrix"], title, temporary / picture)

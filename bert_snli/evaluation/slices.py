@@ -10,7 +10,7 @@ import numpy as np
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
 from bert_snli.evaluation.answers import Answers
 from bert_snli.evaluation.metrics import interval
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 
 # Inner edges: a value belongs to the slice that ends at it.
 LENGTHS = (10, 15, 20, 25, 30, 40)  # tokens of both sentences
@@ -68,7 +68,7 @@ def accuracy_by(
 def annotators(answers: Answers) -> dict | None:
     """How the annotators agree with the gold label and with each other's majority; None where their answers are not."""
     pairs = answers.evaluation_set.pairs
-    if "votes" not in pairs.column_names or len(answers.labels) != len(BOOK_LABELS):
+    if "votes" not in pairs.column_names or len(answers.labels) != len(D2L_LABELS):
         return None
     votes_R3 = np.asarray(pairs["votes"])
     asked = votes_R3.sum(axis=1) > 0

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from bert_snli.folders import check_output_dir, finished_folder
+from bert_snli.files import atomic_folder, check_output_dir
 from bert_snli.serving.answering import Answerer
 
 OPTION = "--space"
@@ -91,7 +91,7 @@ def write_space(model_name_or_path: str, folder: Path) -> None:
         models="" if local else f"models: [{model_name_or_path}]\n",
         model=name,
     )
-    with finished_folder(folder, option=OPTION) as space:
+    with atomic_folder(folder, option=OPTION) as space:
         (space / "app.py").write_text(APP.format(model=model), encoding="utf-8")
         (space / "requirements.txt").write_text("".join(map(_requirement, REQUIREMENTS)), encoding="utf-8")
         (space / "README.md").write_text(readme, encoding="utf-8")

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 
 from bert_snli.console import is_lost_connection
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import flush_to_disk, replace_file
-from conversion.checkpoint import sha256_of_file
+from bert_snli.files import flush_to_disk, replace_file, sha256_of_file
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
 MODEL, KEPT = "model.safetensors", "kept.safetensors"  # in the output folder; its copy in a checkpoint

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import write_whole
+from bert_snli.files import write_atomically
 from bert_snli.training.checkpointing import Progress
 
 NON_FINITE = "non_finite.json"
@@ -73,7 +73,9 @@ class FiniteWatch:
         sick = [row for row in bad.rows.tolist() if self.at_once and not self.loss_of(row).isfinite()]
         path = self.output_dir / NON_FINITE
         found = {"what": bad.what, "step": bad.step, "epoch": bad.epoch, "batch": bad.batch}
-        write_whole(path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": sick}) + "\n")
+        write_atomically(
+            path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": sick}) + "\n"
+        )
         if len(sick) == len(bad.rows):
             which = "all of its rows: the weights have grown too large"
         elif sick:

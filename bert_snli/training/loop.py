@@ -23,15 +23,13 @@ from tqdm.auto import tqdm
 from bert_snli.console import say
 from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs, Piece
 from bert_snli.errors import BertSnliError, Stopped
-from bert_snli.folders import flush_to_disk
+from bert_snli.files import METRICS, flush_to_disk
 from bert_snli.training.checkpointing import Progress, save_checkpoint
 from bert_snli.training.finite import FiniteWatch
 from bert_snli.training.objectives import Objective
 from bert_snli.training.recipe import TrainingRecipe
 from bert_snli.training.record import write_trainer_state
 from bert_snli.training.stopping import StopRequest
-
-METRICS = "metrics.jsonl"
 
 
 def num_updates(recipe: TrainingRecipe, batches_per_epoch: int) -> int:

@@ -23,7 +23,7 @@ from bert_snli.choices import (
     TRUNCATIONS,
 )
 from bert_snli.errors import BertSnliError
-from bert_snli.folders import write_whole
+from bert_snli.files import write_atomically
 
 # How a run is started, which is no part of what it does.
 STARTING = (
@@ -169,7 +169,7 @@ class TrainingRecipe:
     def save(self, path: Path) -> None:
         """Write the options as YAML, so that `--config` repeats the run: all but those that say how it was started."""
         options = {name: value for name, value in asdict(self).items() if name not in STARTING}
-        write_whole(path, yaml.safe_dump(options, sort_keys=False))
+        write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
     def to_resume_with(self) -> dict[str, Any]:
         """The options that a run is resumed with as they were."""

@@ -16,10 +16,9 @@ from typing import Any
 
 from transformers import TrainerState
 
-from bert_snli.folders import write_whole
+from bert_snli.files import sha256_of_file, write_atomically
 from bert_snli.training.checkpointing import MODEL
 from bert_snli.training.recipe import TrainingRecipe
-from conversion.checkpoint import sha256_of_file
 
 RUN, TRAINER_STATE = "run.json", "trainer_state.json"
 LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
@@ -82,7 +81,7 @@ def write_origin(output_dir: Path, origin: dict[str, Any], resumed_at: int) -> N
         first = read_origin(output_dir)
         again = {name: origin[name] for name in ("started", "git_commit", "versions", "machine")}
         origin = {**first, "resumed": [*first["resumed"], {"step": resumed_at, **again}]}
-    write_whole(path, json.dumps(origin, indent=2) + "\n")
+    write_atomically(path, json.dumps(origin, indent=2) + "\n")
 
 
 def read_origin(output_dir: Path) -> dict[str, Any]:

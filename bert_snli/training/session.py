@@ -28,7 +28,16 @@ from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import Precision, choose_precision, keep_freed_memory
-from bert_snli.folders import alone_in, check_output_dir, make_output_dir, write_whole, writing_in
+from bert_snli.files import (
+    METRICS,
+    RECIPE_FILE,
+    TRAIN_RESULTS,
+    check_output_dir,
+    create_output_dir,
+    explain_write_errors,
+    lock_folder,
+    write_atomically,
+)
 from bert_snli.training.checkpointing import (
     Progress,
     check_place,
@@ -39,13 +48,12 @@ from bert_snli.training.checkpointing import (
     take_back,
 )
 from bert_snli.training.finite import NON_FINITE
-from bert_snli.training.loop import METRICS, TrainingLoop, as_trackers_show, num_updates, read_metrics
+from bert_snli.training.loop import TrainingLoop, as_trackers_show, num_updates, read_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.recipe import TrainingRecipe
 from bert_snli.training.record import RUN, TRAINER_STATE, describe_origin, read_origin, write_origin
 from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_report
 
-RECIPE_FILE, RESULTS = "recipe.yaml", "train_results.json"
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process holds all weights
 ENCODING_TIMEOUT = timedelta(hours=6)  # NCCL's own limit is 10 minutes
 Recipe = TypeVar("Recipe", bound=TrainingRecipe)
@@ -74,7 +82,7 @@ def check_start(recipe: TrainingRecipe) -> None:
 
 def is_unfinished(output_dir: Path) -> bool:
     """Whether a run has begun in `output_dir` and not come to its end."""
-    return (output_dir / RUN).is_file() and not (output_dir / RESULTS).is_file()
+    return (output_dir / RUN).is_file() and not (output_dir / TRAIN_RESULTS).is_file()
 
 
 def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
@@ -229,8 +237,8 @@ def run_loop(
     """
     accelerator, output_dir = loop.accelerator, Path(loop.recipe.output_dir)
     if accelerator.is_main_process:
-        make_output_dir(output_dir)
-    with alone_in(output_dir) if accelerator.is_main_process else nullcontext(), writing_in(output_dir):
+        create_output_dir(output_dir)
+    with lock_folder(output_dir) if accelerator.is_main_process else nullcontext(), explain_write_errors(output_dir):
         if accelerator.is_main_process:
             _begin_in(output_dir, loop, prepare_folder, precision)
         accelerator.wait_for_everyone()
@@ -244,7 +252,9 @@ def run_loop(
         results = {**summarise(loop, precision, flops), **more}
         if accelerator.is_main_process:
             write_run_report(output_dir, results, read_metrics(output_dir), loop.progress.kept)
-            write_whole(output_dir / RESULTS, json.dumps(results, indent=2) + "\n")  # the mark of a finished run
+            write_atomically(
+                output_dir / TRAIN_RESULTS, json.dumps(results, indent=2) + "\n"
+            )  # the mark of a finished run
     return results
 
 
@@ -305,7 +315,7 @@ def as_run(loop: TrainingLoop, precision: Precision) -> dict[str, Any]:
 def _start_metrics(progress: Progress, path: Path) -> None:
     """Empty `metrics.jsonl`, or cut it back to where the run is resumed."""
     lines = path.read_text(encoding="utf-8").splitlines() if progress.step and path.exists() else []
-    write_whole(path, "".join(f"{line}\n" for line in lines if _belongs(line, progress)))
+    write_atomically(path, "".join(f"{line}\n" for line in lines if _belongs(line, progress)))
 
 
 def _belongs(line: str, progress: Progress) -> bool:

@@ -23,7 +23,7 @@ from bert_snli.data.pair_files import answers_file, check_writable, format_answe
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.provenance import read_steps, write_steps
 from encoders import open_encoder
 
@@ -31,11 +31,11 @@ ROWS_AT_ONCE, BATCH = 10_000, 100
 
 
 def ask(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """The probability of each of `BOOK_LABELS` (rows, 3), computed by length."""
+    """The probability of each of `D2L_LABELS` (rows, 3), computed by length."""
     encoded = tokenizer(*zip(*pairs, strict=True), truncation=True, max_length=128)
     order = np.argsort([len(ids) for ids in encoded["input_ids"]])
-    probabilities_R3 = np.empty((len(pairs), len(BOOK_LABELS)))
-    columns = [model.config.label2id[label] for label in BOOK_LABELS]
+    probabilities_R3 = np.empty((len(pairs), len(D2L_LABELS)))
+    columns = [model.config.label2id[label] for label in D2L_LABELS]
     for rows in np.split(order, range(BATCH, len(order), BATCH)):
         batch = tokenizer.pad({name: [encoded[name][i] for i in rows] for name in encoded}, return_tensors="pt")
         with torch.inference_mode():
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     check_writable(options.output_file)
     model, tokenizer = open_encoder(options.teacher, AutoModelForSequenceClassification)
-    if lacking := sorted(set(BOOK_LABELS) - set(model.config.label2id)):
+    if lacking := sorted(set(D2L_LABELS) - set(model.config.label2id)):
         raise BertSnliError(f"{options.teacher}: has no label {lacking[0]}; give a classifier of SNLI's labels")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model.eval().to(device)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = read_steps(Path(options.teacher))
     train = load_snli(options.dataset_name_or_path, splits=["train"]).splits["train"]
     pairs = [*zip(train["premise"], train["hypothesis"], strict=True), *iterate_pairs(options.pairs_file)]
-    gold_R3 = np.eye(len(BOOK_LABELS))[train["label"][:]]
+    gold_R3 = np.eye(len(D2L_LABELS))[train["label"][:]]
     with answers_file(options.output_file) as file, tqdm(total=len(pairs), unit="pair") as bar:
         for begin in range(0, len(pairs), ROWS_AT_ONCE):
             asked = pairs[begin : begin + ROWS_AT_ONCE]
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _named(probabilities: list[float]) -> dict[str, float]:
-    scores = zip(BOOK_LABELS, probabilities, strict=True)
+    scores = zip(D2L_LABELS, probabilities, strict=True)
     return dict(sorted(scores, key=lambda item: -item[1]))
 
 

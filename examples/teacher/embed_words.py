@@ -24,7 +24,7 @@ from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
-from bert_snli.folders import check_output_dir
+from bert_snli.files import check_output_dir
 from bert_snli.inference import load_config, load_tokenizer, load_weights
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.provenance import read_steps, write_steps

@@ -23,8 +23,8 @@ from transformers import (
 from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
-from bert_snli.folders import check_output_dir
-from bert_snli.labels import ID2LABEL, LABEL2ID
+from bert_snli.files import check_output_dir
+from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.provenance import write_steps
 from encoders import open_encoder
 

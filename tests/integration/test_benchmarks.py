@@ -18,7 +18,7 @@ from benchmarks import gpu, hard_pairs, training
 from benchmarks.common import endless, import_d2l, make_start, measure
 from benchmarks.stages import Skipped, Stage, describe, run_stages
 from bert_snli.data.snli import load_snli
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch):
 
 def test_hard_pairs_are_those_that_hypothesis_only_classifier_gets_wrong(tmp_path, run_script, capsys):
     """Each label has its own word in the training data; two dev pairs have the word of another label."""
-    words = dict(zip(BOOK_LABELS, ("outside", "sleeping", "tall"), strict=True))
+    words = dict(zip(D2L_LABELS, ("outside", "sleeping", "tall"), strict=True))
     dev = [("entailment", "outside"), ("contradiction", "outside"), ("neutral", "tall"), ("entailment", "sleeping")]
 
     def write(split: str, rows: list[tuple[str, str]]) -> None:

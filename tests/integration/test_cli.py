@@ -22,7 +22,7 @@ from bert_snli.console import EXTRA_OF_IMPORT, is_lost_connection, run
 from bert_snli.data.sample import write_sample
 from bert_snli.finetune import parse_recipe
 from bert_snli.inference import load_classifier, load_tokenizer
-from bert_snli.labels import LABEL2ID
+from bert_snli.modeling.labels import LABEL2ID
 from bert_snli.prediction import predict_pairs
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import split_arguments

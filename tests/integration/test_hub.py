@@ -21,13 +21,12 @@ from transformers import AutoTokenizer
 from bert_snli import inference
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
+from bert_snli.files import CERTIFICATE, atomic_folder
 from bert_snli.finetune import finetune
-from bert_snli.folders import finished_folder
 from bert_snli.hub import stage
 from bert_snli.inference import load_classifier
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.training.recipe import FinetuneRecipe
-from conversion.certificate import CERTIFICATE
 from tests.support.hub_server import KNOWN_TOKEN, Commit, Hub, Repository, hub_client, running_hub
 from tests.support.model_folders import (
     REPORT_FILES,
@@ -353,7 +352,7 @@ def test_dropped_upload_leaves_the_repository_unchanged(
     pushed: Done, faults: dict, session: HubSession, hub: Hub, model: Path, tmp_path: Path
 ):
     before = [commit.sha for commit in hub.repositories["user/name"].branches["main"]]
-    with finished_folder(tmp_path / "changed") as folder:
+    with atomic_folder(tmp_path / "changed") as folder:
         load_classifier(str(model)).half().save_pretrained(folder)
         AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     faults["PUT /lfs/"] = "drop"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.evaluation.metrics import nli_metrics
-from bert_snli.folders import alone_in
+from bert_snli.files import lock_folder
 from bert_snli.training.checkpointing import find_damage
 from bert_snli.training.objectives import Classification
 from tests.support import soak
@@ -428,7 +428,7 @@ def test_non_finite_gradient_stops_the_run_before_the_update(
 def test_second_run_in_the_same_output_folder_is_refused(base_model: Path, corpus: Path, tmp_path: Path, capsys):
     (tmp_path / "run").mkdir()
     command = ["finetune", *command_line(base_model, corpus, tmp_path / "run", overwrite_output_dir=True)]
-    with alone_in(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         code = main(command)
     assert code == 2 and "another run is writing there" in capsys.readouterr().err
 

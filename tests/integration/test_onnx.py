@@ -19,11 +19,12 @@ import torch
 from bert_snli import onnx_export
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
+from bert_snli.files import ONNX_FILE
 from bert_snli.finetune import finetune
 from bert_snli.inference import load_classifier, load_config, load_tokenizer
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
-from bert_snli.onnx import INPUTS, ONNX_FILE, OnnxClassifier
+from bert_snli.onnx import INPUTS, OnnxClassifier
 from bert_snli.onnx_export import export_onnx, random_batch
 from bert_snli.prediction import predict_pairs
 from bert_snli.training.recipe import FinetuneRecipe

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from bert_snli.cli import main
 from bert_snli.inference import load_classifier
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.prediction import predict_pairs
 from tests.support.classifiers import random_pairs, save_random_classifier
 from tests.support.command_line import error_line
@@ -44,7 +44,7 @@ def markup_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"sentence1": premise, "sentence2": hypothesis, "gold_label": label}
         for premise in sentences
         for hypothesis in sentences
-        for label in BOOK_LABELS
+        for label in D2L_LABELS
     ]
     path = tmp_path_factory.mktemp("markup") / "markup.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

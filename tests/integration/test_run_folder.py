@@ -14,11 +14,11 @@ from PIL import Image
 from transformers import TrainerState
 
 from bert_snli.errors import BertSnliError
+from bert_snli.files import sha256_of_file
 from bert_snli.finetune import finetune, parse_recipe
 from bert_snli.pretrain import parse_recipe as parse_pretraining
 from bert_snli.pretrain import pretrain
 from bert_snli.training import record
-from conversion.checkpoint import sha256_of_file
 from tests.support.finetuning import find_differences, read_metrics, run_finetune
 from tests.support.training_processes import start_finetuning
 

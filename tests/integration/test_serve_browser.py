@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.serving.app import EXAMPLES
 from tests.support.trained_classifier import KNOWN_PAIRS, PREMISE
 
@@ -59,7 +59,7 @@ def submit(page: Page, premise: str, hypothesis: str) -> None:
     page.get_by_role("button", name="Does it follow?").click()
 
 
-@pytest.mark.parametrize("label", BOOK_LABELS)
+@pytest.mark.parametrize("label", D2L_LABELS)
 def test_submitted_pair_shows_its_label_and_probabilities(page: Page, label: str):
     premise, hypothesis = KNOWN_PAIRS[label]
     submit(page, premise, hypothesis)

@@ -14,8 +14,8 @@ import torch
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
-from bert_snli.labels import BOOK_LABELS
 from bert_snli.model_card import make_card
+from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.provenance import read_steps, write_steps
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.finetuning import BATCH, ROWS, encode_rows, run_finetune
@@ -37,10 +37,10 @@ def write_pairs(path: Path, corpus: Path, predictions: list[dict]) -> Path:
 
 def gold_labels(corpus: Path) -> list[str]:
     labels = load_snli(str(corpus), splits=["train"]).splits["train"]["label"][:ROWS]
-    return [BOOK_LABELS[number] for number in labels]
+    return [D2L_LABELS[number] for number in labels]
 
 
-def as_predictions(probabilities: np.ndarray, names: tuple[str, ...] = BOOK_LABELS) -> list[dict]:
+def as_predictions(probabilities: np.ndarray, names: tuple[str, ...] = D2L_LABELS) -> list[dict]:
     """Return rows as `bert-snli predict` writes them: the most probable label, and the scores from high to low."""
     rows = []
     for row in probabilities.tolist():
@@ -58,7 +58,7 @@ def probabilities() -> np.ndarray:
 def test_losses_on_a_file_equal_those_on_the_same_rows_of_snli(base_model: Path, corpus: Path, tmp_path: Path):
     changes = {"text_source": "raw", "max_steps": STEPS}
     expected = run_finetune(base_model, corpus, tmp_path / "split", **changes)
-    one_hot = np.eye(3)[[BOOK_LABELS.index(label) for label in gold_labels(corpus)]]
+    one_hot = np.eye(3)[[D2L_LABELS.index(label) for label in gold_labels(corpus)]]
     kinds = {"labels": [{"label": label} for label in gold_labels(corpus)], "scores": as_predictions(one_hot)}
     for kind, predictions in kinds.items():
         file = write_pairs(tmp_path / f"{kind}.jsonl", corpus, predictions)
@@ -145,7 +145,7 @@ PAIR = {"premise": "A dog.", "hypothesis": "A cat."}
         ({**PAIR, "scores": {"entailment": 1.5, "neutral": -0.5, "contradiction": 0.0}}, "row 2"),
         ({**PAIR, "scores": {"entailment": 0.5, "neutral": 0.5, "contradiction": None}}, "row 2"),
         ({**PAIR, "scores": None}, "row 2"),
-        ({"premise": None, "hypothesis": "A cat.", "scores": dict.fromkeys(BOOK_LABELS, 1 / 3)}, "row 2"),
+        ({"premise": None, "hypothesis": "A cat.", "scores": dict.fromkeys(D2L_LABELS, 1 / 3)}, "row 2"),
     ],
     ids=["sum-below-1", "out-of-range", "missing-score", "missing-scores", "missing-premise"],
 )
@@ -156,7 +156,7 @@ def test_row_with_invalid_scores_is_refused(
     corpus: Path,
     tmp_path: Path,
 ):
-    valid = {**PAIR, "scores": dict.fromkeys(BOOK_LABELS, 1 / 3)}
+    valid = {**PAIR, "scores": dict.fromkeys(D2L_LABELS, 1 / 3)}
     file = tmp_path / "predictions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in (valid, row)))
     with pytest.raises(BertSnliError, match=message) as caught:

@@ -18,10 +18,10 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from bert_snli.errors import Stopped
 from bert_snli.evaluation.metrics import nli_metrics
+from bert_snli.files import sha256_of_file
 from bert_snli.training import loop, session
 from bert_snli.training.checkpointing import read_progress
 from bert_snli.training.session import main_process_first
-from conversion.checkpoint import sha256_of_file
 from tests.support.classifiers import save_random_classifier
 from tests.support.finetuning import read_metrics, run_finetune
 from tests.support.processes import unused_port

@@ -17,8 +17,8 @@ def save_random_classifier(
     folder: Path, *, max_length: int = 40, classifier_head: str = "pooler", spread: float = 0.5, seed: int = 0
 ) -> Path:
     """Save a classifier with large random weights, so that its predictions differ between pairs."""
-    from bert_snli.labels import ID2LABEL, LABEL2ID
     from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+    from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
     from bert_snli.tokenization import build_tokenizer
 
     torch.manual_seed(seed)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from bert_snli.evaluation.report import evaluate_model, save_figures
+from bert_snli.files import atomic_folder
 from bert_snli.finetune import finetune
-from bert_snli.folders import finished_folder
 from bert_snli.pretrain import pretrain
 from bert_snli.training.pretrain_recipe import PretrainRecipe
 from bert_snli.training.recipe import FinetuneRecipe
@@ -65,7 +65,7 @@ def pretrain_small_model(corpus: Path, folder: Path) -> Path:
 
 def copy_model_folder(source: Path, target: Path, change: Callable[[Path], object] = lambda folder: None) -> Path:
     """Copy the files of a model folder, without its subfolders, and apply `change` to the copy; return `target`."""
-    with finished_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for path in source.iterdir():
             if path.is_file():
                 (folder / path.name).write_bytes(path.read_bytes())

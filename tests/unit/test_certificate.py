@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
+from bert_snli.files import CERTIFICATE
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from conversion import d2l_layout, write_model
-from conversion.certificate import CERTIFICATE
 from conversion.checkpoint import read_checkpoint
 from conversion.convert import convert
 from conversion.proof import TOLERANCE, make_probe, prove, relative_difference

@@ -28,8 +28,8 @@ from bert_snli.inference import (
     ordered_labels,
     predict_logits,
 )
-from bert_snli.labels import BOOK_LABELS
 from bert_snli.modeling import D2LBertConfig
+from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.modeling.pair_truncation import TRUNCATIONS
 from bert_snli.prediction import predict_pairs
 from bert_snli.training.recipe import FinetuneRecipe
@@ -66,7 +66,7 @@ def test_metrics_of_logits_use_the_given_label_order():
 
 def test_non_finite_logits_are_refused():
     with pytest.raises(BertSnliError, match="not finite"):
-        nli_metrics(np.array([[np.nan, 0.0, 0.0]]), np.array([0]), BOOK_LABELS)
+        nli_metrics(np.array([[np.nan, 0.0, 0.0]]), np.array([0]), D2L_LABELS)
 
 
 def test_predictions_are_in_the_order_of_the_pairs_and_sorted_by_score(model_folder: Path):
@@ -164,7 +164,7 @@ def test_results_count_the_pairs_with_and_without_a_gold_label(model_folder: Pat
     assert results["without_gold_label"] == golds.count("-") > 0
     assert results["pairs"] == len(golds) - golds.count("-")
     assert {label: row["support"] for label, row in results["per_label"].items()} == {
-        label: golds.count(label) for label in BOOK_LABELS
+        label: golds.count(label) for label in D2L_LABELS
     }
 
 
@@ -174,7 +174,7 @@ def test_printed_results_show_the_accuracy(model_folder: Path, corpus: Path):
 
 
 def test_results_on_other_data_are_not_overwritten(tmp_path: Path):
-    matrix = {label: dict.fromkeys(BOOK_LABELS, 1) for label in BOOK_LABELS}
+    matrix = {label: dict.fromkeys(D2L_LABELS, 1) for label in D2L_LABELS}
     results = {"split": "test", "dataset": "snli_1.0.zip", "accuracy": 1 / 3, "confusion_matrix": matrix}
     other = {**results, "dataset": "elsewhere/test.tsv"}
     assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
@@ -228,7 +228,7 @@ def test_permuting_the_label_ids_of_a_model_keeps_its_metrics(model_folder: Path
     with torch.no_grad():
         for parameter in model.classifier.parameters():
             parameter.copy_(parameter[order].clone())
-    model.config.id2label = {new: BOOK_LABELS[old] for new, old in enumerate(order)}
+    model.config.id2label = {new: D2L_LABELS[old] for new, old in enumerate(order)}
     model.config.label2id = {name: number for number, name in model.config.id2label.items()}
     model.save_pretrained(tmp_path / "permuted")
     load_tokenizer(str(model_folder)).save_pretrained(tmp_path / "permuted")
@@ -243,7 +243,7 @@ def test_labels_are_in_the_order_of_the_logits_whatever_the_order_in_the_config(
     config = json.loads((model_folder / "config.json").read_text())
     config["id2label"] = {number: config["id2label"][number] for number in ("2", "0", "1")}
     (model_folder / "config.json").write_text(json.dumps(config))
-    assert ordered_labels(load_config(str(model_folder))) == before == list(BOOK_LABELS)
+    assert ordered_labels(load_config(str(model_folder))) == before == list(D2L_LABELS)
 
 
 def test_model_with_labels_of_another_task_is_refused():

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from bert_snli.data.snli import load_evaluation_set, load_snli
 from bert_snli.errors import BertSnliError
-from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
+from bert_snli.modeling.labels import D2L_LABELS, TWO_WAY_LABELS
 
 PREMISE, HYPOTHESIS = 'A man\'s "dog", asleep.', "None"
 LABELS = ["entailment", "neutral", "contradiction"]
@@ -96,7 +96,7 @@ def test_published_format_is_read_without_options(write, tmp_path: Path):
     path = write(tmp_path)
     found = load_evaluation_set(str(path))
     assert found.name == path.stem
-    assert found.labels == list(BOOK_LABELS)
+    assert found.labels == list(D2L_LABELS)
     assert [found.labels[row["label"]] for row in found.pairs] == LABELS
     assert set(zip(found.pairs["premise"], found.pairs["hypothesis"], strict=True)) == {(PREMISE, HYPOTHESIS)}
     assert found.num_dropped == 0
@@ -147,7 +147,7 @@ def test_label_columns_of_snli_give_the_votes(missing: str | None, tmp_path: Pat
 def test_votes_of_snli_equal_the_counted_annotator_labels(corpus: Path):
     rows = [json.loads(line) for line in (corpus / "snli_1.0_test.jsonl").read_text().splitlines()]
     expected = [
-        [row["annotator_labels"].count(label) for label in BOOK_LABELS] for row in rows if row["gold_label"] != "-"
+        [row["annotator_labels"].count(label) for label in D2L_LABELS] for row in rows if row["gold_label"] != "-"
     ]
     assert read_votes(corpus, split="test") == expected
 

@@ -11,10 +11,10 @@ import yaml
 from transformers import AutoTokenizer
 
 from bert_snli.errors import BertSnliError
+from bert_snli.files import CERTIFICATE
 from bert_snli.hub import stage
 from bert_snli.inference import load_classifier
 from bert_snli.model_card import describe_data
-from conversion.certificate import CERTIFICATE
 from tests.support.classifiers import save_random_classifier
 from tests.support.model_folders import (
     convert_small_checkpoint,

@@ -27,7 +27,6 @@ from transformers import (
 from transformers.utils import TransformersKwargs
 
 from bert_snli import pretrain
-from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import (
     D2LBertConfig,
     D2LBertForMaskedLM,
@@ -36,6 +35,7 @@ from bert_snli.modeling import (
     D2LBertModel,
 )
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
+from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.tokenization import build_tokenizer
 from conversion.convert import convert
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary

@@ -14,7 +14,6 @@ from transformers.pipelines import clean_custom_task
 from transformers.pipelines.pt_utils import KeyPairDataset
 
 from bert_snli.data.pair_encoding import PairEncoder
-from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import (
     D2LBertConfig,
     D2LBertForMaskedLM,
@@ -22,6 +21,7 @@ from bert_snli.modeling import (
     D2LBertForSequenceClassification,
     NLIPipeline,
 )
+from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling.nli_pipeline import TASK
 from bert_snli.prediction import predict_pairs
 from bert_snli.tokenization import build_tokenizer

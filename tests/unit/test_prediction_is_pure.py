@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bert_snli.inference import load_classifier, load_tokenizer
-from bert_snli.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.prediction import Pair, Predictor
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS

@@ -17,14 +17,14 @@ from bert_snli.evaluation.calibration import calibration
 from bert_snli.evaluation.comparison import mcnemar, swapped_labels
 from bert_snli.evaluation.metrics import interval, label_metrics
 from bert_snli.evaluation.slices import accuracy_by, annotators, hardest, slices
-from bert_snli.labels import BOOK_LABELS, TWO_WAY_LABELS
+from bert_snli.modeling.labels import D2L_LABELS, TWO_WAY_LABELS
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
 
 TOKENIZER = build_tokenizer(SPECIALS + "a man dog is was runs sleeps".split(), model_max_length=64)
 
 
-def make_predictions(logits, golds, *, labels=BOOK_LABELS, premises=None, hypotheses=None, votes=None) -> Answers:
+def make_predictions(logits, golds, *, labels=D2L_LABELS, premises=None, hypotheses=None, votes=None) -> Answers:
     columns = {
         "premise": premises or ["a man"] * len(golds),
         "hypothesis": hypotheses or ["a dog"] * len(golds),
@@ -107,9 +107,9 @@ def test_swapped_labels_are_detected():
 @pytest.mark.parametrize(
     ("logits", "golds", "labels"),
     [
-        ([0.1, 0.2, 2.0], [1] * 200, BOOK_LABELS),
-        ([0.1, 0.2, 2.0], [1] * 170 + [0] * 15 + [2] * 15, BOOK_LABELS),
-        ([0.1, 0.2, 2.0], [1] * 140 + [0] * 30 + [2] * 30, BOOK_LABELS),
+        ([0.1, 0.2, 2.0], [1] * 200, D2L_LABELS),
+        ([0.1, 0.2, 2.0], [1] * 170 + [0] * 15 + [2] * 15, D2L_LABELS),
+        ([0.1, 0.2, 2.0], [1] * 140 + [0] * 30 + [2] * 30, D2L_LABELS),
         ([2.0, 0.1, 0.2], [1] * 100 + [0] * 100, TWO_WAY_LABELS),
     ],
     ids=["one gold label", "85% one gold label", "70% one gold label", "two labels"],
@@ -137,7 +137,7 @@ def test_two_label_sets_merge_contradiction_and_neutral():
 def test_macro_f1_averages_only_the_labels_that_occur():
     predictions = ["entailment", "contradiction", "entailment"]
     references = ["entailment", "contradiction", "contradiction"]
-    assert label_metrics(predictions, references, BOOK_LABELS)["macro_f1"] == pytest.approx(2 / 3)
+    assert label_metrics(predictions, references, D2L_LABELS)["macro_f1"] == pytest.approx(2 / 3)
 
 
 def test_slices_have_the_expected_pairs_and_accuracies():

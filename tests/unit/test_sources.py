@@ -18,7 +18,7 @@ from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli, read_parse
 from bert_snli.data.sources import _extract_member
 from bert_snli.errors import BertSnliError
-from bert_snli.labels import BOOK_LABELS
+from bert_snli.modeling.labels import D2L_LABELS
 
 HUB_LABELS = ["entailment", "neutral", "contradiction"]
 ROW = {"gold_label": "neutral", "sentence1": "A dog.", "sentence2": "A cat."}
@@ -92,7 +92,7 @@ def test_each_format_gives_the_same_pairs(kind: str, corpus: Path, tmp_path: Pat
         assert read_pairs(snli.splits[split]) == expected
         assert snli.num_dropped[split] == len(read_rows(corpus, name)) - len(expected)
     assert snli.num_dropped["train"] > 0
-    assert snli.splits["train"].features["label"].names == list(BOOK_LABELS)
+    assert snli.splits["train"].features["label"].names == list(D2L_LABELS)
 
 
 def test_label_ids_follow_the_given_order(corpus: Path):

@@ -28,8 +28,8 @@ def make_inputs(folder: Path) -> None:
     """A corpus of 300 generated pairs, a 16-wide pretrained model and classifiers of each head, in `folder`."""
     from bert_snli.data.sample import write_sample
     from bert_snli.data.snli import load_snli
-    from bert_snli.labels import ID2LABEL, LABEL2ID
     from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
+    from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
     from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 
     write_sample(folder / "corpus", num_pairs={"train": 300, "dev": 60, "test": 60})

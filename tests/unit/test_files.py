@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bert_snli.folders import finished_folder, write_whole
+from bert_snli.files import atomic_folder, write_atomically
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path):
-    write_whole(tmp_path / "file", "first")
+    write_atomically(tmp_path / "file", "first")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(tmp_path / "file", "second \ud800")
+        write_atomically(tmp_path / "file", "second \ud800")
     assert (tmp_path / "file").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -33,7 +33,7 @@ def test_finished_folder_follows_the_umask_without_changing_it(
             output.mkdir()
         with monkeypatch.context() as patch:
             patch.setattr(os, "umask", lambda mask: pytest.fail("os.umask was called"))
-            with finished_folder(output) as folder:
+            with atomic_folder(output) as folder:
                 save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
                 (folder / "onnx").mkdir()
                 (folder / "onnx" / "config.json").write_text("{}")

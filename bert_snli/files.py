@@ -1,7 +1,8 @@
-"""Output folders: nothing half-written, nothing of the user's overwritten unasked."""
+"""The names of files, SHA-256, and output folders in which nothing is half-written or overwritten unasked."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -15,8 +16,23 @@ from filelock import FileLock, Timeout
 
 from bert_snli.errors import BertSnliError
 
+# Files of a model folder.
+CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
+ONNX_FILE = "model.onnx"
+CERTIFICATE = "conversion_certificate.json"  # how a folder was converted
+INITIAL_CERTIFICATE = "start_conversion_certificate.json"  # how the checkpoint that training began with was converted
+# Files that training adds.
+RECIPE_FILE, TRAIN_RESULTS, METRICS, CURVE = "recipe.yaml", "train_results.json", "metrics.jsonl", "curve.png"
+# Files that evaluation adds.
+EVALUATIONS, CONFUSION_MATRICES = "eval_results_*.json", "confusion_matrix_*.png"
+REPORT = "report/report.md"
+# Files of a d2l checkpoint.
+PARAMS, VOCABULARY = "pretrained.params", "vocab.json"
 
-def looks_local(name_or_path: str) -> bool:
+OUTPUT_DIR = "--output_dir"
+
+
+def looks_like_path(name_or_path: str) -> bool:
     """Whether a name that is no file or folder was meant as one, rather than as an id on the hub."""
     parent = Path(name_or_path).parent
     return (
@@ -24,9 +40,6 @@ def looks_local(name_or_path: str) -> bool:
         or name_or_path.count("/") > 1
         or (parent != Path(".") and parent.is_dir())
     )
-
-
-OUTPUT_DIR = "--output_dir"
 
 
 def check_output_dir(folder: Path, *, overwrite: bool, option: str = OUTPUT_DIR) -> None:
@@ -56,7 +69,7 @@ def check_export_dir(folder: Path, model: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def finished_folder(folder: Path, *, overwrite: bool = False, option: str = OUTPUT_DIR) -> Iterator[Path]:
+def atomic_folder(folder: Path, *, overwrite: bool = False, option: str = OUTPUT_DIR) -> Iterator[Path]:
     """Yield a temporary folder whose files come to be in `folder` only when the block ends without an error.
 
     With `overwrite`, files of the same name are replaced and all others in `folder` are left alone.
@@ -68,11 +81,11 @@ def finished_folder(folder: Path, *, overwrite: bool = False, option: str = OUTP
     exists = folder.is_dir()
     # On the file system of the folder itself, which may be a mounted one, so that the files can be moved.
     beside = folder if exists else folder.parent
-    with writing_in(folder, option):
+    with explain_write_errors(folder, option):
         beside.mkdir(parents=True, exist_ok=True)
         temporary = make_temporary_folder(beside)
     try:
-        with writing_in(folder, option):
+        with explain_write_errors(folder, option):
             yield temporary
             # `mkdir` applied the umask. Reading the umask itself means changing it for all threads for a moment.
             mode = stat.S_IMODE(temporary.stat().st_mode)
@@ -105,7 +118,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a text file in one go: nobody, however they are stopped, leaves or finds half of it."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -127,19 +140,19 @@ def make_temporary_folder(parent: Path) -> Path:
     return folder
 
 
-def make_output_dir(folder: Path) -> None:
+def create_output_dir(folder: Path) -> None:
     """Make `folder`, and see that files can be written in it.
 
     Raises:
         BertSnliError: they cannot.
     """
-    with writing_in(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other runs out of `folder`, such as one of processes that outlived their launcher, until the block ends.
 
     Raises:
@@ -153,7 +166,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing_in(folder: Path, option: str = OUTPUT_DIR) -> Iterator[None]:
+def explain_write_errors(folder: Path, option: str = OUTPUT_DIR) -> Iterator[None]:
     """Say plainly that a file cannot be written in `folder`, which `option` named.
 
     Raises:
@@ -167,3 +180,12 @@ def writing_in(folder: Path, option: str = OUTPUT_DIR) -> Iterator[None]:
         raise BertSnliError(
             f"{option} {folder}: cannot be written ({error.strerror or error}); name another folder, or make room"
         ) from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
