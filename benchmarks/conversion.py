@@ -38,7 +38,7 @@ def timed(*arguments):
     proving.append(time.perf_counter() - begun)
     return result
 convert.prove = timed
-convert.convert(Path(sys.argv[1]), Path(sys.argv[2]))
+convert.convert_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
 done = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"import": imported - start, "convert": done - imported, "proof": proving[0], "peak": peak}))
@@ -52,13 +52,13 @@ import json, tempfile
 from pathlib import Path
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
-from conversion.export import export
+from conversion.export import export_checkpoint
 model = D2LBertForPreTraining(D2LBertConfig(**{SHAPE!r}))
 words = [*SPECIAL_TOKENS.values(), *(f"word{{n}}" for n in range({SHAPE["vocab_size"]} - 5))]
 with tempfile.TemporaryDirectory() as ours:
     model.save_pretrained(ours)
     build_tokenizer(words, model_max_length=512).save_pretrained(ours)
-    export(Path(ours), Path({str(folder)!r}), format="d2l-torch")
+    export_checkpoint(Path(ours), Path({str(folder)!r}), format="d2l-torch")
 """
     subprocess.run([sys.executable, "-c", script], check=True, stderr=subprocess.DEVNULL)
     return (folder / "pretrained.params").stat().st_size

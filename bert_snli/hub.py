@@ -23,17 +23,24 @@ from bert_snli.files import (
     INITIAL_CERTIFICATE,
     METRICS,
     RECIPE_FILE,
+    REPORT,
     TOKENIZER,
     TRAIN_RESULTS,
     WEIGHTS,
     atomic_folder,
 )
 from bert_snli.inference import causes_of, hub_failure, load_classifier, load_config, load_tokenizer, load_weights
-from bert_snli.model_card import REPORT, is_pretraining_model, make_card, measured_elsewhere, where_it_is
+from bert_snli.model_card import (
+    GENERATED,
+    is_converted_model,
+    is_pretraining_model,
+    make_card,
+    make_converted_card,
+    measured_elsewhere,
+    where_it_is,
+)
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.provenance import PROVENANCE
-from conversion.card import GENERATED, card_text
-from conversion.certificate import read_certificate, verify
 
 # What is known of the weights, and of no others.
 MEASURED = (
@@ -87,24 +94,23 @@ class Staged:
 def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str | None = None) -> Staged:
     """Everything of `folder` that goes to the hub, and its card. Writes nothing.
 
-    A README.md that bert-snli did not make is the user's, and goes as it is.
+    A README.md that bert-snli did not make is the user's, and goes as it is. A converted model is not compared with its
+    certificate here: see `conversion.verify_conversion`.
 
     Raises:
-        BertSnliError: `folder` is not a converted, pretrained or fine-tuned model, or not as certified.
+        BertSnliError: `folder` is not a converted, pretrained or fine-tuned model.
     """
     check_repo_id(repo_id, "--repo_id")
     if not folder.is_dir():
         raise BertSnliError(f"{folder}: no such folder; give one that bert-snli convert, pretrain or finetune wrote")
-    converted = (folder / CERTIFICATE).is_file() and not (folder / TRAIN_RESULTS).is_file()
-    if converted:
-        verify(folder)
-    elif is_pretraining_model(config := load_config(str(folder))):
+    if is_pretraining_model(config := load_config(str(folder))):
         _, missing = load_weights(str(folder), config, D2LBertForPreTraining)
         if missing:
             raise BertSnliError(f"{folder}: a pretrained model that lacks {min(missing)}; convert or pretrain it again")
     else:
         load_classifier(str(folder))
     load_tokenizer(str(folder))
+    converted = is_converted_model(folder)
     files: dict[str, Path | bytes] = {}
     for pattern, required in TRAVELS.items():
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -122,7 +128,7 @@ def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str |
     own_card = CARD in files and GENERATED.encode() not in (folder / CARD).read_bytes()
     if not own_card:
         if converted:
-            card = card_text(read_certificate(folder), where_it_is(repo_id, revision), license)
+            card = make_converted_card(folder, where_it_is(repo_id, revision), license)
         else:
             card = make_card(folder, repo_id, license=license, revision=revision)
         files[CARD] = card.encode()
@@ -251,7 +257,7 @@ def keep_start_certificate(start: Path, output_dir: Path) -> None:
     Under another name, as it does not describe them. That of a start which was itself fine-tuned is not kept.
     """
     kept = output_dir / INITIAL_CERTIFICATE
-    if (start / CERTIFICATE).is_file() and not (start / TRAIN_RESULTS).is_file():
+    if is_converted_model(start):
         shutil.copyfile(start / CERTIFICATE, kept)
     else:
         kept.unlink(missing_ok=True)

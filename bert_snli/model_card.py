@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned or pretrained folder: `templates/model_card.md` filled from the folder's files."""
+"""Model cards: `templates/*.md` filled from the files of a converted, pretrained or fine-tuned folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
+from safetensors import safe_open
 
 from bert_snli.choices import HUB_ID
 from bert_snli.errors import BertSnliError
 from bert_snli.files import (
+    CERTIFICATE,
     CONFUSION_MATRICES,
     CURVE,
     EVALUATIONS,
@@ -34,11 +36,10 @@ from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.nli_pipeline import TASK
 from bert_snli.modeling.pair_truncation import longest_pair
 from bert_snli.provenance import read_steps
-from conversion.card import GENERATED
-from conversion.certificate import read_certificate
-from conversion.model_folder import read_weights
 
 SNLI = re.compile(r"snli_1\.0(?:\.zip|_(?:train|dev|test)\.(?:jsonl|txt))?")  # as Stanford publishes it
+GENERATED = "<!-- made by bert-snli; a README.md without this line is taken for your own -->"
+FRAMEWORKS = {"pytorch": "PyTorch", "mxnet": "MXNet"}
 TAGS = ["d2l_bert", "d2l", "bert-snli"]
 # What the table of training says: the option of the recipe, and how it is called there.
 TRAINING = {
@@ -108,6 +109,63 @@ def is_pretraining_model(config: D2LBertConfig) -> bool:
     return D2LBertForPreTraining.__name__ in (config.architectures or [])
 
 
+def is_converted_model(folder: Path) -> bool:
+    """Return whether a folder is as `bert-snli convert` wrote it: its certificate describes its weights."""
+    return (folder / CERTIFICATE).is_file() and not (folder / TRAIN_RESULTS).is_file()
+
+
+def make_converted_card(folder: Path, where: str, license: str | None = None) -> str:
+    """Return the card of a converted model, made from its certificate.
+
+    Args:
+        folder: the model folder.
+        where: what the example gives to `pipeline`, see `where_it_is`.
+        license: the licence that the metadata name.
+
+    Raises:
+        BertSnliError: the certificate is missing or damaged.
+    """
+
+    def fill(text: str) -> str:
+        certificate = _table(text)
+        source, tensors = certificate["source"], certificate["tensors"]
+        targets = [tensor["target"] for tensor in tensors if tensor["target"]]
+        return _render(
+            "converted_model_card.md",
+            license=license,
+            generated=GENERATED,
+            framework=FRAMEWORKS[source["framework"]],
+            pretrained=source["form"] == "pretraining",
+            source=source,
+            geometry=certificate["geometry"],
+            targets=targets,
+            num_dropped=len(tensors) - len(targets),
+            where=where,
+            certificate=CERTIFICATE,
+            proof=certificate["proof"],
+            difference=lambda value: "not finite" if value is None else f"{value:.1e}",
+        )
+
+    card = _read(folder / CERTIFICATE, fill)
+    if card is None:
+        raise BertSnliError(f"{folder / CERTIFICATE}: not found; convert the checkpoint again")
+    return card
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of values in the weights of a model folder."""
+    with safe_open(folder / WEIGHTS, framework="numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a dict)
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+    )
+    text = resources.files("bert_snli").joinpath("templates", template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(values)
+
+
 def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None = None) -> str:
     """Return the card of the fine-tuned or pretrained model in `folder`, with a snippet that opens it as `repo_id`.
 
@@ -129,11 +187,8 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         if path.name not in elsewhere and (entry := _read(path, _evaluation))
     ]
     name = repo_id.split("/")[-1]
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
-    )
-    template = resources.files("bert_snli").joinpath("templates/model_card.md").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return _render(
+        "model_card.md",
         metadata=_metadata(name, license, data, evaluations, pretrained),
         generated=GENERATED,
         name=name,
@@ -141,7 +196,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         trained_here=bool(recipe),
         results=results,
         config=config,
-        parameters=sum(math.prod(info.shape) for info in read_weights(folder).tensors.values()),
+        parameters=count_parameters(folder),
         has_pipeline=TASK in getattr(config, "custom_pipelines", {}),
         where=where_it_is(repo_id, revision),
         repo_id=repo_id,
@@ -155,9 +210,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         columns=columns,
         epochs=_read(folder / METRICS, lambda text: _epochs(text, ["epoch", *columns])),
         curve=CURVE if (folder / CURVE).is_file() else None,
-        start=read_certificate(folder, INITIAL_CERTIFICATE).source
-        if (folder / INITIAL_CERTIFICATE).is_file()
-        else None,
+        start=_read(folder / INITIAL_CERTIFICATE, _source),
         start_certificate=INITIAL_CERTIFICATE,
         license=license,
         dataset=data,
@@ -220,6 +273,12 @@ def _read(path: Path, parse: Callable[[str], T]) -> T | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise BertSnliError(f"{path}: cannot be read ({reason}); write it again or move it away") from error
+
+
+def _source(text: str) -> dict:
+    """Return what a certificate says of the files that were converted."""
+    source = _table(text)["source"]
+    return {name: str(source[name]) for name in ("framework", "params", "params_sha256")}
 
 
 def _table(text: str) -> dict:

@@ -143,7 +143,7 @@ def sha256_of_tokens(tokens: list[str]) -> str:
     return hashlib.sha256(json.dumps(tokens).encode("ascii")).hexdigest()
 
 
-def verify(folder: Path, against: Path | None = None, vocabulary: Path | None = None) -> Certificate:
+def verify_conversion(folder: Path, against: Path | None = None, vocabulary: Path | None = None) -> Certificate:
     """Check everything that the certificate of `folder` says, and repeat its proof; the new figures are in the result.
 
     With `against`, a source as `convert` takes it, the source's own tensors are compared, and the proof starts from

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from conversion.certificate import Certificate
 
 
-def convert(
+def convert_checkpoint(
     source: Path,
     output_dir: Path,
     *,

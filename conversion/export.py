@@ -18,7 +18,7 @@ FORMATS = {"d2l-torch": PYTORCH, "d2l-mxnet": MXNET}
 WRITERS = {PYTORCH: write_torch_checkpoint, MXNET: write_mxnet_checkpoint}
 
 
-def export(model: Path, output_dir: Path, *, format: str, overwrite_output_dir: bool = False) -> Checkpoint:
+def export_checkpoint(model: Path, output_dir: Path, *, format: str, overwrite_output_dir: bool = False) -> Checkpoint:
     """Write the model in `model` as the book's code writes it, in `format` (see `FORMATS`).
 
     Raises:

@@ -14,7 +14,6 @@ from bert_snli.errors import BertSnliError
 from bert_snli.files import atomic_folder, sha256_of_file
 from bert_snli.tokenization import build_tokenizer
 from conversion.archive import Source
-from conversion.card import write_card
 from conversion.certificate import (
     Certificate,
     SourceRecord,
@@ -54,7 +53,7 @@ def write_model_folder(
     allow_nonfinite: bool,
     overwrite_output_dir: bool,
 ) -> Certificate:
-    """Write `source` to `output_dir` as a model folder of `transformers`; see `conversion.convert.convert`.
+    """Write `source` to `output_dir` as a model folder of `transformers`; see `conversion.convert.convert_checkpoint`.
 
     Raises:
         BertSnliError: the tensors and the vocabulary do not fit together, or hold non-finite values. Nothing is
@@ -98,7 +97,6 @@ def write_model_folder(
             files=sha256_of_files(folder),
             proof=prove(book, folder, MODEL_CLASSES[source.form]),
         )
-        write_card(folder, certificate)
         certificate.write(folder)
     return certificate
 

@@ -26,7 +26,7 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE  # its key does not contain ATEN_C
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes the programs that it starts with & ignore it
 
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import SPECIALS, save_d2l_checkpoint, small_vocabulary
 from tests.support.classifiers import save_random_classifier
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
@@ -91,7 +91,9 @@ def classifier_weights(vocabulary: list[str]) -> dict[str, torch.Tensor]:
 def base_model(classifier_weights, vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted classifier with the weights `classifier_weights`."""
     folder = tmp_path_factory.mktemp("base_model")
-    convert(save_d2l_checkpoint(folder / "book", classifier_weights, vocabulary), folder / "hf", num_attention_heads=2)
+    convert_checkpoint(
+        save_d2l_checkpoint(folder / "book", classifier_weights, vocabulary), folder / "hf", num_attention_heads=2
+    )
     return folder / "hf"
 
 
@@ -180,5 +182,5 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pretrained(d2l_checkpoint: Path, tmp_path: Path) -> Path:
-    convert(d2l_checkpoint, tmp_path / "pretrained", num_attention_heads=2)
+    convert_checkpoint(d2l_checkpoint, tmp_path / "pretrained", num_attention_heads=2)
     return tmp_path / "pretrained"

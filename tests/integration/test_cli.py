@@ -492,8 +492,8 @@ def test_quickstart_converts_trains_evaluates_and_predicts(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     pairs = {"train": 300, "dev": 60, "test": 60}
-    monkeypatch.setattr("bert_snli.quickstart.write_sample", partial(write_sample, num_pairs=pairs))
-    monkeypatch.setattr("bert_snli.quickstart.RECIPE", {"num_train_epochs": 1})
+    monkeypatch.setattr("bert_snli.cli.quickstart_steps.write_sample", partial(write_sample, num_pairs=pairs))
+    monkeypatch.setattr("bert_snli.cli.quickstart_steps.RECIPE", {"num_train_epochs": 1})
     assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 0
     printed = capsys.readouterr().out
     for path in ("mini_snli/snli_1.0_train.jsonl", "book_checkpoint/pretrained.params", "converted/model.safetensors"):

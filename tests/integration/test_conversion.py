@@ -23,9 +23,9 @@ from bert_snli.modeling import (
     D2LBertForSequenceClassification,
 )
 from conversion.checkpoint import read_checkpoint
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from conversion.d2l_layout import FORMS, rules_for
-from conversion.export import export
+from conversion.export import export_checkpoint
 from tests.support.checkpoints import change_state_dict, save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.mxnet_writer import rename_to_mxnet, write_v3
@@ -69,12 +69,12 @@ def test_name_map_has_no_duplicate_names(form: str, side: str):
 @pytest.mark.parametrize("format", ["d2l-torch", "d2l-mxnet"])
 def test_round_trip_is_bit_exact(format: str, dtype: torch.dtype, reference_bert: ReferenceBERT, tmp_path: Path):
     source = save_d2l_checkpoint(tmp_path / "d2l", reference_bert.to(dtype).state_dict(), small_vocabulary())
-    convert(source, tmp_path / "model", num_attention_heads=2)
+    convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
     assert D2LBertForPreTraining.from_pretrained(tmp_path / "model").dtype == dtype
-    export(tmp_path / "model", tmp_path / "back", format=format)
+    export_checkpoint(tmp_path / "model", tmp_path / "back", format=format)
     if format == "d2l-mxnet":  # and from MXNet's format to PyTorch's
-        convert(tmp_path / "back", tmp_path / "again", num_attention_heads=2)
-        export(tmp_path / "again", tmp_path / "back", format="d2l-torch", overwrite_output_dir=True)
+        convert_checkpoint(tmp_path / "back", tmp_path / "again", num_attention_heads=2)
+        export_checkpoint(tmp_path / "again", tmp_path / "back", format="d2l-torch", overwrite_output_dir=True)
     assert_same_bits(read_params(tmp_path / "back" / "pretrained.params"), read_params(source / "pretrained.params"))
     assert json.loads((tmp_path / "back" / "vocab.json").read_text()) == small_vocabulary()
 
@@ -82,19 +82,21 @@ def test_round_trip_is_bit_exact(format: str, dtype: torch.dtype, reference_bert
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_round_trip_of_real_checkpoint_is_bit_exact(name: str, tmp_path: Path):
     source = real_data(f"checkpoints/{name}")
-    converted = convert(source, tmp_path / "model", num_attention_heads=HEADS.get(name))
+    converted = convert_checkpoint(source, tmp_path / "model", num_attention_heads=HEADS.get(name))
     config = D2LBertConfig.from_pretrained(tmp_path / "model")
     assert max(difference.exact for difference in converted.proof) <= rounding(config, torch.float64)
     assert max(difference.as_run for difference in converted.proof) <= D2L_TOLERANCE
-    export(tmp_path / "model", tmp_path / "back", format="d2l-mxnet" if name.startswith("mxnet") else "d2l-torch")
+    export_checkpoint(
+        tmp_path / "model", tmp_path / "back", format="d2l-mxnet" if name.startswith("mxnet") else "d2l-torch"
+    )
     exported, original = (read_checkpoint(folder / "pretrained.params") for folder in (tmp_path / "back", source))
     assert_same_bits(exported.read(exported.tensors), original.read(original.tensors))
 
 
 def test_pytorch_and_mxnet_checkpoints_of_one_model_convert_to_same_files(tmp_path: Path):
     for name in ("torch-small", "mxnet-small"):
-        convert(real_data(f"checkpoints/{name}"), tmp_path / name)
-        convert(SHARED / "checkpoints" / name / "classifier.params", tmp_path / f"{name}-classifier")
+        convert_checkpoint(real_data(f"checkpoints/{name}"), tmp_path / name)
+        convert_checkpoint(SHARED / "checkpoints" / name / "classifier.params", tmp_path / f"{name}-classifier")
     for ending in ("", "-classifier"):
         for file in ("model.safetensors", "config.json", "tokenizer.json"):
             torch_file, mxnet_file = (tmp_path / f"{name}-small{ending}" / file for name in ("torch", "mxnet"))
@@ -106,8 +108,8 @@ def test_exported_state_dict_loads_into_d2l_classes(reference_bert: ReferenceBER
     classifier = ReferenceClassifier(reference_bert)
     for name, net in {"pretraining": reference_bert, "classifier": classifier}.items():
         source = save_d2l_checkpoint(tmp_path / name, net.state_dict(), small_vocabulary())
-        convert(source, tmp_path / f"{name}-model", num_attention_heads=2)
-        export(tmp_path / f"{name}-model", tmp_path / f"{name}-back", format="d2l-torch")
+        convert_checkpoint(source, tmp_path / f"{name}-model", num_attention_heads=2)
+        export_checkpoint(tmp_path / f"{name}-model", tmp_path / f"{name}-back", format="d2l-torch")
         state_dict = torch.load(tmp_path / f"{name}-back" / "pretrained.params")
         expected = {key: value.numpy() for key, value in net.state_dict().items()}
         assert_same_bits({key: value.numpy() for key, value in state_dict.items()}, expected)
@@ -129,7 +131,7 @@ def test_older_form_of_classifier_converts(framework: str, reference_bert: Refer
     source = save_d2l_checkpoint(tmp_path / "d2l", state, small_vocabulary())
     if framework == "mxnet":
         write_v3(source / "pretrained.params", rename_to_mxnet({n: v.numpy() for n, v in state.items()}))
-    converted = convert(source, tmp_path / "model", num_attention_heads=2)
+    converted = convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
     dropped = {record.source.name.split(".")[1] for record in converted.tensors if record.target is None}
     assert dropped == {"hidden", "mlm", "nsp"}
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model").eval()
@@ -150,9 +152,9 @@ def test_data_parallel_checkpoint_with_views_and_parameters_converts(reference_b
     state[name] = state[name].detach().T.contiguous().T
     assert not state[name].is_contiguous() and isinstance(state["module.hidden.0.bias"], torch.nn.Parameter)
     source = save_d2l_checkpoint(tmp_path / "d2l", state, small_vocabulary())
-    converted = convert(source, tmp_path / "model", num_attention_heads=2)
+    converted = convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
     assert converted.tensors[0].source.name == "module.encoder.token_embedding.weight"
-    export(tmp_path / "model", tmp_path / "back", format="d2l-torch")
+    export_checkpoint(tmp_path / "model", tmp_path / "back", format="d2l-torch")
     plain = {name.removeprefix("module."): value.detach().numpy() for name, value in state.items()}
     assert_same_bits(read_params(tmp_path / "back" / "pretrained.params"), plain)
 
@@ -162,8 +164,8 @@ def test_mixed_dtypes_convert_to_widest_dtype(reference_bert: ReferenceBERT, tmp
     state["hidden.0.bias"] = state["hidden.0.bias"].double()
     state["nsp.output.bias"] = state["nsp.output.bias"].bfloat16()
     source = save_d2l_checkpoint(tmp_path / "d2l", state, small_vocabulary())
-    convert(source, tmp_path / "model", num_attention_heads=2)
-    export(tmp_path / "model", tmp_path / "back", format="d2l-torch")
+    convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
+    export_checkpoint(tmp_path / "model", tmp_path / "back", format="d2l-torch")
     for name, value in torch.load(tmp_path / "back" / "pretrained.params").items():
         assert value.dtype == torch.float64 and torch.equal(value, state[name].double()), name
 
@@ -188,7 +190,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model_folders")
     save_d2l_checkpoint(folder / "d2l", ReferenceBERT().state_dict(), small_vocabulary())
     model = folder / "model"
-    convert(folder / "d2l", model, num_attention_heads=2)
+    convert_checkpoint(folder / "d2l", model, num_attention_heads=2)
     for name in ("masked", "grown", "eps"):
         shutil.copytree(model, folder / name)
     D2LBertForMaskedLM.from_pretrained(model).save_pretrained(folder / "masked")
@@ -240,8 +242,8 @@ def test_zip_archive_converts_to_same_files_as_its_folder(d2l_checkpoint: Path, 
     with zipfile.ZipFile(archive, "w") as file:
         for path in d2l_checkpoint.iterdir():
             file.write(path, f"bert.small.torch/{path.name}")
-    convert(archive, tmp_path / "from_zip", num_attention_heads=2)
-    convert(d2l_checkpoint, tmp_path / "from_folder", num_attention_heads=2)
+    convert_checkpoint(archive, tmp_path / "from_zip", num_attention_heads=2)
+    convert_checkpoint(d2l_checkpoint, tmp_path / "from_folder", num_attention_heads=2)
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "from_zip" / name).read_bytes() == (tmp_path / "from_folder" / name).read_bytes()
 
@@ -249,7 +251,7 @@ def test_zip_archive_converts_to_same_files_as_its_folder(d2l_checkpoint: Path, 
 def test_padding_id_comes_from_vocabulary(reference_bert: ReferenceBERT, tmp_path: Path):
     tokens = small_vocabulary()[::-1]
     source = save_d2l_checkpoint(tmp_path / "d2l", reference_bert.state_dict(), tokens)
-    convert(source, tmp_path / "model", num_attention_heads=2)
+    convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["pad_token_id"] == tokens.index("<pad>")
 
@@ -377,7 +379,7 @@ def test_nonempty_output_folder_is_rejected_without_overwrite_option(
 def test_written_files_follow_umask(d2l_checkpoint: Path, tmp_path: Path):
     umask = os.umask(0o027)
     try:
-        convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
+        convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
     finally:
         os.umask(umask)
     assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == {"0o640"}

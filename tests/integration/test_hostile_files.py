@@ -23,7 +23,7 @@ from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import MAX_VOCABULARY_BYTES
 from conversion.checkpoint import read_checkpoint
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import change_state_dict, save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT
 from tests.support.mxnet_writer import rename_to_mxnet, write_v3
@@ -245,7 +245,7 @@ def test_truncated_checkpoint_is_rejected_at_every_percent(format: str, referenc
     for percent in range(100):
         (source / "pretrained.params").write_bytes(whole[: len(whole) * percent // 100])
         with pytest.raises(BertSnliError) as caught:
-            convert(source, tmp_path / "model", num_attention_heads=2)
+            convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "model").exists()
 
@@ -357,7 +357,7 @@ def test_full_disk_is_reported_in_one_line_and_leaves_no_files(
     output = tmp_path / "out"
     arguments = ["convert", str(d2l_checkpoint), "--num_attention_heads", "2"]
     if command != "convert":
-        convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
+        convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
         arguments = ["export", str(tmp_path / "model"), "--format", command]
     before = sorted(tmp_path.iterdir())
     with soft_limit(resource.RLIMIT_FSIZE, 20_000):  # Python ignores SIGXFSZ

@@ -26,7 +26,7 @@ from bert_snli.finetune import finetune
 from bert_snli.pretrain import parse_recipe, pretrain
 from bert_snli.provenance import read_steps
 from bert_snli.training.recipe import FinetuneRecipe
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint
 from tests.support.command_line import error_line
 from tests.support.d2l_pretraining_reference import pretraining_loss
@@ -73,7 +73,9 @@ def d2l_weights(wiki_vocabulary: list[str]) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def base_model(d2l_weights, wiki_vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base_model")
-    convert(save_d2l_checkpoint(folder / "d2l", d2l_weights, wiki_vocabulary), folder / "hf", num_attention_heads=2)
+    convert_checkpoint(
+        save_d2l_checkpoint(folder / "d2l", d2l_weights, wiki_vocabulary), folder / "hf", num_attention_heads=2
+    )
     return folder / "hf"
 
 
@@ -366,7 +368,7 @@ def test_vocabulary_of_a_tokenizer_with_fallback_rules_is_not_extended(
     d2l_weights, wiki_vocabulary: list[str], wiki: Path, tmp_path: Path, capsys
 ):
     checkpoint = save_d2l_checkpoint(tmp_path / "d2l", d2l_weights, wiki_vocabulary)
-    convert(checkpoint, tmp_path / "hf", num_attention_heads=2, oov_fallback=True)
+    convert_checkpoint(checkpoint, tmp_path / "hf", num_attention_heads=2, oov_fallback=True)
     command = ["pretrain", *options(tmp_path / "hf", wiki, tmp_path / "run"), "--extend_vocab_from"]
     assert "has rules of its own" in error_line([*command, wiki], capsys)
     assert "--extend_vocab_from nowhere/text" in error_line([*command, "nowhere/text"], capsys)

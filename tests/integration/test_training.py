@@ -19,7 +19,7 @@ from bert_snli.fast.machine import training_flops
 from bert_snli.finetune import finetune
 from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.training.recipe import FinetuneRecipe
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier, train_step
 from tests.support.finetuning import (
@@ -386,7 +386,7 @@ def pretrained_model(vocabulary: list[str], tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("pretrained_model")
     torch.manual_seed(0)
     state = ReferenceBERT(vocab=len(vocabulary)).state_dict()
-    convert(save_d2l_checkpoint(folder / "d2l", state, vocabulary), folder / "hf", num_attention_heads=2)
+    convert_checkpoint(save_d2l_checkpoint(folder / "d2l", state, vocabulary), folder / "hf", num_attention_heads=2)
     return folder / "hf"
 
 

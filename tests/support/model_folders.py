@@ -14,7 +14,7 @@ from bert_snli.finetune import finetune
 from bert_snli.pretrain import pretrain
 from bert_snli.training.pretrain_recipe import PretrainRecipe
 from bert_snli.training.recipe import FinetuneRecipe
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT
 
@@ -36,7 +36,7 @@ def convert_small_checkpoint(folder: Path) -> Path:
     """Convert a pretrained d2l checkpoint with random weights, in `folder`; return the converted model folder."""
     torch.manual_seed(0)
     d2l_folder = save_d2l_checkpoint(folder / "book", ReferenceBERT().state_dict(), small_vocabulary())
-    convert(d2l_folder, folder / "converted", num_attention_heads=2)
+    convert_checkpoint(d2l_folder, folder / "converted", num_attention_heads=2)
     return folder / "converted"
 
 

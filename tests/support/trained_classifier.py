@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from bert_snli.cli.quickstart_steps import RECIPE, SIZES
 from bert_snli.finetune import finetune
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
-from bert_snli.quickstart import RECIPE, SIZES
 from bert_snli.tokenization import build_tokenizer
 from bert_snli.training.recipe import FinetuneRecipe
 from tests.support.checkpoints import SPECIALS

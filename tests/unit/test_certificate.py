@@ -21,7 +21,7 @@ from bert_snli.files import CERTIFICATE
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from conversion import d2l_layout, write_model
 from conversion.checkpoint import read_checkpoint
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from conversion.proof import TOLERANCE, make_probe, prove, relative_difference
 from conversion.reference import BookModel
 from conversion.weights_file import WeightsFile
@@ -41,7 +41,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted")
     torch.manual_seed(0)  # the weights of the fixture `reference_bert`
     source = save_d2l_checkpoint(folder / "d2l", ReferenceBERT().state_dict(), small_vocabulary())
-    convert(source, folder / "model", num_attention_heads=2)
+    convert_checkpoint(source, folder / "model", num_attention_heads=2)
     return folder
 
 
@@ -316,7 +316,7 @@ def swap_query_and_key_in_name_map() -> dict:
 def test_convert_detects_swapped_names_in_name_map(d2l_checkpoint: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(d2l_layout, "FORMS", swap_query_and_key_in_name_map())
     with pytest.raises(BertSnliError, match="block 1 of the model differs"):
-        convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
+        convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
     assert not (tmp_path / "model").exists()
 
 
@@ -324,7 +324,7 @@ def test_convert_detects_wrong_values_in_weights_file(d2l_checkpoint: Path, tmp_
     append = WeightsFile.append
     monkeypatch.setattr(WeightsFile, "append", lambda file, array: append(file, array * (array.shape != (16,))))
     with pytest.raises(BertSnliError, match="not as certified"):
-        convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
+        convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
     assert not (tmp_path / "model").exists()
 
 
@@ -334,7 +334,7 @@ def test_convert_detects_wrong_ids_in_tokenizer(d2l_checkpoint: Path, tmp_path: 
         write_model, "build_tokenizer", lambda tokens, **options: build([*tokens[:-2], "x", "y"], **options)
     )
     with pytest.raises(BertSnliError, match="the tokenizer made from it has other ids"):
-        convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
+        convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
 
 
 def test_probe_has_several_lengths_both_segments_and_padding(model: Path):

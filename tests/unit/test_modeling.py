@@ -37,7 +37,7 @@ from bert_snli.modeling import (
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.tokenization import build_tokenizer
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT
 from tests.support.tolerances import rounding
@@ -751,7 +751,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("converted")
     torch.manual_seed(0)
     source = save_d2l_checkpoint(folder / "d2l", ReferenceBERT().state_dict(), small_vocabulary())
-    convert(source, folder / "model", num_attention_heads=2)
+    convert_checkpoint(source, folder / "model", num_attention_heads=2)
     return str(folder / "model")
 
 

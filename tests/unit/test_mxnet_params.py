@@ -10,7 +10,7 @@ import pytest
 
 from bert_snli.errors import BertSnliError
 from conversion.checkpoint import read_checkpoint
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from conversion.mxnet_params import write_mxnet_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.mxnet_writer import FLAGS, MAGICS, encode_array, encode_list, rename_to_mxnet, write_v3
@@ -72,7 +72,7 @@ def test_checkpoint_with_name_prefixes_converts(prefix: str, reference_bert, tmp
     source = save_d2l_checkpoint(tmp_path / "d2l", {}, small_vocabulary())
     named = {prefix + name: value for name, value in rename_to_mxnet(state).items()}
     write_v3(source / "pretrained.params", named)
-    done = convert(source, tmp_path / "model", num_attention_heads=2)
+    done = convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
     assert {record.source.name for record in done.tensors} == named.keys()
 
 

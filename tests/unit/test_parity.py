@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
-from conversion.convert import convert
+from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.real_data import real_data
@@ -111,7 +111,7 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     geometry = json.loads((folder / "meta.json").read_text())["geometry"]
     stored = dict(np.load(folder / "reference.npz"))
     model_folder = tmp_path_factory.mktemp("converted") / "model"
-    convert(folder, model_folder, num_attention_heads=geometry["num_heads"])
+    convert_checkpoint(folder, model_folder, num_attention_heads=geometry["num_heads"])
     vocab_size = json.loads((model_folder / "config.json").read_text())["vocab_size"]
     bert = load_reference_bert(folder, geometry, vocab_size)
     output_layer = ReferenceClassifier(bert).output
@@ -151,8 +151,8 @@ def test_outputs_equal_stored_outputs_of_d2l_code(converted: Converted, attentio
 
 
 def test_legacy_checkpoint_saved_on_gpu_converts_to_same_weights(tmp_path: Path):
-    convert(real_data("checkpoints/torch-small"), tmp_path / "zip")
-    convert(real_data("checkpoints/torch-small-cuda-legacy"), tmp_path / "legacy")
+    convert_checkpoint(real_data("checkpoints/torch-small"), tmp_path / "zip")
+    convert_checkpoint(real_data("checkpoints/torch-small-cuda-legacy"), tmp_path / "legacy")
     legacy = D2LBertForPreTraining.from_pretrained(tmp_path / "legacy").state_dict()
     for name, value in D2LBertForPreTraining.from_pretrained(tmp_path / "zip").state_dict().items():
         assert torch.equal(value, legacy[name]), name
@@ -161,7 +161,7 @@ def test_legacy_checkpoint_saved_on_gpu_converts_to_same_weights(tmp_path: Path)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_fine_tuned_classifier_equals_stored_outputs_of_d2l_code(attention: str, tmp_path: Path):
     folder = real_data("checkpoints/torch-small")
-    convert(folder / "classifier.params", tmp_path / "model")
+    convert_checkpoint(folder / "classifier.params", tmp_path / "model")
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model", attn_implementation=attention).eval()
     assert list(model.config.id2label.values()) == ["entailment", "contradiction", "neutral"]
     reference = np.load(folder / "reference.npz")
@@ -187,7 +187,7 @@ def random_batch(rows: int = 6, length: int = 20, vocab: int = 50):
 def test_outputs_equal_d2l_equations(
     attention: str, d2l_checkpoint: Path, reference_bert: ReferenceBERT, tmp_path: Path
 ):
-    convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
+    convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
     model = D2LBertForPreTraining.from_pretrained(tmp_path / "model", attn_implementation=attention).eval()
     tokens, segments, valid_lens = random_batch()
     positions = torch.tensor([[1, 3, 5]] * len(tokens))
@@ -201,7 +201,7 @@ def test_outputs_equal_d2l_equations(
 def test_hidden_states_and_attentions_equal_d2l_equations(
     d2l_checkpoint: Path, reference_bert: ReferenceBERT, tmp_path: Path
 ):
-    convert(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
+    convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
     model = D2LBertForPreTraining.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     tokens, segments, valid_lens = random_batch()
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_hidden_states_and_attentions_equal_d2l_equations(
 def test_fine_tuned_classifier_equals_d2l_equations(reference_bert: ReferenceBERT, tmp_path: Path):
     reference = ReferenceClassifier(reference_bert).eval()
     source = save_d2l_checkpoint(tmp_path / "d2l", reference.state_dict(), small_vocabulary())
-    convert(source, tmp_path / "model", num_attention_heads=2)
+    convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokens, segments, valid_lens = random_batch()
     with torch.no_grad():

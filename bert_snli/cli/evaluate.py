@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bert_snli.commands.options import add_backend, add_encoding, add_model
+from bert_snli.cli.options import add_backend, add_encoding, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 from bert_snli.files import check_output_dir

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bert_snli.commands import evaluate, export, predict, push, quickstart, serve
+from bert_snli.cli import convert, evaluate, export, predict, push, quickstart, serve, verify
 from bert_snli.console import OneLineErrorParser, run, run_and_leave, say_loading
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import split_arguments
-from conversion import command as conversion
 
 PROG = "bert-snli"
 DESCRIPTION = """\
@@ -51,19 +50,9 @@ def _of(module) -> Command:
 TRAINING = {"pretrain": "masked language model and next sentence", "finetune": "train on SNLI"}
 COMMANDS = {
     "quickstart": _of(quickstart),
-    "convert": Command(
-        "the book's checkpoint -> model folder",
-        conversion.CONVERT_HELP,
-        conversion.add_convert_arguments,
-        conversion.run_convert,
-    ),
+    "convert": _of(convert),
     "export": _of(export),
-    "verify": Command(
-        "check a converted folder again",
-        conversion.VERIFY_HELP,
-        conversion.add_verify_arguments,
-        conversion.run_verify,
-    ),
+    "verify": _of(verify),
     "evaluate": _of(evaluate),
     "predict": _of(predict),
     "serve": _of(serve),
@@ -112,7 +101,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     say_loading()
     return run_and_leave(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

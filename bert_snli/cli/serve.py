@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bert_snli.commands.options import add_model, positive
+from bert_snli.cli.options import add_model, positive
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 

@@ -6,7 +6,7 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from bert_snli.commands.options import add_backend, add_encoding, add_model, positive
+from bert_snli.cli.options import add_backend, add_encoding, add_model, positive
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 

@@ -19,8 +19,8 @@ from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.prediction import predict_pairs
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.recipe import FinetuneRecipe
-from conversion.convert import convert
-from conversion.export import export
+from conversion.convert import convert_checkpoint
+from conversion.export import export_checkpoint
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -58,7 +58,7 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
     write_book_checkpoint(book, data)
 
     print(f"[3/5] Converting it to {start}", flush=True)
-    convert(
+    convert_checkpoint(
         book,
         start,
         num_attention_heads=SIZES["num_attention_heads"],
@@ -96,7 +96,7 @@ def write_book_checkpoint(folder: Path, data: Path) -> None:
     with tempfile.TemporaryDirectory() as ours:
         model.save_pretrained(ours)
         tokenizer.save_pretrained(ours)
-        export(Path(ours), folder, format="d2l-torch", overwrite_output_dir=True)
+        export_checkpoint(Path(ours), folder, format="d2l-torch", overwrite_output_dir=True)
 
 
 def _print_predictions(run: Path, data: Path) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 
+from bert_snli.cli.options import add_overwrite, folder
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
-from conversion import command as conversion
 
+D2L_FORMATS = ("d2l-torch", "d2l-mxnet")
 SUMMARY = "model folder -> ONNX, or the book's files"
+D2L_HELP = """\
+Write a model folder as pretrained.params and vocab.json, which the book's own code loads: with load_state_dict
+(d2l-torch) or load_parameters (d2l-mxnet). Converting and exporting again gives back every tensor bit by bit.
+A fine-tuned model needs the book's head for it: bert-snli finetune --classifier_head pooler.
+
+example:
+  bert-snli export models/small --format d2l-mxnet --output_dir small-mxnet
+"""
 HELP = f"""\
 With --format onnx, write a fine-tuned model as model.onnx, which ONNX Runtime computes without PyTorch, with its
 tokenizer and config.json; predict and evaluate take the folder. What the file computes is compared with PyTorch
@@ -18,12 +28,15 @@ before the folder is finished. With --quantize int8 it is less than a third as l
 example:
   bert-snli export runs/snli --format onnx --output_dir snli-onnx
 
-With the other formats: {conversion.EXPORT_HELP[0].lower()}{conversion.EXPORT_HELP[1:]}"""
+With the other formats: {D2L_HELP[0].lower()}{D2L_HELP[1:]}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    conversion.add_export_arguments(parser, more_formats=["onnx"])
+    parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
+    parser.add_argument("--format", choices=[*D2L_FORMATS, "onnx"], required=True, help="whose code is to load it")
+    parser.add_argument("--output_dir", type=folder, required=True, help="folder to write")
+    add_overwrite(parser)
     parser.add_argument("--quantize", choices=["int8"], help="for onnx: smaller weights, nearly the same answers")
 
 
@@ -34,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.quantize:
         raise BertSnliError(f"--quantize {args.quantize}: only for --format onnx; leave it out")
     else:
-        conversion.run_export(args)
+        run_d2l(args)
 
 
 def run_onnx(args: argparse.Namespace) -> None:
@@ -50,5 +63,15 @@ def run_onnx(args: argparse.Namespace) -> None:
         size += f", {done.size / done.fp32_size:.0%} of fp32's {done.fp32_size / 1e6:.1f} MB"
     print(f"{args.output_dir}: model.onnx ({size}), config.json and tokenizer")
     print(f"logits within {done.difference:.1e} of PyTorch's on {done.pairs} probe pairs")
-    folder = shlex.quote(str(args.output_dir))
-    print(f"Next: bert-snli evaluate {folder}")
+    print(f"Next: bert-snli evaluate {shlex.quote(str(args.output_dir))}")
+
+
+def run_d2l(args: argparse.Namespace) -> None:
+    """Write the files of d2l, then say what was written."""
+    quiet_libraries()
+    from conversion.export import export_checkpoint
+
+    book = export_checkpoint(
+        args.model, args.output_dir, format=args.format, overwrite_output_dir=args.overwrite_output_dir
+    )
+    print(f"{args.output_dir}: pretrained.params ({len(book.tensors)} tensors) and vocab.json, as {args.format}")

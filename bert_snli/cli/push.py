@@ -40,11 +40,15 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run != (args.output_dir is not None):
         raise BertSnliError("--dry_run and --output_dir go together: give both or neither")
     from bert_snli.hub import COMMIT_MESSAGE, LICENSE, check_login, check_repo_id, push, stage, write_staged
+    from bert_snli.model_card import is_converted_model
+    from conversion.certificate import verify_conversion
 
     quiet_libraries()
     check_repo_id(args.repo_id, "--repo_id")
     if not args.dry_run:
         check_login(args.repo_id)
+    if is_converted_model(args.model):
+        verify_conversion(args.model)
     staged = stage(args.model, args.repo_id, license=args.license or LICENSE, revision=args.revision)
     if staged.own_card:
         print(f"{args.model / 'README.md'}: your own, goes as it is")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bert_snli.commands.options import add_overwrite
+from bert_snli.cli.options import add_overwrite
 from bert_snli.console import quiet_libraries
 
 SUMMARY = "the whole job on generated data"
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """`bert-snli quickstart`."""
-    from bert_snli.quickstart import quickstart
+    from bert_snli.cli.quickstart_steps import quickstart
 
     quiet_libraries()
     quickstart(args.output_dir, overwrite_output_dir=args.overwrite_output_dir)
