@@ -28,7 +28,7 @@ from pathlib import Path
 start = time.perf_counter()
 from bert_snli.console import quiet_libraries
 quiet_libraries()
-from conversion import certificate, convert
+from conversion import certificate, convert, write_model
 from conversion.proof import prove
 imported = time.perf_counter()
 proving = []
@@ -37,7 +37,7 @@ def timed(*arguments):
     result = prove(*arguments)
     proving.append(time.perf_counter() - begun)
     return result
-convert.prove = timed
+write_model.prove = timed
 convert.convert_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
 done = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

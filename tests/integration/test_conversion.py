@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
@@ -254,28 +252,6 @@ def test_padding_id_comes_from_vocabulary(reference_bert: ReferenceBERT, tmp_pat
     convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["pad_token_id"] == tokens.index("<pad>")
-
-
-def run_conversion_module(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run `python -m conversion ARGUMENTS` in this process. Return the exit code."""
-    monkeypatch.setattr(sys, "argv", ["conversion", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_module("conversion", run_name="__main__")
-    return stop.value.code
-
-
-def test_conversion_module_writes_same_files_as_convert_command(
-    d2l_checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-):
-    options = [d2l_checkpoint, "--num_attention_heads", "2", "--output_dir"]
-    assert run_conversion_module(monkeypatch, *options, tmp_path / "module") == 0
-    assert main(["convert", *map(str, options), str(tmp_path / "command")]) == 0
-    written = {path.name: path.read_bytes() for path in (tmp_path / "module").iterdir()}
-    assert written == {path.name: path.read_bytes() for path in (tmp_path / "command").iterdir()}
-    capsys.readouterr()
-    assert run_conversion_module(monkeypatch, tmp_path / "nowhere", "--output_dir", tmp_path / "model") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("python -m conversion: error: ") and error.count("\n") == 1, error
 
 
 def remove(name: str):
