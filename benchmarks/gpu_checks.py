@@ -20,7 +20,7 @@ from benchmarks import training
 from benchmarks.common import SIZES, make_start, measure
 from benchmarks.stages import Row
 from bert_snli import finetune
-from bert_snli.data.batching import PaddedPairs, Piece
+from bert_snli.data.batching import MicroBatch, PaddedPairs
 from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli
 from bert_snli.fast.forward import FastClassifier
@@ -171,7 +171,7 @@ def compute_logits(run: Run, forward: nn.Module, device: torch.device, bf16: boo
     pairs = run.padded(run.pick(2048, 64), device)
     logits = torch.zeros(len(pairs), 3, dtype=torch.float64)
     for rows in batches_by_length(pairs.lengths, 256):
-        batch = pairs[Piece(rows.tolist(), counted=True)]
+        batch = pairs[MicroBatch(rows.tolist(), has_labels=True)]
         batch.pop("labels")
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits[rows] = forward(**batch).logits.double().cpu()
@@ -214,7 +214,7 @@ def evaluation_logits(run: Run) -> Iterator[Row]:
 def compute_gradients(run: Run, forward: nn.Module, model: nn.Module, device: torch.device, bf16: bool = False) -> dict:
     """Gradients of one batch by name, as float64 on the CPU."""
     pairs = run.padded(run.pick(256, 64), device)
-    batch = pairs[Piece(list(range(len(pairs))), counted=True)]
+    batch = pairs[MicroBatch(list(range(len(pairs))), has_labels=True)]
     labels = batch.pop("labels")
     model.zero_grad()
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -284,7 +284,7 @@ def bits(run: Run) -> Iterator[Row]:
 
     def train(name: str, precision: str, attention: str, **options) -> str:
         release()
-        recipe = finetune.FinetuneRecipe(
+        recipe = finetune.FinetuneArguments(
             model_name_or_path=run.start(),
             dataset_name_or_path=run.data,
             output_dir=str(run.folder / f"{name}-{precision}-{attention}"),

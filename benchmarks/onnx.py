@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from bert_snli.console import quiet_libraries
-from bert_snli.data.batching import PaddedPairs, Piece
+from bert_snli.data.batching import MicroBatch, PaddedPairs
 from bert_snli.data.pair_encoding import encode_pairs, encoder_of
 from bert_snli.data.snli import load_snli
 from bert_snli.files import ONNX_FILE
@@ -80,7 +80,8 @@ def measure(backends: dict[str, Backend], encoded, gold: np.ndarray, pad_token_i
     pairs = PaddedPairs(encoded, pad_token_id)
     pairs.labels = None
     singles = [
-        pairs[Piece([row], counted=True)] for row in np.linspace(0, len(pairs) - 1, NUM_LATENCIES, dtype=int).tolist()
+        pairs[MicroBatch([row], has_labels=True)]
+        for row in np.linspace(0, len(pairs) - 1, NUM_LATENCIES, dtype=int).tolist()
     ]
     logits, seconds, latencies = {}, {name: [] for name in backends}, {name: [] for name in backends}
     for _ in tqdm(range(rounds + 1), desc="Rounds", disable=None):

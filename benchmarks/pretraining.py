@@ -40,9 +40,9 @@ PRECISIONS = {FP32: "no", BF16: "bf16"}
 
 def recipe_for(data: str, size: str, batch_size: int, precision: str = "no"):
     """What both train: sizes, words, lengths."""
-    from bert_snli.training.pretrain_recipe import PretrainRecipe
+    from bert_snli.training.pretrain_arguments import PretrainArguments
 
-    return PretrainRecipe(
+    return PretrainArguments(
         dataset_name_or_path=data,
         output_dir="unused",
         max_length=MAX_LENGTH,

@@ -70,7 +70,7 @@ def gradient_bytes(checkpoint: Path) -> int:
     """Of all weights that are trained, which is what a checkpoint holds of the model: only words in use among them."""
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    rows = [name for name in shapes if name.startswith("word_rows.")]
+    rows = [name for name in shapes if name.startswith("embedding_rows.")]
     trained = [name for name in shapes if not rows or not name.endswith("word_embeddings.weight")]
     return 4 * sum(torch.Size(shapes[name]).numel() for name in trained)
 

@@ -235,7 +235,7 @@ def prepare_loop(model: str, data: str, *, cpu: bool = False, **options):
 
     # The book's head by default, as the others have.
     options = {"classifier_head": "pooler", "mixed_precision": "no", **options}
-    recipe = finetune.FinetuneRecipe(
+    recipe = finetune.FinetuneArguments(
         model_name_or_path=model, dataset_name_or_path=data, output_dir="unused", **options
     )
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu or not torch.accelerator.is_available())

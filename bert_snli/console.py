@@ -95,7 +95,7 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
     try:
         code = run(prog, command)
     except Exception as error:
-        if not _in_company():
+        if not _is_distributed():
             raise
         if is_lost_connection(error):
             reason = _one_line(str(error).partition("\n")[0])
@@ -105,7 +105,7 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
         else:
             traceback.print_exc()
         code = UNEXPECTED
-    if _in_company():
+    if _is_distributed():
         if code:
             sys.stderr.flush()
             os._exit(code)
@@ -124,7 +124,7 @@ def is_lost_connection(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and bool(GLOO_LOST_CONNECTION.search(str(error)))
 
 
-def _in_company() -> bool:
+def _is_distributed() -> bool:
     """Whether this process is one of a group."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()

@@ -26,7 +26,7 @@ from bert_snli.evaluation.plots import plot_curve
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import training_flops
 from bert_snli.files import atomic_folder
-from bert_snli.hub import check_login, check_repo_id, forget_measurements, keep_start_certificate, push, stage
+from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push, remove_measurements, stage
 from bert_snli.inference import (
     label_names,
     load_config,
@@ -38,11 +38,11 @@ from bert_snli.inference import (
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.provenance import read_steps, write_steps
+from bert_snli.provenance import read_history, write_history
+from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import FINETUNE
 from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Classification
-from bert_snli.training.recipe import FinetuneRecipe
 from bert_snli.training.session import (
     check_start,
     describe_machine,
@@ -61,7 +61,7 @@ FEWEST_STEPS_TO_LEARN = 100
 MARGIN_OF_SHORT_RUN, MARGIN_OF_LONG_RUN = 10.0, 1.1
 
 
-def parse_recipe(argv: Sequence[str]) -> FinetuneRecipe:
+def parse_recipe(argv: Sequence[str]) -> FinetuneArguments:
     """Read options; those of `--config FILE.yaml` come first, so that the command line overrides them.
 
     Raises:
@@ -70,7 +70,7 @@ def parse_recipe(argv: Sequence[str]) -> FinetuneRecipe:
     return FINETUNE.parse(argv)
 
 
-def check_recipe(recipe: FinetuneRecipe) -> None:
+def check_recipe(recipe: FinetuneArguments) -> None:
     """What can be known to be wrong before anything is loaded or written.
 
     Raises:
@@ -81,7 +81,7 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
         check_repo_id(recipe.hub_model_id, "--hub_model_id")
 
 
-def finetune(recipe: FinetuneRecipe) -> dict:
+def finetune(recipe: FinetuneArguments) -> dict:
     """Run `recipe`; returns what `train_results.json` in the output folder holds.
 
     Raises:
@@ -107,9 +107,9 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     source = recipe.train_file or recipe.dataset_name_or_path
 
     def prepare_folder(output_dir: Path) -> None:
-        keep_start_certificate(Path(recipe.model_name_or_path), output_dir)
-        forget_measurements(output_dir)
-        write_steps(output_dir, [*steps, f"Fine-tuned on pairs of {describe_data(source).name}."])
+        copy_initial_certificate(Path(recipe.model_name_or_path), output_dir)
+        remove_measurements(output_dir)
+        write_history(output_dir, [*steps, f"Fine-tuned on pairs of {describe_data(source).name}."])
 
     flops = training_flops(config, loop.pairs.lengths)
     results = run_loop(loop, prepare_folder, precision=precision, flops=flops, without_gold_label=num_dropped)
@@ -121,17 +121,17 @@ def finetune(recipe: FinetuneRecipe) -> dict:
     return results
 
 
-def steps_before(recipe: FinetuneRecipe) -> list[str]:
+def steps_before(recipe: FinetuneArguments) -> list[str]:
     """How the start model and the file of pairs came to be, as far as is known.
 
     Raises:
         BertSnliError: what lies beside one of them cannot be read.
     """
     sources = [recipe.model_name_or_path, *([recipe.train_file] if recipe.train_file else [])]
-    return [step for source in sources for step in read_steps(Path(source))]
+    return [step for source in sources for step in read_history(Path(source))]
 
 
-def push_finished(recipe: FinetuneRecipe) -> str:
+def push_finished(recipe: FinetuneArguments) -> str:
     """Put the output folder on the hub; returns the address of the commit.
 
     Raises:
@@ -146,7 +146,7 @@ def push_finished(recipe: FinetuneRecipe) -> str:
         raise BertSnliError(f"{error}; the model is in {folder}: {again}{private}") from error
 
 
-def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
+def classifier_config(recipe: FinetuneArguments) -> D2LBertConfig:
     """The classifier's configuration: the start model's, with the labels and what the recipe overrides.
 
     Raises:
@@ -171,7 +171,9 @@ def classifier_config(recipe: FinetuneRecipe) -> D2LBertConfig:
     return config
 
 
-def load_encoded(recipe: FinetuneRecipe, labels: Sequence[str], encoder: PairEncoder) -> tuple[Dataset, Dataset, int]:
+def load_encoded(
+    recipe: FinetuneArguments, labels: Sequence[str], encoder: PairEncoder
+) -> tuple[Dataset, Dataset, int]:
     """The training and the evaluation pairs, encoded, and how many training rows had no gold label."""
     splits = [recipe.eval_split] if recipe.train_file else ["train", recipe.eval_split]
     snli = load_snli(recipe.dataset_name_or_path, splits=splits, text_source=recipe.text_source, labels=labels)
@@ -190,7 +192,7 @@ def load_encoded(recipe: FinetuneRecipe, labels: Sequence[str], encoder: PairEnc
 
 
 def prepare(
-    recipe: FinetuneRecipe,
+    recipe: FinetuneArguments,
     accelerator: Accelerator,
     config: D2LBertConfig,
     labels: Sequence[str],
@@ -266,7 +268,7 @@ def prepare(
 
 
 def trained_module(
-    recipe: FinetuneRecipe, model: D2LBertForSequenceClassification, train: Dataset
+    recipe: FinetuneArguments, model: D2LBertForSequenceClassification, train: Dataset
 ) -> FastClassifier | D2LBertForSequenceClassification:
     """Wrap `model` for training: the module that computes the logits and holds the trained parameters.
 
@@ -309,7 +311,7 @@ def did_not_learn(results: dict, train_losses: Sequence[float], eval_labels: Seq
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
 
-    def train(arguments: Sequence[str]) -> tuple[FinetuneRecipe, dict]:
+    def train(arguments: Sequence[str]) -> tuple[FinetuneArguments, dict]:
         recipe = parse_recipe(arguments)
         return recipe, finetune(recipe)
 

@@ -36,14 +36,14 @@ from bert_snli.model_card import (
     is_pretraining_model,
     make_card,
     make_converted_card,
-    measured_elsewhere,
+    measured_on_other_weights,
     where_it_is,
 )
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.provenance import PROVENANCE
 
 # What is known of the weights, and of no others.
-MEASURED = (
+MEASUREMENT_PATTERNS = (
     TRAIN_RESULTS,
     EVALUATIONS,
     CONFUSION_MATRICES,
@@ -53,7 +53,7 @@ MEASURED = (
     "report/*.png",
 )
 # What goes to the hub, and whether a folder without it is no model. Nothing else does, whatever lies in the folder.
-TRAVELS = {
+UPLOAD_PATTERNS = {
     CONFIG: True,
     WEIGHTS: True,
     TOKENIZER: True,
@@ -69,10 +69,10 @@ TRAVELS = {
     RECIPE_FILE: False,
     METRICS: False,
     CURVE: False,
-    **dict.fromkeys(MEASURED, False),
+    **dict.fromkeys(MEASUREMENT_PATTERNS, False),
 }
 MAIN, LICENSE, COMMIT_MESSAGE = "main", "apache-2.0", "Push with bert-snli"
-ANSWERS = {
+HTTP_ERRORS = {
     401: "the hub does not know your token; make one on huggingface.co/settings/tokens and run hf auth login",
     403: "your token must not write there; take one with write access (hf auth login), or a name of your own",
     404: "no such repository or branch, or none that your token may see; check the name",
@@ -112,7 +112,7 @@ def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str |
     load_tokenizer(str(folder))
     converted = is_converted_model(folder)
     files: dict[str, Path | bytes] = {}
-    for pattern, required in TRAVELS.items():
+    for pattern, required in UPLOAD_PATTERNS.items():
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if required and not found:
             raise BertSnliError(f"{folder}: holds no {pattern}; save or convert the model again")
@@ -121,7 +121,7 @@ def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str |
             if path.is_symlink():
                 raise BertSnliError(f"{folder / name}: a link; put the file itself there, or move it away")
             files[name] = path
-    elsewhere = measured_elsewhere(folder) & files.keys()
+    elsewhere = measured_on_other_weights(folder) & files.keys()
     files.pop(PROVENANCE if converted else CERTIFICATE, None)  # what another run left that wrote here before
     for name in elsewhere:
         del files[name]
@@ -180,7 +180,7 @@ def push(
         gone = [
             path
             for path in api.list_repo_files(repo_id, revision=revision)
-            if path not in staged.files and any(_matches(path, pattern) for pattern in TRAVELS)
+            if path not in staged.files and any(_matches(path, pattern) for pattern in UPLOAD_PATTERNS)
         ]
         # Not `upload_folder`, which cuts a push into several commits where it thinks fit.
         commit = api.create_commit(
@@ -244,14 +244,14 @@ def _reason(error: BaseException) -> str:
         return " ".join(str(error).split())
     causes = list(causes_of(error))
     for cause in causes:
-        if (response := getattr(cause, "response", None)) is not None and response.status_code in ANSWERS:
-            return ANSWERS[response.status_code]
+        if (response := getattr(cause, "response", None)) is not None and response.status_code in HTTP_ERRORS:
+            return HTTP_ERRORS[response.status_code]
     if (failure := hub_failure(causes)) is not None:
         return failure
     return " ".join(str(error).split())
 
 
-def keep_start_certificate(start: Path, output_dir: Path) -> None:
+def copy_initial_certificate(start: Path, output_dir: Path) -> None:
     """Put the certificate of the converted model that training starts from beside the weights that come of it.
 
     Under another name, as it does not describe them. That of a start which was itself fine-tuned is not kept.
@@ -263,8 +263,8 @@ def keep_start_certificate(start: Path, output_dir: Path) -> None:
         kept.unlink(missing_ok=True)
 
 
-def forget_measurements(output_dir: Path) -> None:
+def remove_measurements(output_dir: Path) -> None:
     """Remove what was measured of the weights that training is going to replace: it would be pushed with the new."""
-    for pattern in MEASURED:
+    for pattern in MEASUREMENT_PATTERNS:
         for path in output_dir.glob(pattern):
             path.unlink()

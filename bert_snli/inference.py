@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from bert_snli.data.batching import PaddedPairs, Piece
+from bert_snli.data.batching import MicroBatch, PaddedPairs
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.files import CONFIG, ONNX_FILE, PARAMS, TOKENIZER, WEIGHTS, looks_like_path
@@ -283,10 +283,10 @@ def logits_by_length(
     """
     logits_RC = torch.zeros(len(pairs), compute.config.num_labels, device=compute.device)
     for rows in batches:
-        piece = Piece(rows.tolist(), counted=True)
-        batch = pairs[piece]
+        micro_batch = MicroBatch(rows.tolist(), has_labels=True)
+        batch = pairs[micro_batch]
         batch.pop("labels", None)
-        logits_RC[pairs.numbers(piece)] = compute(batch).float()
+        logits_RC[pairs.numbers(micro_batch)] = compute(batch).float()
         advance(len(rows))
     return logits_RC
 

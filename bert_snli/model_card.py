@@ -35,7 +35,7 @@ from bert_snli.inference import load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.nli_pipeline import TASK
 from bert_snli.modeling.pair_truncation import longest_pair
-from bert_snli.provenance import read_steps
+from bert_snli.provenance import read_history
 
 SNLI = re.compile(r"snli_1\.0(?:\.zip|_(?:train|dev|test)\.(?:jsonl|txt))?")  # as Stanford publishes it
 GENERATED = "<!-- made by bert-snli; a README.md without this line is taken for your own -->"
@@ -180,7 +180,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     recipe = _read(folder / RECIPE_FILE, _table) or {}
     results = _read(folder / TRAIN_RESULTS, _table) or {}
     data = describe_data(recipe["dataset_name_or_path"]) if "dataset_name_or_path" in recipe else None
-    elsewhere = measured_elsewhere(folder)
+    elsewhere = measured_on_other_weights(folder)
     evaluations = [
         {**entry, "notes": _notes(entry, config)}
         for path in sorted(folder.glob(EVALUATIONS))
@@ -205,7 +205,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         evaluations=evaluations,
         matrices=[path.name for path in sorted(folder.glob(CONFUSION_MATRICES)) if path.name not in elsewhere],
         report=REPORT if (folder / REPORT).is_file() and REPORT not in elsewhere else None,
-        steps=read_steps(folder),
+        steps=read_history(folder),
         training=_training(recipe, results, data),
         columns=columns,
         epochs=_read(folder / METRICS, lambda text: _epochs(text, ["epoch", *columns])),
@@ -317,7 +317,7 @@ def _notes(entry: dict, config: D2LBertConfig) -> str:
     return "; ".join(notes)
 
 
-def measured_elsewhere(folder: Path) -> set[str]:
+def measured_on_other_weights(folder: Path) -> set[str]:
     """Names of results and pictures that lie in `folder` but were measured on other weights, or on nobody knows which.
 
     Raises:

@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from bert_snli.data.batching import Piece
+from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pretraining import MaskedPairs, draw_pairs, encode_corpus, pair_up
 from bert_snli.data.text import Paragraphs, SentenceSplitter, count_words, open_text, split_sentences
 from bert_snli.errors import BertSnliError
@@ -20,17 +20,17 @@ from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
 from bert_snli.fast.machine import pretraining_flops
 from bert_snli.files import atomic_folder
-from bert_snli.hub import forget_measurements
+from bert_snli.hub import remove_measurements
 from bert_snli.inference import batches_by_length, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.provenance import read_steps, write_steps
+from bert_snli.provenance import read_history, write_history
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.command_line import PRETRAIN
 from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Pretraining
-from bert_snli.training.pretrain_recipe import FRESH, PretrainRecipe
+from bert_snli.training.pretrain_arguments import FRESH, PretrainArguments
 from bert_snli.training.session import check_start as check_recipe
 from bert_snli.training.session import (
     describe_machine,
@@ -47,7 +47,7 @@ PROG, RECIPE = PRETRAIN.prog, PRETRAIN.recipe_class
 EVALUATION_SEED = 0  # of its pairs and masks, whatever is trained with: figures of two runs can be compared
 
 
-def parse_recipe(argv: Sequence[str]) -> PretrainRecipe:
+def parse_recipe(argv: Sequence[str]) -> PretrainArguments:
     """Read options; those of `--config FILE.yaml` come first, so that the command line overrides them.
 
     Raises:
@@ -56,7 +56,7 @@ def parse_recipe(argv: Sequence[str]) -> PretrainRecipe:
     return PRETRAIN.parse(argv)
 
 
-def pretrain(recipe: PretrainRecipe) -> dict:
+def pretrain(recipe: PretrainArguments) -> dict:
     """Run `recipe`; returns what `train_results.json` in the output folder holds.
 
     Raises:
@@ -64,7 +64,7 @@ def pretrain(recipe: PretrainRecipe) -> dict:
     """
     check_recipe(recipe)
     start = load_start(recipe) if recipe.model_name_or_path else None
-    steps = read_steps(Path(recipe.model_name_or_path)) if start else []
+    steps = read_history(Path(recipe.model_name_or_path)) if start else []
     accelerator, recipe, precision = open_accelerator(recipe)
     text = open_text(recipe.dataset_name_or_path, recipe.dataset_config_name, recipe.text_source)
     with main_process_first(accelerator):
@@ -90,13 +90,13 @@ def pretrain(recipe: PretrainRecipe) -> dict:
     data = describe_data(recipe.dataset_name_or_path).name
 
     def prepare_folder(output_dir: Path) -> None:
-        forget_measurements(output_dir)
-        write_steps(output_dir, [*steps, f"Pretrained on pairs of sentences of {data}, without labels."])
+        remove_measurements(output_dir)
+        write_history(output_dir, [*steps, f"Pretrained on pairs of sentences of {data}, without labels."])
 
     return run_loop(loop, prepare_folder, precision=precision, flops=flops, vocab_size=len(tokenizer))
 
 
-def load_start(recipe: PretrainRecipe) -> tuple[D2LBertForPreTraining, PreTrainedTokenizerFast]:
+def load_start(recipe: PretrainArguments) -> tuple[D2LBertForPreTraining, PreTrainedTokenizerFast]:
     """A model with its pretraining heads, and its tokenizer.
 
     Raises:
@@ -112,7 +112,7 @@ def load_start(recipe: PretrainRecipe) -> tuple[D2LBertForPreTraining, PreTraine
     return model, tokenizer
 
 
-def fresh_rules(recipe: PretrainRecipe) -> PreTrainedTokenizerFast:
+def fresh_rules(recipe: PretrainArguments) -> PreTrainedTokenizerFast:
     """The tokenizer of a fresh model, before it knows any word."""
     return build_tokenizer(
         list(SPECIAL_TOKENS.values()),
@@ -122,7 +122,7 @@ def fresh_rules(recipe: PretrainRecipe) -> PreTrainedTokenizerFast:
 
 
 def make_tokenizer(
-    recipe: PretrainRecipe, rules: PreTrainedTokenizerFast, paragraphs: Dataset | None
+    recipe: PretrainArguments, rules: PreTrainedTokenizerFast, paragraphs: Dataset | None
 ) -> PreTrainedTokenizerFast:
     """`rules` with the words of `paragraphs`; without any, with those of `extend_vocab_from`, or as they are.
 
@@ -149,7 +149,7 @@ def make_tokenizer(
     return with_words([*words, *more])
 
 
-def more_paragraphs(recipe: PretrainRecipe, rules: PreTrainedTokenizerFast) -> Dataset:
+def more_paragraphs(recipe: PretrainArguments, rules: PreTrainedTokenizerFast) -> Dataset:
     """Those of `extend_vocab_from`."""
     try:
         text = open_text(str(recipe.extend_vocab_from), None, recipe.text_source)
@@ -160,7 +160,7 @@ def more_paragraphs(recipe: PretrainRecipe, rules: PreTrainedTokenizerFast) -> D
 
 
 def load_pairs(
-    recipe: PretrainRecipe, paragraphs: Paragraphs, tokenizer: PreTrainedTokenizerFast, device: torch.device
+    recipe: PretrainArguments, paragraphs: Paragraphs, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> tuple[MaskedPairs, MaskedPairs]:
     """The pairs to train on and those to evaluate on, on `device`.
 
@@ -181,7 +181,7 @@ def load_pairs(
 
 
 def make_model(
-    recipe: PretrainRecipe,
+    recipe: PretrainArguments,
     tokenizer: PreTrainedTokenizerFast,
     start: tuple[D2LBertForPreTraining, PreTrainedTokenizerFast] | None,
     attention: str,
@@ -216,7 +216,7 @@ def make_model(
 
 
 def prepare(
-    recipe: PretrainRecipe,
+    recipe: PretrainArguments,
     accelerator: Accelerator,
     model: D2LBertForPreTraining,
     tokenizer: PreTrainedTokenizerFast,
@@ -268,7 +268,7 @@ def evaluate(
     sums = torch.zeros(len(batches), objective.num_sums, device=accelerator.device)
     for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
         rows = batches[number]
-        _, sums[number] = objective(fast, pairs[Piece(rows.tolist(), counted=True)], rows)
+        _, sums[number] = objective(fast, pairs[MicroBatch(rows.tolist(), has_labels=True)], rows)
     # Those of a batch are zero in all processes but one, and added up in one order, however many there are.
     return objective.figures(accelerator.reduce(sums, "sum").cpu().double().sum(dim=0).tolist())
 
@@ -276,7 +276,7 @@ def evaluate(
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
 
-    def train(arguments: Sequence[str]) -> tuple[PretrainRecipe, dict]:
+    def train(arguments: Sequence[str]) -> tuple[PretrainArguments, dict]:
         recipe = parse_recipe(arguments)
         return recipe, pretrain(recipe)
 

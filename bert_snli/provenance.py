@@ -20,7 +20,7 @@ def note_of(source: Path) -> Path:
     return source / PROVENANCE if source.is_dir() else source.with_name(f"{source.name}.{PROVENANCE}")
 
 
-def read_steps(source: Path) -> list[str]:
+def read_history(source: Path) -> list[str]:
     """The steps to `source`, in order; none if nobody wrote any.
 
     Raises:
@@ -38,6 +38,6 @@ def read_steps(source: Path) -> list[str]:
     return [line.removeprefix("- ") for line in lines if line]
 
 
-def write_steps(source: Path, steps: Sequence[str]) -> None:
+def write_history(source: Path, steps: Sequence[str]) -> None:
     """Write the steps to `source`, a line each."""
     write_atomically(note_of(source), "".join(f"- {' '.join(step.split())}\n" for step in steps))

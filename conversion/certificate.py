@@ -19,14 +19,14 @@ from conversion.archive import open_source
 from conversion.checkpoint import Checkpoint, read_checkpoint, sha256_of
 from conversion.model_folder import (
     MODEL_CLASSES,
-    as_the_book_has_it,
     read_config,
     read_vocabulary_of,
     read_weights,
+    rename_to_d2l,
     rules_of,
 )
 from conversion.proof import Difference, prove
-from conversion.reference import BookModel
+from conversion.reference import ReferenceModel
 
 FORMAT_VERSION = 1
 GEOMETRY = (
@@ -168,7 +168,7 @@ def verify_conversion(folder: Path, against: Path | None = None, vocabulary: Pat
     check_tensors(weights, {record.target.name: record.target for record in certificate.tensors if record.target})
     rules = rules_of(form, config, weights)
     if against is None:
-        book = as_the_book_has_it(weights, rules)
+        book = rename_to_d2l(weights, rules)
         return _proved_again(certificate, book, folder, form)
     with open_source(against, vocabulary) as source:
         if sha256_of_tokens(read_vocabulary(source.vocabulary)) != certificate.vocabulary_sha256:
@@ -186,7 +186,7 @@ def verify_conversion(folder: Path, against: Path | None = None, vocabulary: Pat
 
 def _proved_again(certificate: Certificate, book: Checkpoint, folder: Path, form: str) -> Certificate:
     heads = certificate.geometry["num_attention_heads"]
-    differences = prove(BookModel(book, heads), folder, MODEL_CLASSES[form])
+    differences = prove(ReferenceModel(book, heads), folder, MODEL_CLASSES[form])
     return Certificate(**{**vars(certificate), "proof": differences})
 
 
@@ -200,8 +200,8 @@ def check_tensors(found: Checkpoint, certified: Mapping[str, TensorSide]) -> Non
     if not different:
         total = sum(info.nbytes for info in found.tensors.values())
         with tqdm(total=total, unit="B", unit_scale=True, desc="Verifying", disable=None, leave=False) as bar:
-            for piece in found.pieces(found.tensors):
-                for name, array in piece.items():
+            for chunk in found.chunks(found.tensors):
+                for name, array in chunk.items():
                     side = certified[name]
                     as_certified = (side.shape, side.dtype, side.sha256)
                     if (found.tensors[name].shape, found.tensors[name].dtype, sha256_of(array)) != as_certified:

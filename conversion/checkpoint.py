@@ -12,7 +12,7 @@ import numpy as np
 
 from bert_snli.errors import BertSnliError
 
-PIECE_BYTES = 64 * 2**20
+CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     read: Callable[[Iterable[str]], dict[str, np.ndarray]]
 
-    def pieces(self, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
+    def chunks(self, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of `names` in order, about 64 MiB at a time: one array may be more."""
-        piece: list[str] = []
+        chunk: list[str] = []
         for name in names:
-            if piece and sum(self.tensors[n].nbytes for n in (*piece, name)) > PIECE_BYTES:
-                yield self.read(piece)
-                piece = []
-            piece.append(name)
-        if piece:
-            yield self.read(piece)
+            if chunk and sum(self.tensors[n].nbytes for n in (*chunk, name)) > CHUNK_BYTES:
+                yield self.read(chunk)
+                chunk = []
+            chunk.append(name)
+        if chunk:
+            yield self.read(chunk)
 
 
 def without_prefix(names: Iterable[str], prefix: str) -> dict[str, str]:

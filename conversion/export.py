@@ -9,7 +9,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.files import PARAMS, VOCABULARY, atomic_folder, check_export_dir
 from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import MXNET, PYTORCH
-from conversion.model_folder import as_the_book_has_it, read_config, read_vocabulary_of, read_weights, rules_of
+from conversion.model_folder import read_config, read_vocabulary_of, read_weights, rename_to_d2l, rules_of
 from conversion.mxnet_params import write_mxnet_checkpoint
 from conversion.reference import LAYER_NORM_EPS
 from conversion.torch_checkpoint import write_torch_checkpoint
@@ -36,7 +36,7 @@ def export_checkpoint(model: Path, output_dir: Path, *, format: str, overwrite_o
             "export the model that it was fine-tuned from"
         )
     framework = FORMATS[format]
-    book = as_the_book_has_it(weights, rules, framework)
+    book = rename_to_d2l(weights, rules, framework)
     vocabulary = read_vocabulary_of(model)
     rows = book.tensors["encoder.token_embedding.weight"].shape[0]
     if len(vocabulary) != rows:

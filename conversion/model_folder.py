@@ -127,7 +127,7 @@ def read_weights(folder: Path) -> Checkpoint:
     return Checkpoint(path, PYTORCH, tensors, read)
 
 
-def as_the_book_has_it(weights: Checkpoint, rules: list[Rule], framework: str = PYTORCH) -> Checkpoint:
+def rename_to_d2l(weights: Checkpoint, rules: list[Rule], framework: str = PYTORCH) -> Checkpoint:
     """`weights` of a model folder under the book's names and in its shapes: the map read from right to left.
 
     Raises:

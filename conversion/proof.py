@@ -22,11 +22,11 @@ from transformers.utils import ModelOutput
 
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig
-from conversion.reference import ROWS_AT_ONCE, BookModel
+from conversion.reference import ROWS_AT_ONCE, ReferenceModel
 
 TOLERANCE = 1e-11
 LENGTHS = (10, 6, 1)  # of the probe's rows, padded to the longest
-HEADS = {  # fields of a model's output → the names of `BookModel.heads`
+HEADS = {  # fields of a model's output → the names of `ReferenceModel.heads`
     "logits": "logits",
     "prediction_logits": "masked language model",
     "seq_relationship_logits": "next sentence",
@@ -63,7 +63,7 @@ def make_probe(config: D2LBertConfig) -> Probe:
     return Probe(tokens_BL, segments_BL, lengths_B)
 
 
-def prove(book: BookModel, folder: Path, model_class: type[PreTrainedModel]) -> list[Difference]:
+def prove(book: ReferenceModel, folder: Path, model_class: type[PreTrainedModel]) -> list[Difference]:
     """Compare the model in `folder` with `book`, layer by layer.
 
     Raises:
@@ -116,7 +116,7 @@ def _load(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
         raise BertSnliError(f"{folder}: cannot be loaded ({reason}); convert the checkpoint again") from error
 
 
-def _book_outputs(book: BookModel, probe: Probe) -> dict[str, np.ndarray]:
+def _book_outputs(book: ReferenceModel, probe: Probe) -> dict[str, np.ndarray]:
     layers = book.layers(probe.tokens_BL, probe.segments_BL, probe.lengths_B)
     return {**{_layer_name(number): layer for number, layer in enumerate(layers)}, **book.heads(layers[-1])}
 
@@ -144,7 +144,7 @@ def _layer_name(number: int) -> str:
 
 @contextmanager
 def _in_float64(model: nn.Module) -> Iterator[None]:
-    """The model's own forward pass in float64, its weights left as they are and widened piece by piece."""
+    """The model's own forward pass in float64, its weights left as they are and widened chunk by chunk."""
     changed = []
     for module in model.modules():
         if isinstance(module, nn.Linear):

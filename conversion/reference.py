@@ -2,7 +2,7 @@
 
 It shares no line with the model or with the name map that it is there to check; only the book's own names and
 equations (d2l 11.3, 11.5, 11.7, 15.8, 15.7) are in it. Speed is no aim; memory is: one block's arrays are open at a
-time, and no more than a piece of one is in float64.
+time, and no more than a chunk of one is in float64.
 
 Shape suffixes: B rows, L positions, D hidden size, F feed-forward size, N heads, H size of a head.
 """
@@ -22,7 +22,7 @@ LAYER_NORM_EPS = 1e-5
 Arrays = Mapping[str, np.ndarray]
 
 
-class BookModel:
+class ReferenceModel:
     """Forward passes over the arrays of `checkpoint`, by their names in the book's PyTorch or MXNet code."""
 
     def __init__(self, checkpoint: Checkpoint, num_heads: int):

@@ -1,4 +1,4 @@
-"""`model.safetensors`, written a piece at a time: `safetensors` itself wants all tensors in memory at once."""
+"""`model.safetensors`, written a chunk at a time: `safetensors` itself wants all tensors in memory at once."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from conversion.model_folder import (
     write_weights,
 )
 from conversion.proof import prove
-from conversion.reference import BookModel
+from conversion.reference import ReferenceModel
 from conversion.source import CheckedSource
 from conversion.weights_file import SAFETENSORS_DTYPES
 
@@ -86,7 +86,7 @@ def write_model_folder(
                 "the file again, or add --allow_nonfinite to convert it all the same"
             )
         check_tensors(read_weights(folder), {record.target.name: record.target for record in records if record.target})
-        book = BookModel(checkpoint, config.num_attention_heads)
+        book = ReferenceModel(checkpoint, config.num_attention_heads)
         certificate = Certificate(
             source=_source_record(files, checkpoint, source.form),
             software={name: importlib.metadata.version(name) for name in SOFTWARE},
@@ -155,8 +155,8 @@ def _copy_tensors(
 
 
 def _arrays(checkpoint: Checkpoint, names: Iterable[str]) -> Iterable[tuple[str, np.ndarray]]:
-    for piece in checkpoint.pieces(names):
-        yield from piece.items()
+    for chunk in checkpoint.chunks(names):
+        yield from chunk.items()
 
 
 def _bar(checkpoint: Checkpoint) -> tqdm:

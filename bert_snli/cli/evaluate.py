@@ -74,16 +74,16 @@ def run(args: argparse.Namespace) -> None:
         check_output_dir(folder, overwrite=True)
 
     from bert_snli.data.snli import load_evaluation_set
-    from bert_snli.evaluation.comparison import say_swapped
+    from bert_snli.evaluation.comparison import describe_swapped_labels
     from bert_snli.evaluation.pages import check_report_dir, write_report
-    from bert_snli.evaluation.report import figures, format_figures, full_report, load_examinee, save_figures
+    from bert_snli.evaluation.report import figures, format_figures, full_report, load_evaluated_model, save_figures
 
     quiet_libraries()
     reading = {name: getattr(args, name) for name in ("text_source", "max_length", "truncation", "batch_size")}
-    examinee = load_examinee(args.model, backend=args.backend, **reading)
+    evaluated_model = load_evaluated_model(args.model, backend=args.backend, **reading)
     if args.report:
-        check_report_dir(args.report, examinee.name, examinee.weights_sha256)
-    other = load_examinee(args.compare, **reading) if args.compare else None
+        check_report_dir(args.report, evaluated_model.name, evaluated_model.weights_sha256)
+    other = load_evaluated_model(args.compare, **reading) if args.compare else None
     evaluation_set = load_evaluation_set(
         args.dataset_name_or_path,
         split=args.split,
@@ -91,14 +91,14 @@ def run(args: argparse.Namespace) -> None:
         columns=columns,
         label_names=label_names,
     )
-    answers = examinee.answer(evaluation_set)
-    results = figures(examinee, answers, args.dataset_name_or_path)
+    answers = evaluated_model.answer(evaluation_set)
+    results = figures(evaluated_model, answers, args.dataset_name_or_path)
     print(format_figures(results), "", sep="\n")
     if results["swapped_labels"]:
-        sys.stderr.write(f"WARNING: {say_swapped(results['swapped_labels'])}\n")
+        sys.stderr.write(f"WARNING: {describe_swapped_labels(results['swapped_labels'])}\n")
     files = save_figures(results, output_dir)
     if args.report:
-        report = full_report(examinee, answers, results, other)
+        report = full_report(evaluated_model, answers, results, other)
         files += write_report(report, args.report)
         if report["comparison"]:
             print(_compared(report), "", sep="\n")

@@ -18,7 +18,7 @@ from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.prediction import predict_pairs
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.arguments import FinetuneArguments
 from conversion.convert import convert_checkpoint
 from conversion.export import export_checkpoint
 
@@ -67,7 +67,7 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
 
     print(f"[4/5] Fine-tuning it, with the book's head, into {run}", flush=True)
     finetune(
-        FinetuneRecipe(
+        FinetuneArguments(
             model_name_or_path=str(start),
             dataset_name_or_path=str(data),
             output_dir=str(run),

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 IGNORED_LABEL = -100
 
 
-class Piece(NamedTuple):
+class MicroBatch(NamedTuple):
     """The rows of a global batch that one process takes in one pass; `counted` is false for a stand-in row."""
 
     rows: list[int]
-    counted: bool
+    has_labels: bool
 
 
-class GlobalBatchSampler(Sampler[Piece]):
+class GlobalBatchSampler(Sampler[MicroBatch]):
     """Cuts an epoch into global batches, and each of them into pieces over processes and accumulation passes.
 
     The global batches depend on (seed, epoch) alone, never on the number of processes; each row comes once an epoch.
     `group_by_length` puts rows of like length together, so that little is padded, and shuffles the batches;
-    `random` is the book's plain shuffle. Where a last, short batch has fewer rows than there are pieces, a piece
+    `random` is the book's plain shuffle. Where a last, short batch has fewer rows than there are pieces, a micro_batch
     repeats a row that does not count, so that all processes take part in every step.
 
     Args:
@@ -50,7 +50,7 @@ class GlobalBatchSampler(Sampler[Piece]):
         seed: int,
         strategy: str = "group_by_length",
         max_tokens: int | None = None,
-        num_passes: int = 1,
+        num_micro_batches: int = 1,
         num_processes: int = 1,
         process_index: int = 0,
     ):
@@ -59,7 +59,7 @@ class GlobalBatchSampler(Sampler[Piece]):
         self.seed = seed
         self.strategy = strategy
         self.ends = self._ends(max_tokens)
-        self.num_passes = num_passes
+        self.num_micro_batches = num_micro_batches
         self.num_processes = num_processes
         self.process_index = process_index
         self.epoch = 0
@@ -90,7 +90,7 @@ class GlobalBatchSampler(Sampler[Piece]):
         return len(self.ends) + 1
 
     def __len__(self) -> int:
-        return (self.batches_per_epoch - self.first_batch) * self.num_passes
+        return (self.batches_per_epoch - self.first_batch) * self.num_micro_batches
 
     def global_batches(self) -> list[np.ndarray]:
         """The rows of every global batch of the epoch, in order."""
@@ -103,17 +103,17 @@ class GlobalBatchSampler(Sampler[Piece]):
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         for batch in self.global_batches()[self.first_batch :]:
             # Rows of like length share a pass, so that accumulation also saves padding; the sum stays the batch's.
             by_length = batch[np.argsort(self.lengths[batch], kind="stable")]
-            for passed in np.array_split(by_length, self.num_passes):
+            for passed in np.array_split(by_length, self.num_micro_batches):
                 rows = passed[self.process_index :: self.num_processes].tolist()
-                yield Piece(rows, counted=True) if rows else Piece([int(batch[0])], counted=False)
+                yield MicroBatch(rows, has_labels=True) if rows else MicroBatch([int(batch[0])], has_labels=False)
 
 
 class PaddedPairs(torch.utils.data.Dataset):
-    """Encoded pairs in flat tensors on `device`; indexed by a `Piece`, gives its rows padded.
+    """Encoded pairs in flat tensors on `device`; indexed by a `MicroBatch`, gives its rows padded.
 
     `input_ids`, `token_type_ids`, `attention_mask` are (B, L); `labels`, if there are any, (B,), or (B, C) if they are
     probabilities. L is the longest of the rows, or `pad_to_length`.
@@ -152,13 +152,13 @@ class PaddedPairs(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch: here they are all the same."""
 
-    def numbers(self, piece: Piece) -> torch.Tensor:
-        """Of the rows of `piece`, on the device."""
-        return torch.tensor(piece.rows, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+    def numbers(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """Of the rows of `micro_batch`, on the device."""
+        return torch.tensor(micro_batch.rows, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
 
-    def __getitem__(self, piece: Piece) -> dict[str, torch.Tensor]:
-        columns = torch.arange(self.pad_to_length or int(self.lengths[piece.rows].max()), device=self.device)
-        rows = self.numbers(piece)
+    def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
+        columns = torch.arange(self.pad_to_length or int(self.lengths[micro_batch.rows].max()), device=self.device)
+        rows = self.numbers(micro_batch)
         mask_BL = columns < self.spans["length"][rows, None]
         # Padding points to the first token; its values are replaced at once.
         index_BL = (self.spans["start"][rows, None] + columns) * mask_BL
@@ -168,7 +168,7 @@ class PaddedPairs(torch.utils.data.Dataset):
         batch["attention_mask"] = mask_BL.long()
         if self.labels is not None:
             labels = self.labels[rows]
-            batch["labels"] = labels if piece.counted else torch.full_like(labels, uncounted(labels))
+            batch["labels"] = labels if micro_batch.has_labels else torch.full_like(labels, uncounted(labels))
         return batch
 
 

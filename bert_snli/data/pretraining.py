@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from bert_snli.data.batching import IGNORED_LABEL, PaddedPairs, Piece
+from bert_snli.data.batching import IGNORED_LABEL, MicroBatch, PaddedPairs
 from bert_snli.data.pair_encoding import Vocabulary, ranges
 from bert_snli.errors import BertSnliError
 
@@ -178,7 +178,7 @@ def mask_words(
 
 
 class MaskedPairs(PaddedPairs):
-    """Pairs of sentences with words to predict; indexed by a `Piece`, gives a batch for `FastPreTraining`.
+    """Pairs of sentences with words to predict; indexed by a `MicroBatch`, gives a batch for `FastPreTraining`.
 
     Besides what `PaddedPairs` gives: `predicted` (B, Q), columns; `labels` (B, Q), their words; and
     `next_sentence_label` (B,). Masks are drawn anew for each epoch, unless `static_masks`, from (seed, epoch) alone:
@@ -232,13 +232,13 @@ class MaskedPairs(PaddedPairs):
             torch.from_numpy(numbers.astype(np.int64)).to(self.device) for numbers in (masks.columns_P, masks.labels_P)
         )
 
-    def __getitem__(self, piece: Piece) -> dict[str, torch.Tensor]:
-        batch = super().__getitem__(piece)
+    def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
+        batch = super().__getitem__(micro_batch)
         batch["next_sentence_label"] = batch["labels"]
-        rows = self.numbers(piece)
-        places = torch.arange(int(self.predictions_R[piece.rows].max()), device=self.device)
+        rows = self.numbers(micro_batch)
+        places = torch.arange(int(self.predictions_R[micro_batch.rows].max()), device=self.device)
         there_BQ = places < self.counts_R[rows, None]
         index_BQ = (self.first_prediction_R[rows, None] + places) * there_BQ
         batch["predicted"] = self.columns_P[index_BQ] * there_BQ
-        batch["labels"] = torch.where(there_BQ & piece.counted, self.labels_P[index_BQ], IGNORED_LABEL)
+        batch["labels"] = torch.where(there_BQ & micro_batch.has_labels, self.labels_P[index_BQ], IGNORED_LABEL)
         return batch

@@ -57,7 +57,7 @@ def swapped_labels(answers: Answers) -> dict | None:
     }
 
 
-def say_swapped(swapped: dict) -> str:
+def describe_swapped_labels(swapped: dict) -> str:
     """The warning, in a line."""
     moved = " and ".join(f"{new} where the model says {old}" for old, new in swapped["read_as"].items() if old != new)
     return (

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from bert_snli.errors import BertSnliError
-from bert_snli.evaluation.comparison import say_swapped
+from bert_snli.evaluation.comparison import describe_swapped_labels
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
 from bert_snli.files import atomic_folder
 
@@ -63,7 +63,7 @@ def write_report(report: dict, folder: Path) -> list[Path]:
                     report=report,
                     captions=PICTURES,
                     pictures=pictures,
-                    warning=say_swapped(report["swapped_labels"]) if report["swapped_labels"] else None,
+                    warning=describe_swapped_labels(report["swapped_labels"]) if report["swapped_labels"] else None,
                 )
             )
             (temporary / name).write_text(page, encoding="utf-8")

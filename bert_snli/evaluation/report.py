@@ -24,7 +24,7 @@ from bert_snli.onnx import choose_backend, open_classifier
 
 
 @dataclass(frozen=True)
-class Examinee:
+class EvaluatedModel:
     """A model with its tokenizer, the order of its labels, and the way in which it reads pairs."""
 
     name: str
@@ -43,7 +43,7 @@ class Examinee:
         )
 
 
-def load_examinee(
+def load_evaluated_model(
     model_name_or_path: str,
     *,
     text_source: str = "raw",
@@ -51,7 +51,7 @@ def load_examinee(
     truncation: str | None = None,
     batch_size: int = 256,
     backend: str | None = None,
-) -> Examinee:
+) -> EvaluatedModel:
     """A fine-tuned model, ready to be asked.
 
     Raises:
@@ -65,7 +65,7 @@ def load_examinee(
     )
     weights = Path(model_name_or_path) / (ONNX_FILE if backend == "onnx" else WEIGHTS)
     sha256 = sha256_of_file(weights) if weights.is_file() else None
-    return Examinee(model_name_or_path, backend, sha256, classifier, tokenizer, labels, encoder, batch_size)
+    return EvaluatedModel(model_name_or_path, backend, sha256, classifier, tokenizer, labels, encoder, batch_size)
 
 
 def evaluate_model(
@@ -78,25 +78,25 @@ def evaluate_model(
     text_source: str = "raw",
     **reading,
 ) -> dict:
-    """Figures of a fine-tuned model on a set; options as `load_evaluation_set` and `load_examinee` have them.
+    """Figures of a fine-tuned model on a set; options as `load_evaluation_set` and `load_evaluated_model` have them.
 
     Raises:
         BertSnliError: model or data are not there or do not fit.
     """
-    examinee = load_examinee(model_name_or_path, text_source=text_source, **reading)
+    evaluated_model = load_evaluated_model(model_name_or_path, text_source=text_source, **reading)
     evaluation_set = load_evaluation_set(
         dataset_name_or_path, split=split, text_source=text_source, columns=columns, label_names=label_names
     )
-    return figures(examinee, examinee.answer(evaluation_set), dataset_name_or_path)
+    return figures(evaluated_model, evaluated_model.answer(evaluation_set), dataset_name_or_path)
 
 
-def figures(examinee: Examinee, answers: Answers, dataset_name_or_path: str) -> dict:
+def figures(evaluated_model: EvaluatedModel, answers: Answers, dataset_name_or_path: str) -> dict:
     """What was measured, how, and the figures."""
-    encoder, evaluation_set = examinee.encoder, answers.evaluation_set
+    encoder, evaluation_set = evaluated_model.encoder, answers.evaluation_set
     return {
-        "model": examinee.name,
-        "weights_sha256": examinee.weights_sha256,
-        "backend": examinee.backend,
+        "model": evaluated_model.name,
+        "weights_sha256": evaluated_model.weights_sha256,
+        "backend": evaluated_model.backend,
         "dataset": dataset_name_or_path,
         "split": evaluation_set.name,
         "text_source": encoder.text_source,
@@ -111,7 +111,9 @@ def figures(examinee: Examinee, answers: Answers, dataset_name_or_path: str) -> 
     }
 
 
-def full_report(examinee: Examinee, answers: Answers, results: dict, other: Examinee | None = None) -> dict:
+def full_report(
+    evaluated_model: EvaluatedModel, answers: Answers, results: dict, other: EvaluatedModel | None = None
+) -> dict:
     """`results` (see `figures`), and where the model is right: kinds of pairs, blanked premises, annotators, hardest.
 
     With `other`, both models are compared on the same pairs.
@@ -121,19 +123,19 @@ def full_report(examinee: Examinee, answers: Answers, results: dict, other: Exam
         **results,
         "majority_share": max(answers.references_R.tolist().count(n) for n in range(len(answers.labels)))
         / len(answers.references_R),
-        "hypothesis_only": hypothesis_only(examinee, evaluation_set),
-        "slices": slices(answers, examinee.tokenizer.unk_token_id),
+        "hypothesis_only": hypothesis_only(evaluated_model, evaluation_set),
+        "slices": slices(answers, evaluated_model.tokenizer.unk_token_id),
         "annotators": annotators(answers),
         "comparison": {"other": other.name, **mcnemar(answers, other.answer(evaluation_set))} if other else None,
         "hardest": hardest(answers),
     }
 
 
-def hypothesis_only(examinee: Examinee, evaluation_set: EvaluationSet) -> dict:
+def hypothesis_only(evaluated_model: EvaluatedModel, evaluation_set: EvaluationSet) -> dict:
     """Accuracy with every premise blanked: what hypotheses alone give away (Gururangan et al., 2018)."""
     pairs = evaluation_set.pairs
     blank = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
-    answers = examinee.answer(replace(evaluation_set, pairs=blank))
+    answers = evaluated_model.answer(replace(evaluation_set, pairs=blank))
     right = int(answers.right_R.sum())
     return {"accuracy": answers.accuracy, "accuracy_interval": interval(right, len(pairs))}
 

@@ -29,7 +29,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bert_snli.fast.cross_entropy import IGNORED, linear_cross_entropy
 from bert_snli.fast.dropout import dropped
-from bert_snli.fast.word_rows import WordRows
+from bert_snli.fast.embedding_rows import EmbeddingRows
 from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.modeling.modeling_d2l_bert import D2LBertAttention, D2LBertLayer
 
@@ -59,7 +59,7 @@ class FastEncoder(nn.Module):
     def __init__(self, model: D2LBertForSequenceClassification | D2LBertForPreTraining):
         super().__init__()
         self.model = model
-        self.word_rows: WordRows | None = None
+        self.embedding_rows: EmbeddingRows | None = None
         self.config = model.config
 
     def before_last(
@@ -79,8 +79,8 @@ class FastEncoder(nn.Module):
             )
         mask_B11L = _mask(attention_mask)
         words = embeddings.word_embeddings.weight
-        if self.word_rows is not None:
-            input_ids, words = self.word_rows.places_V[input_ids], self.word_rows.weight
+        if self.embedding_rows is not None:
+            input_ids, words = self.embedding_rows.places_V[input_ids], self.embedding_rows.weight
         segments = embeddings.token_type_embeddings.weight
         positions = embeddings.position_embeddings.weight[: input_ids.shape[1]]
         heads = None
@@ -130,18 +130,18 @@ class FastClassifier(FastEncoder):
 
     def train_rows(self, used_R: torch.Tensor) -> None:
         """Train these rows of the word embedding, all that the training data hold, in place of the whole."""
-        self.word_rows = WordRows(self.model.bert.embeddings.word_embeddings, used_R)
+        self.embedding_rows = EmbeddingRows(self.model.bert.embeddings.word_embeddings, used_R)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the rows that are not trained decay with each step of `optimizer`."""
-        rows = self.word_rows
+        rows = self.embedding_rows
         if rows is not None:
             optimizer.register_step_post_hook(lambda optimizer, *_: rows.decay_others(optimizer))
 
     def write_back(self) -> None:
         """Bring the model's word embedding up to date with the rows that were trained."""
-        if self.word_rows is not None:
-            self.word_rows.write_back(self.model.bert.embeddings.word_embeddings)
+        if self.embedding_rows is not None:
+            self.embedding_rows.write_back(self.model.bert.embeddings.word_embeddings)
 
 
 def _values_are_readable(tensor: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ from bert_snli.modeling import D2LBertConfig
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_IT = 1.5  # times as fast as fp32: less would go into casting
-MEASURED = 0.1  # seconds: some turns of a processor that others have a share of
+MEASUREMENT_PATTERNS = 0.1  # seconds: some turns of a processor that others have a share of
 PRODUCT = (1024, 256, 512)  # of the size that bert.small's feed-forward network takes on a few rows
 
 
@@ -45,7 +45,7 @@ def keep_freed_memory() -> None:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the FLOP/s of a matrix product on `device`: the best of at least three in `MEASURED` seconds.
+    """Measure the FLOP/s of a matrix product on `device`: the best of at least three in `MEASUREMENT_PATTERNS` seconds.
 
     Other work on the machine can only slow a product down. The factors are random numbers: products of ones cost less
     power on a GPU, which then runs at a higher clock rate.
@@ -56,7 +56,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
         torch.randn(size, generator=generator, device=device, dtype=dtype) for size in ((rows, inner), (inner, columns))
     )
     seconds: list[float] = []
-    while len(seconds) < 3 or sum(seconds) < MEASURED:
+    while len(seconds) < 3 or sum(seconds) < MEASUREMENT_PATTERNS:
         begun = time.perf_counter()
         left @ right
         if device.type != "cpu":

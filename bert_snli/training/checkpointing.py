@@ -143,7 +143,7 @@ def check_place(folder: Path, output_dir: Path) -> None:
         )
 
 
-def sound_checkpoint(wanted: str, output_dir: Path, warn: Callable[[str], None]) -> Path | None:
+def find_sound_checkpoint(wanted: str, output_dir: Path, warn: Callable[[str], None]) -> Path | None:
     """The folder that `--resume_from_checkpoint` means; for 'auto' the newest that is whole, or nothing where none is.
 
     Args:
@@ -217,7 +217,7 @@ def _resuming_from(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def take_back(output_dir: Path, step: int) -> list[str]:
+def restore_output_dir(output_dir: Path, step: int) -> list[str]:
     """Make `output_dir` what it was when its checkpoint of `step` was written; 0: when there was none yet.
 
     Returns the names of the checkpoints that went.

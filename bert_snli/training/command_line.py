@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bert_snli.console import OneLineErrorParser
-from bert_snli.training.pretrain_recipe import PretrainRecipe
-from bert_snli.training.recipe import FinetuneRecipe, TrainingRecipe, recipe_arguments
+from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, recipe_arguments
+from bert_snli.training.pretrain_arguments import PretrainArguments
 
 # Options of `accelerate launch` that `bert-snli finetune` and `pretrain` pass on, and whether each has a value.
 LAUNCH_OPTIONS = {
@@ -60,7 +60,7 @@ examples:
   bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are taken as well
 """
 
-Recipe = TypeVar("Recipe", bound=TrainingRecipe)
+Recipe = TypeVar("Recipe", bound=BaseTrainingArguments)
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class TrainingCommand(Generic[Recipe]):
         return self.recipe_class(**options)
 
 
-FINETUNE = TrainingCommand("bert-snli finetune", FinetuneRecipe, FINETUNE_DESCRIPTION)
-PRETRAIN = TrainingCommand("bert-snli pretrain", PretrainRecipe, PRETRAIN_DESCRIPTION)
+FINETUNE = TrainingCommand("bert-snli finetune", FinetuneArguments, FINETUNE_DESCRIPTION)
+PRETRAIN = TrainingCommand("bert-snli pretrain", PretrainArguments, PRETRAIN_DESCRIPTION)
 COMMANDS: dict[str, TrainingCommand[Any]] = {"finetune": FINETUNE, "pretrain": PRETRAIN}
 
 
-def add_fields(parser: argparse.ArgumentParser, recipe_class: type[TrainingRecipe]) -> None:
+def add_fields(parser: argparse.ArgumentParser, recipe_class: type[BaseTrainingArguments]) -> None:
     """Add an option for each field of a dataclass; a switch that is on by default also gets `--no_NAME`."""
     hints = get_type_hints(recipe_class)
     for field in fields(recipe_class):
@@ -138,7 +138,7 @@ def boolean(text: str) -> bool:
     return known[text.lower()]
 
 
-def split_arguments(argv: Sequence[str], recipe_class: type[TrainingRecipe]) -> tuple[list[str], list[str]]:
+def split_arguments(argv: Sequence[str], recipe_class: type[BaseTrainingArguments]) -> tuple[list[str], list[str]]:
     """Separate the options of `accelerate launch` from those of the recipe; one that both know is the recipe's."""
     recipe_options = {f"--{field.name}" for field in fields(recipe_class)}
     launch: list[str] = []

@@ -29,7 +29,7 @@ class Watched(NamedTuple):
     step: int
 
 
-class FiniteWatch:
+class NonFiniteDetector:
     """Looks at each loss and gradient: at once, or, so as not to wait for a GPU, when told to.
 
     Args:
@@ -70,16 +70,16 @@ class FiniteWatch:
 
     def _tell_of(self, bad: Watched) -> str:
         """What went wrong, in words; the rows whose own loss is no number are sought one by one."""
-        sick = [row for row in bad.rows.tolist() if self.at_once and not self.loss_of(row).isfinite()]
+        non_finite_rows = [row for row in bad.rows.tolist() if self.at_once and not self.loss_of(row).isfinite()]
         path = self.output_dir / NON_FINITE
         found = {"what": bad.what, "step": bad.step, "epoch": bad.epoch, "batch": bad.batch}
         write_atomically(
-            path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": sick}) + "\n"
+            path, json.dumps({**found, "rows": bad.rows.tolist(), "rows_without_a_finite_loss": non_finite_rows}) + "\n"
         )
-        if len(sick) == len(bad.rows):
+        if len(non_finite_rows) == len(bad.rows):
             which = "all of its rows: the weights have grown too large"
-        elif sick:
-            which = f"row{'s' * (len(sick) > 1)} {', '.join(map(str, sick[:5]))}{' ...' * (len(sick) > 5)}"
+        elif non_finite_rows:
+            which = f"row{'s' * (len(non_finite_rows) > 1)} {', '.join(map(str, non_finite_rows[:5]))}{' ...' * (len(non_finite_rows) > 5)}"
         else:
             which = f"its {len(bad.rows)} rows together"
         return (

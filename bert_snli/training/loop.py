@@ -21,18 +21,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from bert_snli.console import say
-from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs, Piece
+from bert_snli.data.batching import GlobalBatchSampler, MicroBatch, PaddedPairs
 from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.files import METRICS, flush_to_disk
+from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import Progress, save_checkpoint
-from bert_snli.training.finite import FiniteWatch
+from bert_snli.training.finite import NonFiniteDetector
 from bert_snli.training.objectives import Objective
-from bert_snli.training.recipe import TrainingRecipe
 from bert_snli.training.record import write_trainer_state
 from bert_snli.training.stopping import StopRequest
 
 
-def num_updates(recipe: TrainingRecipe, batches_per_epoch: int) -> int:
+def num_updates(recipe: BaseTrainingArguments, batches_per_epoch: int) -> int:
     """Updates of the whole run."""
     return recipe.max_steps if recipe.max_steps > 0 else recipe.num_train_epochs * batches_per_epoch
 
@@ -42,7 +42,7 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output_dir / METRICS).read_text(encoding="utf-8").splitlines()]
 
 
-def as_trackers_show(entry: dict[str, Any]) -> dict[str, Any]:
+def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
     """A line of `metrics.jsonl` under the names that `transformers` gives to trackers: `train/loss`, `eval/loss`.
 
     An evaluation is its own figures alone: means over the epoch have no place among those of its batches.
@@ -65,7 +65,7 @@ class Evaluation(NamedTuple):
 class TrainingLoop:
     """Everything that one run needs, prepared; `run` runs it."""
 
-    recipe: TrainingRecipe
+    recipe: BaseTrainingArguments
     objective: Objective
     accelerator: Accelerator
     model: nn.Module
@@ -84,7 +84,7 @@ class TrainingLoop:
         on_cpu = self.accelerator.device.type == "cpu"
         resumed = recipe.resume_from_checkpoint
         self.saved = Path(resumed) if resumed else None  # the newest checkpoint
-        self.watch = FiniteWatch(
+        self.watch = NonFiniteDetector(
             self._loss_of,
             Path(recipe.output_dir),
             at_once=on_cpu or recipe.detect_anomalies,
@@ -129,7 +129,7 @@ class TrainingLoop:
         self.model.train()
         self.sampler.set_epoch(progress.epoch, first_batch=progress.batch)
         self.pairs.set_epoch(progress.epoch)
-        passes = (self.pairs[piece] for piece in self.sampler)
+        passes = (self.pairs[micro_batch] for micro_batch in self.sampler)
         batches = self.sampler.global_batches()  # the short one may be anywhere
         self._begin_interval()
         self.clock = time.perf_counter()
@@ -225,8 +225,8 @@ class TrainingLoop:
         """One update, on the global batch `rows`; returns this process's sums."""
         recipe, accelerator = self.recipe, self.accelerator
         seen = torch.zeros(self.objective.num_sums, device=accelerator.device)
-        for number in range(recipe.gradient_accumulation_steps):
-            last = number == recipe.gradient_accumulation_steps - 1
+        for number in range(recipe.num_micro_batches):
+            last = number == recipe.num_micro_batches - 1
             with nullcontext() if last else accelerator.no_sync(self.model), self.watch.anomalies():
                 loss, sums = self.objective(self.model, next(passes), rows)
                 self.watch.add("loss", loss, rows, self.progress)
@@ -246,7 +246,7 @@ class TrainingLoop:
     @torch.no_grad()
     def _loss_of(self, row: int) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model).eval()
-        return self.objective(model, self.pairs[Piece([row], counted=True)], np.array([row]))[0]
+        return self.objective(model, self.pairs[MicroBatch([row], has_labels=True)], np.array([row]))[0]
 
     def _end_epoch(self) -> None:
         progress, recipe = self.progress, self.recipe
@@ -299,4 +299,4 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             with (Path(self.recipe.output_dir) / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-        self.accelerator.log(as_trackers_show(entry), step=entry["step"])
+        self.accelerator.log(tracker_metrics(entry), step=entry["step"])

@@ -17,15 +17,15 @@ from typing import Any
 from transformers import TrainerState
 
 from bert_snli.files import sha256_of_file, write_atomically
+from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import MODEL
-from bert_snli.training.recipe import TrainingRecipe
 
 RUN, TRAINER_STATE = "run.json", "trainer_state.json"
 LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def describe_origin(recipe: TrainingRecipe, data: str, machine: dict[str, Any]) -> dict[str, Any]:
+def describe_origin(recipe: BaseTrainingArguments, data: str, machine: dict[str, Any]) -> dict[str, Any]:
     """Versions, commit, and what was trained on, from and with, for `run.json`.
 
     Args:
@@ -90,7 +90,7 @@ def read_origin(output_dir: Path) -> dict[str, Any]:
 
 
 def write_trainer_state(
-    output_dir: Path, recipe: TrainingRecipe, entries: Sequence[dict], *, max_steps: int, best: dict, metric: str
+    output_dir: Path, recipe: BaseTrainingArguments, entries: Sequence[dict], *, max_steps: int, best: dict, metric: str
 ) -> None:
     """`trainer_state.json`, as `transformers.Trainer` writes it, from the lines of `metrics.jsonl`.
 

@@ -9,7 +9,7 @@ from typing import Any
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_course
 from bert_snli.training.record import read_origin
 
-REPORT, COURSE, CONFUSION = "report.md", "course.png", "confusion_matrix.png"
+REPORT, TRAINING_PLOT, CONFUSION = "report.md", "course.png", "confusion_matrix.png"
 
 
 def write_run_report(
@@ -23,8 +23,8 @@ def write_run_report(
         kept: what is known of the model that was kept besides its figures.
     """
     origin = read_origin(output_dir)
-    plot_course([entry for entry in entries if "eval_loss" not in entry], output_dir / COURSE)
-    pictures = ["![Curve](curve.png)", f"![Learning rate, gradient, throughput]({COURSE})"]
+    plot_course([entry for entry in entries if "eval_loss" not in entry], output_dir / TRAINING_PLOT)
+    pictures = ["![Curve](curve.png)", f"![Learning rate, gradient, throughput]({TRAINING_PLOT})"]
     if "confusion_matrix" in kept:
         title = f"{results['eval_split']}, {results['eval_accuracy']:.1%} right"
         plot_confusion_matrix(kept["confusion_matrix"], title, output_dir / CONFUSION)

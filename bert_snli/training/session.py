@@ -38,28 +38,28 @@ from bert_snli.files import (
     lock_folder,
     write_atomically,
 )
+from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import (
     Progress,
     check_place,
+    find_sound_checkpoint,
     list_checkpoints,
     load_checkpoint,
     read_progress,
-    sound_checkpoint,
-    take_back,
+    restore_output_dir,
 )
 from bert_snli.training.finite import NON_FINITE
-from bert_snli.training.loop import TrainingLoop, as_trackers_show, num_updates, read_metrics
+from bert_snli.training.loop import TrainingLoop, num_updates, read_metrics, tracker_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
-from bert_snli.training.recipe import TrainingRecipe
 from bert_snli.training.record import RUN, TRAINER_STATE, describe_origin, read_origin, write_origin
-from bert_snli.training.run_report import CONFUSION, COURSE, REPORT, write_run_report
+from bert_snli.training.run_report import CONFUSION, REPORT, TRAINING_PLOT, write_run_report
 
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process holds all weights
 ENCODING_TIMEOUT = timedelta(hours=6)  # NCCL's own limit is 10 minutes
-Recipe = TypeVar("Recipe", bound=TrainingRecipe)
+Recipe = TypeVar("Recipe", bound=BaseTrainingArguments)
 
 
-def check_start(recipe: TrainingRecipe) -> None:
+def check_start(recipe: BaseTrainingArguments) -> None:
     """What can be known to be wrong before anything is loaded or written.
 
     Raises:
@@ -95,7 +95,7 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Recipe, Precision]:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise BertSnliError(f"accelerate's {name} is not supported; use distributed_type: MULTI_GPU")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    recipe, precision = as_the_main_process_finds(recipe, PartialState(cpu=on_cpu))
+    recipe, precision = resolve_on_main_process(recipe, PartialState(cpu=on_cpu))
     # After the first update DDP reorders the gradients in its buckets, which changes the order in which those of more
     # than two processes are added; a resumed run would start with the first order again. DDP keeps the order when it
     # looks for unused parameters.
@@ -130,7 +130,7 @@ def main_process_first(accelerator: Accelerator) -> Iterator[None]:
         dist.barrier(group)
 
 
-def as_the_main_process_finds(recipe: Recipe, state: PartialState) -> tuple[Recipe, Precision]:
+def resolve_on_main_process(recipe: Recipe, state: PartialState) -> tuple[Recipe, Precision]:
     """The checkpoint that all processes go on from, and the precision that they train in.
 
     Precision is as the main process finds the machine, or as the checkpoint has it.
@@ -139,7 +139,7 @@ def as_the_main_process_finds(recipe: Recipe, state: PartialState) -> tuple[Reci
     if state.is_main_process:
         checkpoint, told = None, recipe.mixed_precision
         if recipe.resume_from_checkpoint:
-            checkpoint = sound_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir), say)
+            checkpoint = find_sound_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir), say)
         if checkpoint and told == "auto":
             told = read_progress(checkpoint).means["mixed_precision"]
         found = [(str(checkpoint) if checkpoint else None, tuple(choose_precision(told, state.device)))]
@@ -154,7 +154,7 @@ def describe_machine(accelerator: Accelerator, precision: Precision) -> str:
     return f"{accelerator.device.type}, {numbers} ({precision.reason}): {precision.rate / 1e9:,.0f} GFLOP/s"
 
 
-def make_sampler(recipe: TrainingRecipe, accelerator: Accelerator, lengths: Sequence[int]) -> GlobalBatchSampler:
+def make_sampler(recipe: BaseTrainingArguments, accelerator: Accelerator, lengths: Sequence[int]) -> GlobalBatchSampler:
     """The batches of the recipe, of rows of `lengths`."""
     return GlobalBatchSampler(
         lengths,
@@ -162,7 +162,7 @@ def make_sampler(recipe: TrainingRecipe, accelerator: Accelerator, lengths: Sequ
         seed=recipe.seed,
         strategy=recipe.train_sampling_strategy,
         max_tokens=recipe.train_batch_tokens,
-        num_passes=recipe.gradient_accumulation_steps,
+        num_micro_batches=recipe.num_micro_batches,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
     )
@@ -178,7 +178,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase, arrays: Iterable[np.ndarray]
 
 
 def prepare_training(
-    recipe: TrainingRecipe, accelerator: Accelerator, model: nn.Module, batches_per_epoch: int, data: str
+    recipe: BaseTrainingArguments, accelerator: Accelerator, model: nn.Module, batches_per_epoch: int, data: str
 ) -> tuple[nn.Module, torch.optim.Optimizer, LRScheduler, Progress]:
     """`model` among the processes, its optimizer and schedule, and where the run stands: resumed if it says so.
 
@@ -273,13 +273,21 @@ def _begin_in(
 ) -> None:
     """The files that a run begins with; what is later than where it begins goes."""
     progress = loop.progress
-    gone = take_back(output_dir, progress.step)
+    gone = restore_output_dir(output_dir, progress.step)
     if gone and progress.step:
         say(f"{', '.join(gone)}: removed, as the run is taken up before")
-    write_origin(output_dir, describe_origin(loop.recipe, progress.data, as_run(loop, precision)), progress.step)
+    write_origin(output_dir, describe_origin(loop.recipe, progress.data, describe_run(loop, precision)), progress.step)
     loop.recipe.save(output_dir / RECIPE_FILE)
     prepare_folder(output_dir)
-    for name in ("curve.png", "curve.svg", REPORT, COURSE, CONFUSION, TRAINER_STATE, NON_FINITE):  # an earlier run's
+    for name in (
+        "curve.png",
+        "curve.svg",
+        REPORT,
+        TRAINING_PLOT,
+        CONFUSION,
+        TRAINER_STATE,
+        NON_FINITE,
+    ):  # an earlier run's
         (output_dir / name).unlink(missing_ok=True)
     _start_metrics(progress, output_dir / METRICS)
 
@@ -299,10 +307,10 @@ def _start_trackers(loop: TrainingLoop) -> None:
     if recipe.report_to == "tensorboard":
         for entry in read_metrics(output_dir):
             if entry["step"] == step:  # known by the checkpoint, but purged
-                loop.accelerator.log(as_trackers_show(entry), step=step)
+                loop.accelerator.log(tracker_metrics(entry), step=step)
 
 
-def as_run(loop: TrainingLoop, precision: Precision) -> dict[str, Any]:
+def describe_run(loop: TrainingLoop, precision: Precision) -> dict[str, Any]:
     """How a loop runs: on what, on how many, in which numbers."""
     return {
         "matrix_flops_per_second": precision.rate,
@@ -351,7 +359,7 @@ def summarise(loop: TrainingLoop, precision: Precision, flops: float) -> dict[st
         / progress.seconds
         / loop.accelerator.num_processes
         / precision.rate,
-        **as_run(loop, precision),
+        **describe_run(loop, precision),
     }
 
 

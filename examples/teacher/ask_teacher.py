@@ -24,7 +24,7 @@ from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
 from bert_snli.modeling.labels import D2L_LABELS
-from bert_snli.provenance import read_steps, write_steps
+from bert_snli.provenance import read_history, write_history
 from encoders import open_encoder
 
 ROWS_AT_ONCE, BATCH = 10_000, 100
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if choose_precision("auto", device).name == "bf16":
         model.bfloat16()
 
-    steps = read_steps(Path(options.teacher))
+    steps = read_history(Path(options.teacher))
     train = load_snli(options.dataset_name_or_path, splits=["train"]).splits["train"]
     pairs = [*zip(train["premise"], train["hypothesis"], strict=True), *iterate_pairs(options.pairs_file)]
     gold_R3 = np.eye(len(D2L_LABELS))[train["label"][:]]
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"The teacher gave its probabilities for {len(pairs):,} pairs; those of the {len(gold_R3):,} with a label "
         f"were mixed with it ({options.gold:.0%} label)."
     )
-    write_steps(options.output_file, [*steps, step])
+    write_history(options.output_file, [*steps, step])
 
 
 def _named(probabilities: list[float]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from bert_snli.fast.machine import choose_precision
 from bert_snli.files import check_output_dir
 from bert_snli.inference import load_config, load_tokenizer, load_weights
 from bert_snli.modeling import D2LBertForPreTraining
-from bert_snli.provenance import read_steps, write_steps
+from bert_snli.provenance import read_history, write_history
 from encoders import open_encoder
 
 BATCH = 128  # sentences
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     step = (
         f"Its {int(seen_V.sum()):,} words started from vectors of {called}, {config.hidden_size} principal components."
     )
-    write_steps(Path(options.output_dir), [*read_steps(Path(options.model_name_or_path)), step])
+    write_history(Path(options.output_dir), [*read_history(Path(options.model_name_or_path)), step])
     print(f"{int(seen_V.sum()):,} of {len(seen_V):,} words have a vector; {share:.0%} of their variance is kept")
 
 

@@ -25,7 +25,7 @@ from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
 from bert_snli.files import check_output_dir
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.provenance import write_steps
+from bert_snli.provenance import write_history
 from encoders import open_encoder
 
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.train()
     trainer.save_model()
     called = options.credit or Path(options.model_name_or_path).name
-    write_steps(
+    write_history(
         Path(options.output_dir),
         [f"A teacher, {called}, was fine-tuned on {len(snli['train']):,} labelled pairs of SNLI."],
     )

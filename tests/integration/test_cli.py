@@ -24,9 +24,9 @@ from bert_snli.finetune import parse_recipe
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling.labels import LABEL2ID
 from bert_snli.prediction import predict_pairs
+from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import split_arguments
-from bert_snli.training.recipe import FinetuneRecipe
 from tests.support.classifiers import random_pairs
 from tests.support.command_line import error_line
 from tests.support.processes import LAUNCH, REPOSITORY
@@ -182,7 +182,7 @@ def test_classifier_head_that_differs_from_that_of_the_model_is_refused(
 def test_options_of_accelerate_launch_are_separated_from_those_of_the_recipe():
     launch_options, recipe_options = split_arguments(
         "--num_processes 2 --seed 3 --mixed-precision bf16 --main_process_port=0 --cpu --config r.yaml".split(),
-        FinetuneRecipe,
+        FinetuneArguments,
     )
     assert launch_options == ["--num_processes", "2", "--main_process_port=0", "--cpu"]
     assert recipe_options == ["--seed", "3", "--mixed-precision", "bf16", "--config", "r.yaml"]

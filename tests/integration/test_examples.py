@@ -22,7 +22,7 @@ from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.data.sources import read_split
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
-from bert_snli.provenance import read_steps
+from bert_snli.provenance import read_history
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from tests.support.processes import REPOSITORY
 from tests.support.without_package import clean_environment
@@ -229,7 +229,7 @@ def test_teacher_predictions_are_mixed_with_gold_labels(
     expected = {entry["label"]: entry["score"] for entry in entries}
     assert max(expected.values()) - min(expected.values()) > 0.1
     assert new[0]["scores"] == pytest.approx(expected, abs=3e-2)  # the script uses bf16 where that is faster
-    assert read_steps(taught) == [
+    assert read_history(taught) == [
         "A teacher, a tiny encoder (MIT), was fine-tuned on 64 labelled pairs of SNLI.",
         f"The teacher gave its probabilities for {len(rows):,} pairs; those of the {len(train):,} with a label were "
         "mixed with it (75% label).",
@@ -261,6 +261,6 @@ def test_embed_words_keeps_distances_of_the_encoders_mean_states(
     table = D2LBertForPreTraining.from_pretrained(tmp_path / "words").get_input_embeddings().weight.detach()
     distances = torch.pdist(table[tokenizer.convert_tokens_to_ids(list(found))])
     assert torch.corrcoef(torch.stack([distances, expected]))[0, 1] > 0.999
-    assert read_steps(tmp_path / "words") == [
+    assert read_history(tmp_path / "words") == [
         f"Its {len(found):,} words started from vectors of encoder, 16 principal components."
     ]

@@ -26,7 +26,7 @@ from bert_snli.finetune import finetune
 from bert_snli.hub import stage
 from bert_snli.inference import load_classifier
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.arguments import FinetuneArguments
 from tests.support.hub_server import KNOWN_TOKEN, Commit, Hub, Repository, hub_client, running_hub
 from tests.support.model_folders import (
     REPORT_FILES,
@@ -517,7 +517,7 @@ def test_finetune_in_a_used_folder_removes_measurements_of_the_earlier_weights(
 
     folder = copy_model_folder(converted, tmp_path / "run", add_measurements)
     options = {"max_length": 33, "max_steps": 1, "max_train_samples": 32, "max_eval_samples": 20}
-    recipe = FinetuneRecipe(str(folder), str(corpus), str(folder), overwrite_output_dir=True, **options)
+    recipe = FinetuneArguments(str(folder), str(corpus), str(folder), overwrite_output_dir=True, **options)
     finetune(recipe)
     assert (folder / "notes.txt").is_file()
     files = stage(folder, "user/name").files

@@ -27,7 +27,7 @@ from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.onnx import INPUTS, OnnxClassifier
 from bert_snli.onnx_export import export_onnx, random_batch
 from bert_snli.prediction import predict_pairs
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.arguments import FinetuneArguments
 from tests.support.classifiers import random_pairs, save_random_classifier, write_pairs
 from tests.support.command_line import error_line
 from tests.support.without_package import run_without_package
@@ -315,5 +315,5 @@ def test_export_cannot_be_exported_served_pushed_or_finetuned(
     for command in commands:
         assert "an ONNX export, which predict and evaluate alone can use" in error_line(command, capsys)
     with pytest.raises(BertSnliError, match="an ONNX export"):
-        finetune(FinetuneRecipe(str(exported_matching.onnx), str(corpus), str(tmp_path / "out")))
+        finetune(FinetuneArguments(str(exported_matching.onnx), str(corpus), str(tmp_path / "out")))
     assert list(tmp_path.iterdir()) == []

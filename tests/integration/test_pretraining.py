@@ -24,8 +24,8 @@ from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.data.sample import write_sample
 from bert_snli.finetune import finetune
 from bert_snli.pretrain import parse_recipe, pretrain
-from bert_snli.provenance import read_steps
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.provenance import read_history
+from bert_snli.training.arguments import FinetuneArguments
 from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint
 from tests.support.command_line import error_line
@@ -107,7 +107,7 @@ def reference_losses(wiki_lines: list[str], wiki_vocabulary: list[str], wiki: Pa
 def test_losses_equal_those_of_d2l(
     micro_batches: int, base_model: Path, wiki: Path, reference_losses: list[float], tmp_path: Path
 ):
-    command = options(base_model, wiki, tmp_path / "run", *D2L_OPTIONS, "--gradient_accumulation_steps", micro_batches)
+    command = options(base_model, wiki, tmp_path / "run", *D2L_OPTIONS, "--num_micro_batches", micro_batches)
     results = pretrain(parse_recipe(command))
     np.testing.assert_allclose(step_losses(tmp_path / "run"), reference_losses, rtol=1e-5)
     assert results["train_loss"] == pytest.approx(results["train_mlm_loss"] + results["train_nsp_loss"])
@@ -117,7 +117,7 @@ def test_losses_equal_those_of_d2l(
 def test_losses_of_two_processes_equal_those_of_d2l(
     base_model: Path, wiki: Path, reference_losses: list[float], tmp_path: Path, run_python
 ):
-    command = options(base_model, wiki, tmp_path / "two", *D2L_OPTIONS, "--gradient_accumulation_steps", 2)
+    command = options(base_model, wiki, tmp_path / "two", *D2L_OPTIONS, "--num_micro_batches", 2)
     done = run_python("-m", "bert_snli.cli", "pretrain", "--num_processes", 2, *command)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(step_losses(tmp_path / "two"), reference_losses, rtol=1e-5)
@@ -195,7 +195,7 @@ def test_pretrained_model_of_the_d2l_recipe_can_be_fine_tuned_with_an_mlp_head(
     config = json.loads((tmp_path / "pretrained" / "config.json").read_text())
     assert [config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")] == [128, 128, 2]
     finetune(
-        FinetuneRecipe(
+        FinetuneArguments(
             str(tmp_path / "pretrained"), str(corpus), str(tmp_path / "run"), classifier_head="mlp", max_steps=2
         )
     )
@@ -221,7 +221,7 @@ def test_extended_vocabulary_keeps_the_known_ids_and_weights(
         assert len(after[name]) == len(words)
         assert after[name][len(wiki_vocabulary) :].isfinite().all() and after[name][len(wiki_vocabulary) :].any()
     assert json.loads((run / "config.json").read_text())["vocab_size"] == len(words)
-    assert read_steps(run) == [
+    assert read_history(run) == [
         f"{len(words) - len(wiki_vocabulary):,} words of `{corpus.name}` were added to its vocabulary.",
         f"Pretrained on pairs of sentences of `{corpus.name}`, without labels.",
     ]
@@ -293,7 +293,9 @@ def test_base_model_without_pretraining_heads_is_refused(
     base_model: Path, wiki: Path, corpus: Path, tmp_path: Path, capsys
 ):
     finetune(
-        FinetuneRecipe(str(base_model), str(corpus), str(tmp_path / "classifier"), max_length=MAX_LENGTH, max_steps=1)
+        FinetuneArguments(
+            str(base_model), str(corpus), str(tmp_path / "classifier"), max_length=MAX_LENGTH, max_steps=1
+        )
     )
     command = ["pretrain", *options(tmp_path / "classifier", wiki, tmp_path / "run")]
     assert "lacks lm_head.decoder.bias" in error_line(command, capsys)

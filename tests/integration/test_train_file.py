@@ -16,7 +16,7 @@ from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.model_card import make_card
 from bert_snli.modeling.labels import D2L_LABELS
-from bert_snli.provenance import read_steps, write_steps
+from bert_snli.provenance import read_history, write_history
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.finetuning import BATCH, ROWS, encode_rows, run_finetune
 
@@ -77,7 +77,7 @@ def test_loss_is_the_cross_entropy_with_the_teacher_probabilities(
     tmp_path: Path,
 ):
     file = write_pairs(tmp_path / "predictions.jsonl", corpus, as_predictions(probabilities))
-    changes = {"text_source": "raw", "max_steps": STEPS, "gradient_accumulation_steps": micro_batches}
+    changes = {"text_source": "raw", "max_steps": STEPS, "num_micro_batches": micro_batches}
     losses = run_finetune(base_model, corpus, tmp_path / "run", train_file=str(file), **changes)
 
     net = ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary)))
@@ -120,12 +120,12 @@ def test_training_history_of_base_model_and_file_is_kept(
         write_pairs(tmp_path / "predictions.jsonl", corpus, as_predictions(probabilities)),
     )
     shutil.copytree(base_model, model)
-    write_steps(model, ["Pretrained on <text>."])
-    write_steps(file, ["Predicted\nby a teacher."])
+    write_history(model, ["Pretrained on <text>."])
+    write_history(file, ["Predicted\nby a teacher."])
     assert (tmp_path / "predictions.jsonl.provenance.md").read_text() == "- Predicted by a teacher.\n"
     run_finetune(model, corpus, tmp_path / "run", text_source="raw", train_file=str(file), max_steps=1)
     steps = ["Pretrained on <text>.", "Predicted by a teacher.", "Fine-tuned on pairs of `predictions.jsonl`."]
-    assert read_steps(tmp_path / "run") == steps
+    assert read_history(tmp_path / "run") == steps
     assert f"pairs of `{file}`:" in (tmp_path / "run" / "report.md").read_text()
     card = make_card(tmp_path / "run", "user/name", license="mit")
     assert "".join(f"1. {step}\n" for step in map(html.escape, steps)) in card

@@ -18,7 +18,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import training_flops
 from bert_snli.finetune import finetune
 from bert_snli.modeling import D2LBertForSequenceClassification
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.arguments import FinetuneArguments
 from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier, train_step
@@ -76,7 +76,7 @@ def test_losses_equal_those_of_d2l(d2l_run: Path, reference_losses: np.ndarray):
     "changes",
     [
         {"pad_to_max_length": True},
-        {"gradient_accumulation_steps": 3},
+        {"num_micro_batches": 3},
         {"attn_implementation": "sdpa"},
         {"text_source": "raw"},
     ],
@@ -92,7 +92,7 @@ def test_losses_equal_those_of_d2l_with_option(
 def test_losses_of_two_processes_equal_those_of_d2l(
     base_model: Path, corpus: Path, d2l_run: Path, reference_losses: np.ndarray, tmp_path: Path, run_python
 ):
-    arguments = command_line(base_model, corpus, tmp_path / "run", gradient_accumulation_steps=2)
+    arguments = command_line(base_model, corpus, tmp_path / "run", num_micro_batches=2)
     done = run_python("-m", "bert_snli.cli", "finetune", "--num_processes", 2, *arguments)
     assert done.returncode == 0, done.stderr
     assert read_results(tmp_path / "run")["num_processes"] == 2
@@ -284,7 +284,7 @@ def test_losses_of_the_default_recipe_equal_those_of_plain_pytorch(
         batches += sampler.global_batches()
     expected = train_with_default_recipe(net, (tokens, segments, valid_lens), labels, batches[:STEPS], STEPS)
     finetune(
-        FinetuneRecipe(
+        FinetuneArguments(
             model_name_or_path=str(base_model),
             dataset_name_or_path=str(corpus),
             output_dir=str(tmp_path / "run"),

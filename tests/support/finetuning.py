@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from bert_snli.finetune import finetune
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.arguments import FinetuneArguments
 from tests.support.d2l_reference import encode_pair
 
 STEPS, ROWS, BATCH, MAX_LENGTH = 30, 97, 32, 40  # 97 = 3 · 32 + 1: the last batch of an epoch is a single row
@@ -61,7 +61,7 @@ def run_finetune(base_model: Path, corpus: Path, output_dir: Path, **changes) ->
     """Fine-tune in this process with `D2L_OPTIONS` and `changes`. Return the training loss of each log line."""
     options = {**D2L_OPTIONS, **changes}
     finetune(
-        FinetuneRecipe(
+        FinetuneArguments(
             model_name_or_path=str(base_model), dataset_name_or_path=str(corpus), output_dir=str(output_dir), **options
         )
     )

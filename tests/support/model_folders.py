@@ -12,8 +12,8 @@ from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.files import atomic_folder
 from bert_snli.finetune import finetune
 from bert_snli.pretrain import pretrain
-from bert_snli.training.pretrain_recipe import PretrainRecipe
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.arguments import FinetuneArguments
+from bert_snli.training.pretrain_arguments import PretrainArguments
 from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT
@@ -44,7 +44,7 @@ def finetune_with_all_files(converted: Path, corpus: Path, folder: Path) -> Path
     """Fine-tune two epochs and evaluate on the test split. Add `REPORT_FILES` and `OTHER_FILES`. Return `folder`."""
     recipe = {"max_length": 33, "max_train_samples": 64, "max_eval_samples": 20, "num_train_epochs": 2}
     finetune(
-        FinetuneRecipe(str(converted), str(corpus), str(folder), learning_rate=1e-2, mixed_precision="no", **recipe)
+        FinetuneArguments(str(converted), str(corpus), str(folder), learning_rate=1e-2, mixed_precision="no", **recipe)
     )
     results = evaluate_model(str(folder), str(corpus), split="test")
     save_figures(results, folder)
@@ -59,7 +59,7 @@ def pretrain_small_model(corpus: Path, folder: Path) -> Path:
     """Pretrain a 16-wide model for three steps; return `folder`."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 64}
     options = {"dataset_name_or_path": str(corpus), "output_dir": str(folder), "max_length": 40, "max_steps": 3}
-    pretrain(PretrainRecipe(**options, **sizes))
+    pretrain(PretrainArguments(**options, **sizes))
     return folder
 
 

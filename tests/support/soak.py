@@ -36,7 +36,7 @@ OPTIONS = {
     "num_train_epochs": 4,
     "train_batch_size": 64,
     "train_sampling_strategy": "group_by_length",
-    "gradient_accumulation_steps": 2,
+    "num_micro_batches": 2,
     "optim": "adamw_torch_fused",
     "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",

@@ -12,7 +12,7 @@ from bert_snli.cli.quickstart_steps import RECIPE, SIZES
 from bert_snli.finetune import finetune
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.tokenization import build_tokenizer
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.arguments import FinetuneArguments
 from tests.support.checkpoints import SPECIALS
 
 MAX_LENGTH = 24
@@ -55,7 +55,7 @@ def train_classifier(folder: Path) -> Path:
     D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder / "base_model")
     tokenizer.save_pretrained(folder / "base_model")
     finetune(
-        FinetuneRecipe(
+        FinetuneArguments(
             model_name_or_path=str(folder / "base_model"),
             dataset_name_or_path=str(folder / "data"),
             output_dir=str(folder / "trained_classifier"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
-from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, PaddedPairs, Piece
+from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, MicroBatch, PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
@@ -24,13 +24,13 @@ LENGTHS = np.random.default_rng(0).integers(6, 60, size=1003)
 def test_each_row_is_counted_once_in_an_epoch_in_the_same_global_batches(
     strategy: str, num_micro_batches: int, num_processes: int
 ):
-    def micro_batches(process: int) -> list[Piece]:
+    def micro_batches(process: int) -> list[MicroBatch]:
         sampler = GlobalBatchSampler(
             LENGTHS,
             100,
             seed=1,
             strategy=strategy,
-            num_passes=num_micro_batches,
+            num_micro_batches=num_micro_batches,
             num_processes=num_processes,
             process_index=process,
         )
@@ -46,7 +46,7 @@ def test_each_row_is_counted_once_in_an_epoch_in_the_same_global_batches(
     assert [len(found) for found in by_process] == [len(global_batches) * num_micro_batches] * num_processes
     for number, batch in enumerate(global_batches):
         steps = slice(number * num_micro_batches, (number + 1) * num_micro_batches)
-        counted = [row for found in by_process for piece in found[steps] if piece.counted for row in piece.rows]
+        counted = [row for found in by_process for piece in found[steps] if piece.has_labels for row in piece.rows]
         assert sorted(counted) == sorted(batch)
 
 
@@ -62,7 +62,7 @@ def test_order_depends_on_seed_and_epoch_only():
 
 
 def test_epoch_can_start_at_a_later_batch():
-    sampler = GlobalBatchSampler(LENGTHS, 100, seed=1, num_passes=2)
+    sampler = GlobalBatchSampler(LENGTHS, 100, seed=1, num_micro_batches=2)
     whole_epoch = list(sampler)
     sampler.set_epoch(0, first_batch=4)
     assert list(sampler) == whole_epoch[8:]
@@ -101,7 +101,7 @@ def test_batches_stay_within_the_token_budget_and_contain_each_row_once(num_proc
     assert max(padded_tokens) <= 900
     assert np.mean(padded_tokens) > 0.9 * 900
     for pieces, rows in zip(zip(*samplers, strict=True), batches, strict=True):
-        counted = [row for piece in pieces if piece.counted for row in piece.rows]
+        counted = [row for piece in pieces if piece.has_labels for row in piece.rows]
         assert sorted(counted) == sorted(rows.tolist())
     samplers[0].set_epoch(1)
     assert [len(rows) for rows in samplers[0].global_batches()] != [len(rows) for rows in batches]
@@ -125,7 +125,7 @@ def test_padding_equals_data_collator_with_padding(corpus: Path):
     expected = DataCollatorWithPadding(tokenizer)(
         [{name: value for name, value in encoded[row].items() if name != "length"} for row in rows]
     )
-    found = PaddedPairs(encoded, tokenizer.pad_token_id)[Piece(rows, counted=True)]
+    found = PaddedPairs(encoded, tokenizer.pad_token_id)[MicroBatch(rows, has_labels=True)]
     assert found.keys() == set(expected.keys())
     for name, value in found.items():
         assert torch.equal(value, expected[name]), name
@@ -135,15 +135,15 @@ def test_micro_batch_that_is_not_counted_has_ignored_labels(corpus: Path):
     pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
     tokenizer = build_tokenizer(SPECIALS, model_max_length=64)
     padded = PaddedPairs(encode_pairs(pairs, PairEncoder(tokenizer, 32)), tokenizer.pad_token_id)
-    assert padded[Piece([5, 6], counted=False)]["labels"].tolist() == [IGNORED_LABEL] * 2
-    assert padded[Piece([5, 6], counted=True)]["labels"].tolist() == pairs[5:7]["label"]
+    assert padded[MicroBatch([5, 6], has_labels=False)]["labels"].tolist() == [IGNORED_LABEL] * 2
+    assert padded[MicroBatch([5, 6], has_labels=True)]["labels"].tolist() == pairs[5:7]["label"]
 
 
 def test_padding_to_a_fixed_length(corpus: Path):
     pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
     tokenizer = build_tokenizer(SPECIALS, model_max_length=64)
     encoded = encode_pairs(pairs, PairEncoder(tokenizer, 32))
-    batch = PaddedPairs(encoded, tokenizer.pad_token_id, pad_to_length=32)[Piece([5], counted=True)]
+    batch = PaddedPairs(encoded, tokenizer.pad_token_id, pad_to_length=32)[MicroBatch([5], has_labels=True)]
     ids = encoded[5]["input_ids"]
     assert batch["input_ids"].tolist() == [ids + [tokenizer.pad_token_id] * (32 - len(ids))]
     assert batch["attention_mask"].tolist() == [[1] * len(ids) + [0] * (32 - len(ids))]

@@ -23,7 +23,7 @@ from conversion import d2l_layout, write_model
 from conversion.checkpoint import read_checkpoint
 from conversion.convert import convert_checkpoint
 from conversion.proof import TOLERANCE, make_probe, prove, relative_difference
-from conversion.reference import BookModel
+from conversion.reference import ReferenceModel
 from conversion.weights_file import WeightsFile
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT
@@ -83,8 +83,8 @@ def test_certificate_records_shape_dtype_and_hash_of_every_tensor(
 
 
 def test_numpy_reference_agrees_with_pytorch_reference(d2l_checkpoint: Path, reference_bert: ReferenceBERT):
-    """Both compute d2l's equations in float64: `BookModel` in numpy, `tests.support.d2l_reference` in PyTorch."""
-    reference = BookModel(read_checkpoint(d2l_checkpoint / "pretrained.params"), num_heads=2)
+    """Both compute d2l's equations in float64: `ReferenceModel` in numpy, `tests.support.d2l_reference` in PyTorch."""
+    reference = ReferenceModel(read_checkpoint(d2l_checkpoint / "pretrained.params"), num_heads=2)
     tokens, segments = np.array([[3, 9, 4, 8], [3, 7, 6, 4]]), np.array([[0, 0, 1, 1], [0, 1, 0, 0]])
     lengths = np.array([4, 3])
     layers = reference.layers(tokens, segments, lengths)
@@ -102,7 +102,7 @@ def test_numpy_reference_agrees_with_pytorch_reference(d2l_checkpoint: Path, ref
 def test_numpy_reference_agrees_with_outputs_of_d2l_code(name: str):
     folder = real_data(f"checkpoints/{name}")
     heads = json.loads((folder / "meta.json").read_text())["geometry"]["num_heads"]
-    reference = BookModel(read_checkpoint(folder / "pretrained.params"), heads)
+    reference = ReferenceModel(read_checkpoint(folder / "pretrained.params"), heads)
     case = {key[4:]: value for key, value in np.load(folder / "reference.npz").items() if key.startswith("pad/")}
     layers = reference.layers(case["tokens"], case["segments"], case["valid_lens"])
     assert relative_difference(case["encoder"], layers[-1]) <= D2L_TOLERANCE
@@ -272,7 +272,7 @@ def test_verify_rejects_damaged_model_in_one_line(damage: str, model: Path, caps
     ["two attention matrices swapped", "one bias zeroed", "one weight transposed", "another number of heads"],
 )
 def test_layer_comparison_detects_wrong_weights_and_heads(damage: str, model: Path, d2l_checkpoint: Path):
-    reference = BookModel(read_checkpoint(d2l_checkpoint / "pretrained.params"), num_heads=2)
+    reference = ReferenceModel(read_checkpoint(d2l_checkpoint / "pretrained.params"), num_heads=2)
     prove(reference, model, D2LBertForPreTraining)
     DAMAGES[damage][0](model)
     with pytest.raises(BertSnliError, match="block [12] of the model differs"):
@@ -281,7 +281,7 @@ def test_layer_comparison_detects_wrong_weights_and_heads(damage: str, model: Pa
 
 def test_layer_comparison_detects_wrong_layer_norm_epsilon(model: Path, d2l_checkpoint: Path):
     change_config(layer_norm_eps=1e-12)(model)
-    reference = BookModel(read_checkpoint(d2l_checkpoint / "pretrained.params"), num_heads=2)
+    reference = ReferenceModel(read_checkpoint(d2l_checkpoint / "pretrained.params"), num_heads=2)
     with pytest.raises(BertSnliError, match="block 1 of the model differs") as caught:
         prove(reference, model, D2LBertForPreTraining)
     difference = float(re.search(r"equations by (\S+) of", str(caught.value))[1])

@@ -32,7 +32,7 @@ from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.modeling.pair_truncation import TRUNCATIONS
 from bert_snli.prediction import predict_pairs
-from bert_snli.training.recipe import FinetuneRecipe
+from bert_snli.training.arguments import FinetuneArguments
 from tests.support.classifiers import random_pairs
 
 GOLD = ["entailment"] * 4 + ["contradiction"] * 4 + ["neutral"] * 2
@@ -123,7 +123,7 @@ def test_evaluation_uses_the_length_and_truncation_of_the_config(truncating_mode
 
 def test_finetuning_saves_its_length_and_truncation_in_the_config(model_folder: Path, corpus: Path, tmp_path: Path):
     finetune(
-        FinetuneRecipe(
+        FinetuneArguments(
             model_name_or_path=str(model_folder),
             dataset_name_or_path=str(corpus),
             output_dir=str(tmp_path / "run"),

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bert_snli.errors import BertSnliError
 from bert_snli.fast import forward, machine
 from bert_snli.fast.dropout import dropped
+from bert_snli.fast.embedding_rows import EmbeddingRows
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import choose_precision, training_flops
-from bert_snli.fast.word_rows import WordRows
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.training.optimisation import make_optimizer
@@ -206,7 +206,7 @@ def test_optimizer_has_states_only_for_the_trained_rows():
 def test_rows_that_are_not_trained_keep_their_values():
     embedding = nn.Embedding(5, 2)
     before = embedding.weight.detach().clone()
-    rows = WordRows(embedding, torch.tensor([1, 3]))
+    rows = EmbeddingRows(embedding, torch.tensor([1, 3]))
     with torch.no_grad():
         rows.weight += 1
     rows.write_back(embedding)

@@ -11,12 +11,12 @@ import torch
 
 from bert_snli.errors import BertSnliError
 from bert_snli.training.checkpointing import Progress
-from bert_snli.training.finite import FiniteWatch
+from bert_snli.training.finite import NonFiniteDetector
 
 
 def test_rows_are_not_searched_after_later_updates_have_changed_the_weights(tmp_path: Path):
     """On a GPU the loss is read only at the next log line. By then the weights may be NaN, and so every row's loss."""
-    watch = FiniteWatch(lambda row: torch.tensor(torch.nan), tmp_path, at_once=False)
+    watch = NonFiniteDetector(lambda row: torch.tensor(torch.nan), tmp_path, at_once=False)
     for step, value in enumerate([1.0, torch.nan, torch.nan]):
         watch.add("loss", torch.tensor(value), np.arange(4), Progress(step=step, batch=step))
     with pytest.raises(

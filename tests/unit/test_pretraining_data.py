@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
-from bert_snli.data.batching import Piece
+from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pretraining import (
     MaskedPairs,
     SentenceEncoder,
@@ -34,7 +34,7 @@ def test_examples_equal_those_of_d2l_for_the_same_random_draws(
     examples = d2l_examples(wiki_lines, wiki_vocabulary, wiki, 7, epoch)
     assert len(pairs) == len(examples) > 150
     for row, (read, positions, words, segments, is_next) in enumerate(examples):
-        batch = pairs[Piece([row], counted=True)]
+        batch = pairs[MicroBatch([row], has_labels=True)]
         assert [wiki_vocabulary[i] for i in batch["input_ids"][0]] == read
         assert batch["token_type_ids"][0].tolist() == segments
         assert batch["predicted"][0].tolist() == positions
@@ -49,7 +49,7 @@ def test_shares_of_masked_kept_and_replaced_tokens_are_those_of_d2l(wiki: Path, 
     for epoch in range(40):
         pairs.set_epoch(epoch)
         for row in range(len(pairs)):
-            batch = pairs[Piece([row], counted=True)]
+            batch = pairs[MicroBatch([row], has_labels=True)]
             for column, label in zip(batch["predicted"][0].tolist(), batch["labels"][0].tolist(), strict=True):
                 read = batch["input_ids"][0, column].item()
                 counts["mask" if wiki_vocabulary[read] == "<mask>" else "kept" if read == label else "other"] += 1
@@ -74,7 +74,7 @@ def test_masks_change_with_each_epoch_unless_static(wiki: Path, wiki_vocabulary:
 
 
 def test_labels_of_a_padding_row_are_ignored(wiki: Path, wiki_vocabulary: list[str]):
-    batch = masked_pairs(wiki, wiki_vocabulary)[Piece([3], counted=False)]
+    batch = masked_pairs(wiki, wiki_vocabulary)[MicroBatch([3], has_labels=False)]
     assert set(batch["labels"].flatten().tolist()) == set(batch["next_sentence_label"].tolist()) == {-100}
 
 

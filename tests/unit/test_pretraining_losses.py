@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from bert_snli.data.batching import Piece
+from bert_snli.data.batching import MicroBatch
 from bert_snli.fast import cross_entropy
 from bert_snli.fast.cross_entropy import linear_cross_entropy
 from bert_snli.fast.forward import FastPreTraining
@@ -98,7 +98,7 @@ def test_evaluation_equals_the_loss_of_the_model_row_by_row(wiki: Path, wiki_voc
     model.eval()
     mlm, right, nsp = [], [], []
     for row in range(len(pairs)):
-        batch = pairs[Piece([row], counted=True)]
+        batch = pairs[MicroBatch([row], has_labels=True)]
         out = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
         logits, words = out.prediction_logits[0, batch["predicted"][0]], batch["labels"][0]
         mlm += torch.nn.functional.cross_entropy(logits, words, reduction="none").tolist()
@@ -123,7 +123,7 @@ def test_fast_losses_and_gradients_equal_those_of_the_model(
     )
     model = D2LBertForPreTraining(config).double().eval()
     model.set_attn_implementation(attention)
-    batch = masked_pairs(wiki, wiki_vocabulary)[Piece(rows, counted=True)]
+    batch = masked_pairs(wiki, wiki_vocabulary)[MicroBatch(rows, has_labels=True)]
     everywhere = torch.full_like(batch["input_ids"], -100)
     for row, (columns, words) in enumerate(zip(batch["predicted"], batch["labels"], strict=True)):
         everywhere[row, columns[words >= 0]] = words[words >= 0]

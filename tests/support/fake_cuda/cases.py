@@ -75,7 +75,7 @@ def finetuning_loop(folder: Path, precision: str, **options):
     """Return the training loop that `finetune` creates for a recipe, before it runs."""
     from bert_snli import finetune
 
-    recipe = finetune.FinetuneRecipe(
+    recipe = finetune.FinetuneArguments(
         model_name_or_path=str(folder / "start"),
         dataset_name_or_path=str(folder / "corpus"),
         output_dir=str(folder / "run"),
@@ -104,7 +104,7 @@ def pretraining_loop(folder: Path, precision: str, attention: str, **options):
     """Return the training loop that `pretrain` creates for a recipe, before it runs."""
     from bert_snli import pretrain
 
-    recipe = pretrain.PretrainRecipe(
+    recipe = pretrain.PretrainArguments(
         dataset_name_or_path=str(folder / "corpus"),
         output_dir=str(folder / "run"),
         train_batch_size=32,
@@ -329,7 +329,7 @@ def _all_cases() -> dict[str, Callable[[Path], None]]:
         options: dict[str, Any] = {"classifier_head": head, "attn_implementation": attention}
         for precision, passes in itertools.product(PRECISIONS, (1, 2)):
             cases[f"finetune-{head}-{attention}-{precision}-{passes}"] = partial(
-                check_finetuning, precision=precision, gradient_accumulation_steps=passes, **options
+                check_finetuning, precision=precision, num_micro_batches=passes, **options
             )
         cases[f"finetune-{head}-{attention}-own-forward"] = partial(
             check_finetuning, precision="bf16", fast_forward=False, **options
@@ -337,7 +337,7 @@ def _all_cases() -> dict[str, Callable[[Path], None]]:
         cases[f"evaluate-{head}-{attention}"] = partial(check_evaluation, head=head, attention=attention)
     for attention, precision, passes in itertools.product(ATTENTIONS, PRECISIONS, (1, 2)):
         cases[f"pretrain-{attention}-{precision}-{passes}"] = partial(
-            check_pretraining, precision=precision, attention=attention, gradient_accumulation_steps=passes
+            check_pretraining, precision=precision, attention=attention, num_micro_batches=passes
         )
     for precision in PRECISIONS:
         cases[f"resume-{precision}"] = partial(check_resume, precision=precision)

@@ -26,7 +26,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.files import write_atomically
 
 # How a run is started, which is no part of what it does.
-STARTING = (
+START_OPTIONS = (
     "overwrite_output_dir",
     "resume_from_checkpoint",
     "push_to_hub",
@@ -36,8 +36,8 @@ STARTING = (
 # What may differ when a run is resumed: how long it is, what is written on the way, and, to rounding, the means.
 LENGTH = ("num_train_epochs", "max_steps", "early_stopping_patience")
 WRITTEN = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
-MEANS = (
-    "gradient_accumulation_steps",
+NUMERIC_OPTIONS = (
+    "num_micro_batches",
     "per_device_eval_batch_size",
     "mixed_precision",
     "attn_implementation",
@@ -57,7 +57,7 @@ def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> A
 
 
 @dataclass
-class TrainingRecipe:
+class BaseTrainingArguments:
     """Options of every training command.
 
     Raises:
@@ -92,7 +92,7 @@ class TrainingRecipe:
         None, "Tokens per update, padding included, in place of train_batch_size: long pairs come in smaller batches."
     )
     per_device_eval_batch_size: int = option(256, "Pairs per evaluation batch of one process.")
-    gradient_accumulation_steps: int = option(1, "Passes that each update of train_batch_size pairs is cut into.")
+    num_micro_batches: int = option(1, "Passes that each update of train_batch_size pairs is cut into.")
     train_sampling_strategy: str = option(
         "group_by_length", "Batches of like length, or 'random' as in the book.", SAMPLING_STRATEGIES
     )
@@ -146,15 +146,15 @@ class TrainingRecipe:
             "train_batch_size",
             "train_batch_tokens",
             "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
+            "num_micro_batches",
             "logging_steps",
             "save_total_limit",
             "early_stopping_patience",
         ):
             self._require(name, lambda value: value >= 1, "give 1 or more")
-        passes = self.gradient_accumulation_steps
+        passes = self.num_micro_batches
         if passes > self.train_batch_size and self.train_batch_tokens is None:
-            raise BertSnliError(f"--gradient_accumulation_steps {passes}: more passes than train_batch_size has pairs")
+            raise BertSnliError(f"--num_micro_batches {passes}: more passes than train_batch_size has pairs")
         self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "save_steps"):
             self._require(name, lambda value: value >= 0, "give 0 or more")
@@ -168,27 +168,29 @@ class TrainingRecipe:
 
     def save(self, path: Path) -> None:
         """Write the options as YAML, so that `--config` repeats the run: all but those that say how it was started."""
-        options = {name: value for name, value in asdict(self).items() if name not in STARTING}
+        options = {name: value for name, value in asdict(self).items() if name not in START_OPTIONS}
         write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
     def to_resume_with(self) -> dict[str, Any]:
         """The options that a run is resumed with as they were."""
-        free = {*STARTING, *LENGTH, *WRITTEN, *MEANS}
+        free = {*START_OPTIONS, *LENGTH, *WRITTEN, *NUMERIC_OPTIONS}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def means(self) -> dict[str, Any]:
         """The options that change what is computed by rounding, the draws of dropout and the length of the schedule."""
         return {
-            name: value for name, value in asdict(self).items() if name in (*MEANS, "num_train_epochs", "max_steps")
+            name: value
+            for name, value in asdict(self).items()
+            if name in (*NUMERIC_OPTIONS, "num_train_epochs", "max_steps")
         }
 
 
 @dataclass
-class FinetuneRecipe(TrainingRecipe):
+class FinetuneArguments(BaseTrainingArguments):
     """Options of `finetune`.
 
     Raises:
-        BertSnliError: as `TrainingRecipe`.
+        BertSnliError: as `BaseTrainingArguments`.
     """
 
     required: ClassVar[tuple[str, ...]] = ("model_name_or_path", "output_dir")
@@ -253,7 +255,7 @@ class FinetuneRecipe(TrainingRecipe):
             raise BertSnliError("--train_batch_tokens: cannot be combined with --pad_to_max_length; remove one of them")
 
 
-def recipe_arguments(path: Path, recipe_class: type[TrainingRecipe], command: str) -> list[str]:
+def recipe_arguments(path: Path, recipe_class: type[BaseTrainingArguments], command: str) -> list[str]:
     """The options in a YAML recipe, as command-line arguments of `command`, so that one parser checks both.
 
     Raises:

@@ -8,7 +8,7 @@ from torch import nn
 # Shape suffixes: V words of the vocabulary, R of them in use, D hidden size.
 
 
-class WordRows(nn.Module):
+class EmbeddingRows(nn.Module):
     """The rows `used_R` of a word embedding as a parameter of their own; `write_back` puts them into the embedding.
 
     With a vocabulary of 60,005 words, of which SNLI's captions use a fraction, a dense gradient and its optimizer

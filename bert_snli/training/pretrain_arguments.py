@@ -7,7 +7,7 @@ from typing import Any
 
 from bert_snli.choices import WIKITEXT
 from bert_snli.errors import BertSnliError
-from bert_snli.training.recipe import TrainingRecipe, option
+from bert_snli.training.arguments import BaseTrainingArguments, option
 
 # What a checkpoint has already, and what it is where there is none: the sizes of bert.small (d2l 15.7.1).
 FRESH: dict[str, Any] = {
@@ -24,11 +24,11 @@ SHORTEST = 5  # a pair: <cls>, a word, <sep>, a word, <sep>
 
 
 @dataclass
-class PretrainRecipe(TrainingRecipe):
+class PretrainArguments(BaseTrainingArguments):
     """Options of `pretrain`.
 
     Raises:
-        BertSnliError: as `TrainingRecipe`.
+        BertSnliError: as `BaseTrainingArguments`.
     """
 
     model_name_or_path: str = option("", "Model folder or hub id to go on from (default: fresh weights).")
