@@ -79,7 +79,8 @@ class NonFiniteDetector:
         if len(non_finite_rows) == len(bad.rows):
             which = "all of its rows: the weights have grown too large"
         elif non_finite_rows:
-            which = f"row{'s' * (len(non_finite_rows) > 1)} {', '.join(map(str, non_finite_rows[:5]))}{' ...' * (len(non_finite_rows) > 5)}"
+            first = ", ".join(map(str, non_finite_rows[:5])) + " ..." * (len(non_finite_rows) > 5)
+            which = f"row{'s' * (len(non_finite_rows) > 1)} {first}"
         else:
             which = f"its {len(bad.rows)} rows together"
         return (
