@@ -296,6 +296,14 @@ INVALID_SOURCES = {
         "missing tensors: encoder.blks.0",
     ),
     "no blocks": (change_state_dict(lambda s: [s.pop(n) for n in list(s) if "blks" in n]), "no Transformer block"),
+    "d2l 0.11": (
+        change_state_dict(lambda s: [s.pop(n) for n in list(s) if "pos_embedding" in n or "attention.W_q.bias" in n]),
+        "the BERT of d2l 0.11, another architecture",
+    ),
+    "integer tensor": (
+        change_state_dict(lambda s: s.__setitem__("hidden.0.bias", torch.zeros(16, dtype=torch.int32))),
+        "hidden.0.bias is of type int32; save float16, float32 or float64",
+    ),
     "wrong shape": (set_shape("encoder.blks.1.attention.W_q.weight", 16, 15), r"W_q.weight has shape \(16, 15\)"),
     "flat embedding": (set_shape("encoder.token_embedding.weight", 800), r"token_embedding.weight has shape \(800,\)"),
     "tensor instead of a dict": (

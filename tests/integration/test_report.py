@@ -131,6 +131,9 @@ def test_rerun_replaces_the_report_and_prints_the_p_value(
     reported_model: Path, markup_dataset: Path, tmp_path: Path, capsys
 ):
     command = ["evaluate", reported_model, "--dataset_name_or_path", markup_dataset, "--report", tmp_path / "report"]
+    assert main(list(map(str, command))) == 0
+    assert "McNemar" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["comparison"] is None
     assert main([*map(str, command), "--compare", str(reported_model)]) == 0
     assert "McNemar's exact test p = 1" in capsys.readouterr().out
     before = (tmp_path / "report" / "report.json").read_bytes()
