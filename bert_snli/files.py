@@ -25,7 +25,7 @@ INITIAL_CERTIFICATE = "start_conversion_certificate.json"  # how the checkpoint 
 RECIPE_FILE, TRAIN_RESULTS, METRICS, CURVE = "recipe.yaml", "train_results.json", "metrics.jsonl", "curve.png"
 # Files that evaluation adds.
 EVALUATIONS, CONFUSION_MATRICES = "eval_results_*.json", "confusion_matrix_*.png"
-REPORT = "report/report.md"
+EVALUATION_REPORT = "report/report.md"
 # Files of a d2l checkpoint.
 PARAMS, VOCABULARY = "pretrained.params", "vocab.json"
 

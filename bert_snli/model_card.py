@@ -22,11 +22,11 @@ from bert_snli.files import (
     CERTIFICATE,
     CONFUSION_MATRICES,
     CURVE,
+    EVALUATION_REPORT,
     EVALUATIONS,
     INITIAL_CERTIFICATE,
     METRICS,
     RECIPE_FILE,
-    REPORT,
     TRAIN_RESULTS,
     WEIGHTS,
     sha256_of_file,
@@ -204,7 +204,9 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         labels=", ".join(f"{label} {number}" for number, label in sorted(config.id2label.items())),
         evaluations=evaluations,
         matrices=[path.name for path in sorted(folder.glob(CONFUSION_MATRICES)) if path.name not in elsewhere],
-        report=REPORT if (folder / REPORT).is_file() and REPORT not in elsewhere else None,
+        report=EVALUATION_REPORT
+        if (folder / EVALUATION_REPORT).is_file() and EVALUATION_REPORT not in elsewhere
+        else None,
         steps=read_history(folder),
         training=_training(recipe, results, data),
         columns=columns,
@@ -328,7 +330,7 @@ def measured_on_other_weights(folder: Path) -> set[str]:
     for path in folder.glob(EVALUATIONS):
         if (_read(path, _table) or {}).get("weights_sha256") != weights:
             names |= {path.name, CONFUSION_MATRICES.replace("*", path.stem.removeprefix(EVALUATIONS.partition("*")[0]))}
-    report = folder / REPORT
+    report = folder / EVALUATION_REPORT
     if report.is_file() and (_read(report.with_suffix(".json"), _table) or {}).get("weights_sha256") != weights:
         names |= {path.relative_to(folder).as_posix() for path in report.parent.iterdir()}
     return names

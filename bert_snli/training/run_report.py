@@ -9,7 +9,7 @@ from typing import Any
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_course
 from bert_snli.training.record import read_origin
 
-REPORT, TRAINING_PLOT, CONFUSION = "report.md", "course.png", "confusion_matrix.png"
+RUN_REPORT, TRAINING_PLOT, CONFUSION = "report.md", "course.png", "confusion_matrix.png"
 
 
 def write_run_report(
@@ -40,7 +40,7 @@ def write_run_report(
             _repeat(results["num_processes"]),
         ]
     )
-    (output_dir / REPORT).write_text(text + "\n", encoding="utf-8")
+    (output_dir / RUN_REPORT).write_text(text + "\n", encoding="utf-8")
 
 
 def _repeat(num_processes: int) -> str:

@@ -52,7 +52,7 @@ from bert_snli.training.finite import NON_FINITE
 from bert_snli.training.loop import TrainingLoop, num_updates, read_metrics, tracker_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
 from bert_snli.training.record import RUN, TRAINER_STATE, describe_origin, read_origin, write_origin
-from bert_snli.training.run_report import CONFUSION, REPORT, TRAINING_PLOT, write_run_report
+from bert_snli.training.run_report import CONFUSION, RUN_REPORT, TRAINING_PLOT, write_run_report
 
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process holds all weights
 ENCODING_TIMEOUT = timedelta(hours=6)  # NCCL's own limit is 10 minutes
@@ -282,7 +282,7 @@ def _begin_in(
     for name in (
         "curve.png",
         "curve.svg",
-        REPORT,
+        RUN_REPORT,
         TRAINING_PLOT,
         CONFUSION,
         TRAINER_STATE,

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
 from bert_snli import finetune, launch
-from bert_snli.cli import COMMANDS, TRAINING, build_parser, main
+from bert_snli.cli.main import COMMANDS, TRAINING, build_parser, main
 from bert_snli.console import EXTRA_OF_IMPORT, is_lost_connection, run
 from bert_snli.data.sample import write_sample
 from bert_snli.finetune import parse_recipe

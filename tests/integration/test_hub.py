@@ -27,6 +27,7 @@ from bert_snli.hub import stage
 from bert_snli.inference import load_classifier
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.training.arguments import FinetuneArguments
+from tests.support.command_line import error_line
 from tests.support.hub_server import KNOWN_TOKEN, Commit, Hub, Repository, hub_client, running_hub
 from tests.support.model_folders import (
     REPORT_FILES,
@@ -383,11 +384,12 @@ def remove_nsp_head(folder: Path) -> None:
     ids=["nsp_head", "changed_code", "missing_code"],
 )
 def test_incomplete_or_changed_folder_is_refused(
-    folder: str, change, message: str, request: pytest.FixtureRequest, tmp_path: Path
+    folder: str, change, message: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     copy = copy_model_folder(request.getfixturevalue(folder), tmp_path / "copy", change)
-    with pytest.raises(BertSnliError, match=re.escape(message)):
-        stage(copy, "user/name")
+    command = ["push", copy, "--repo_id", "user/name", "--dry_run", "--output_dir", tmp_path / "staged"]
+    assert message in error_line(command, capsys)
+    assert not (tmp_path / "staged").exists()
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,9 @@ from packaging.requirements import Requirement
 from bert_snli.cli import main
 from bert_snli.data.pair_encoding import encoder_of
 from bert_snli.errors import BertSnliError
-from bert_snli.files import WEIGHTS
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.prediction import predict_pairs
-from bert_snli.serving.answering import CUT, MAX_CHARACTERS, SPECIAL, UNKNOWN, Answerer
+from bert_snli.serving.answering import CUT, MAX_CHARACTERS, SPECIAL, UNKNOWN, WEIGHTS, Answerer
 from bert_snli.serving.app import MAX_ROWS, ROWS_SHOWN, label_file
 from bert_snli.serving.page import SHADINGS, render
 from bert_snli.serving.server import FIRST_PORT, free_port, start

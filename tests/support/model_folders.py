@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from bert_snli.cli import main
 from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.files import atomic_folder
 from bert_snli.finetune import finetune
 from bert_snli.pretrain import pretrain
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.pretrain_arguments import PretrainArguments
-from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT
 
@@ -36,7 +36,8 @@ def convert_small_checkpoint(folder: Path) -> Path:
     """Convert a pretrained d2l checkpoint with random weights, in `folder`; return the converted model folder."""
     torch.manual_seed(0)
     d2l_folder = save_d2l_checkpoint(folder / "book", ReferenceBERT().state_dict(), small_vocabulary())
-    convert_checkpoint(d2l_folder, folder / "converted", num_attention_heads=2)
+    command = ["convert", d2l_folder, "--num_attention_heads", 2, "--output_dir", folder / "converted"]
+    assert main([str(word) for word in command]) == 0
     return folder / "converted"
 
 

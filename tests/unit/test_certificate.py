@@ -78,8 +78,6 @@ def test_certificate_records_shape_dtype_and_hash_of_every_tensor(
     layers = ["embeddings", "block 1", "block 2", "pooler", "masked language model", "next sentence"]
     assert [entry["layer"] for entry in certificate["proof"]] == layers
     assert max(entry["exact"] for entry in certificate["proof"]) <= rounding(TINY, torch.float64)
-    card = (model / "README.md").read_text()
-    assert certificate["source"]["params_sha256"] in card and "| block 2 |" in card
 
 
 def test_numpy_reference_agrees_with_pytorch_reference(d2l_checkpoint: Path, reference_bert: ReferenceBERT):

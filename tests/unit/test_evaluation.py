@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bert_snli.cli import build_parser
+from bert_snli.cli.main import build_parser
 from bert_snli.data.pair_encoding import PairEncoder
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics

@@ -202,6 +202,10 @@ def test_card_of_a_converted_model_is_that_of_its_conversion(converted: Path):
     metadata = metadata_of(card)
     assert (metadata["pipeline_tag"], metadata["license"]) == ("fill-mask", "apache-2.0")
     written = (converted / "README.md").read_text()
+    certificate = json.loads((converted / CERTIFICATE).read_text())
+    assert certificate["source"]["params_sha256"] in card
+    for entry in certificate["proof"]:
+        assert f"| {entry['layer']} | {entry['exact']:.1e} | {entry['as_run']:.1e} |" in card
     assert card.split("## Conversion")[1] == written.split("## Conversion")[1]
     assert "PATH OR HUB ID" in written and "PATH OR HUB ID" not in card
 
@@ -251,7 +255,7 @@ def test_generated_card_of_an_earlier_push_is_replaced(model: Path, converted: P
         ("eval_results_test.json", "[", "eval_results_test.json: cannot be read"),
         ("metrics.jsonl", '{"eval_loss": 1}', "metrics.jsonl: cannot be read"),
         ("provenance.md", "Made by hand.", "provenance.md: 'Made by hand.' is no step"),
-        ("start_conversion_certificate.json", "{", "start_conversion_certificate.json: not a certificate"),
+        ("start_conversion_certificate.json", "{", "start_conversion_certificate.json: cannot be read"),
     ],
 )
 def test_error_names_a_damaged_file(name: str, content: str, message: str, model: Path, tmp_path: Path):
