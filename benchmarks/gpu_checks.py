@@ -296,7 +296,7 @@ def bits(run: Run) -> Iterator[Row]:
             save_steps=steps // 2,
             **options,
         )
-        finetune.finetune(recipe)
+        finetune.finetune_model(recipe)
         return sha256_of_file(Path(recipe.output_dir) / "model.safetensors")
 
     for precision, attention in (("no", "eager"), ("bf16", "eager"), ("bf16", "sdpa")):

@@ -81,7 +81,7 @@ def check_recipe(recipe: FinetuneArguments) -> None:
         check_repo_id(recipe.hub_model_id, "--hub_model_id")
 
 
-def finetune(recipe: FinetuneArguments) -> dict:
+def finetune_model(recipe: FinetuneArguments) -> dict:
     """Run `recipe`; returns what `train_results.json` in the output folder holds.
 
     Raises:
@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def train(arguments: Sequence[str]) -> tuple[FinetuneArguments, dict]:
         recipe = parse_recipe(arguments)
-        return recipe, finetune(recipe)
+        return recipe, finetune_model(recipe)
 
     def describe(results: dict) -> str:
         return (

@@ -195,6 +195,35 @@ def push(
     return commit.commit_url
 
 
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: str = COMMIT_MESSAGE,
+    license: str = LICENSE,
+) -> str:
+    """Push a model folder to the Hugging Face Hub in one commit, with a model card.
+
+    Args:
+        folder: a converted, pretrained or fine-tuned model.
+        repo_id: `user/name` or `organisation/name`; the repository is created if it is missing.
+        private: create the repository as private.
+        revision: the branch, created if it is missing; by default `main`.
+        commit_message: of the commit.
+        license: the licence that the card names, as the Hub abbreviates it.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        BertSnliError: the folder holds no model, or the Hub refuses it; the repository is then unchanged.
+    """
+    staged = stage(Path(folder), repo_id, license=license, revision=revision)
+    return push(staged, repo_id, private=private, revision=revision, commit_message=commit_message)
+
+
 def _matches(path: str, pattern: str) -> bool:
     return path.count("/") == pattern.count("/") and PurePosixPath(path).match(pattern)
 

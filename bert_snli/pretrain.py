@@ -56,7 +56,7 @@ def parse_recipe(argv: Sequence[str]) -> PretrainArguments:
     return PRETRAIN.parse(argv)
 
 
-def pretrain(recipe: PretrainArguments) -> dict:
+def pretrain_model(recipe: PretrainArguments) -> dict:
     """Run `recipe`; returns what `train_results.json` in the output folder holds.
 
     Raises:
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def train(arguments: Sequence[str]) -> tuple[PretrainArguments, dict]:
         recipe = parse_recipe(arguments)
-        return recipe, pretrain(recipe)
+        return recipe, pretrain_model(recipe)
 
     # As the book prints them (d2l 15.10.1).
     return run_command(

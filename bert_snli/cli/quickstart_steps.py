@@ -13,7 +13,7 @@ from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli
 from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
 from bert_snli.files import check_output_dir
-from bert_snli.finetune import finetune
+from bert_snli.finetune import finetune_model
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.prediction import predict_pairs
@@ -66,7 +66,7 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
     )
 
     print(f"[4/5] Fine-tuning it, with the book's head, into {run}", flush=True)
-    finetune(
+    finetune_model(
         FinetuneArguments(
             model_name_or_path=str(start),
             dataset_name_or_path=str(data),

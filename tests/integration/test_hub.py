@@ -22,7 +22,7 @@ from bert_snli import inference
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.files import CERTIFICATE, atomic_folder
-from bert_snli.finetune import finetune
+from bert_snli.finetune import finetune_model
 from bert_snli.hub import stage
 from bert_snli.inference import load_classifier
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
@@ -520,10 +520,10 @@ def test_finetune_in_a_used_folder_removes_measurements_of_the_earlier_weights(
     folder = copy_model_folder(converted, tmp_path / "run", add_measurements)
     options = {"max_length": 33, "max_steps": 1, "max_train_samples": 32, "max_eval_samples": 20}
     recipe = FinetuneArguments(str(folder), str(corpus), str(folder), overwrite_output_dir=True, **options)
-    finetune(recipe)
+    finetune_model(recipe)
     assert (folder / "notes.txt").is_file()
     files = stage(folder, "user/name").files
     assert not {"eval_results_test.json", "report/report.md", CERTIFICATE} & files.keys()
     assert (folder / "start_conversion_certificate.json").read_bytes() == (converted / CERTIFICATE).read_bytes()
-    finetune(recipe)
+    finetune_model(recipe)
     assert "start_conversion_certificate.json" not in stage(folder, "user/name").files

@@ -20,7 +20,7 @@ from bert_snli import onnx_export
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.files import ONNX_FILE
-from bert_snli.finetune import finetune
+from bert_snli.finetune import finetune_model
 from bert_snli.inference import load_classifier, load_config, load_tokenizer
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
@@ -315,5 +315,5 @@ def test_export_cannot_be_exported_served_pushed_or_finetuned(
     for command in commands:
         assert "an ONNX export, which predict and evaluate alone can use" in error_line(command, capsys)
     with pytest.raises(BertSnliError, match="an ONNX export"):
-        finetune(FinetuneArguments(str(exported_matching.onnx), str(corpus), str(tmp_path / "out")))
+        finetune_model(FinetuneArguments(str(exported_matching.onnx), str(corpus), str(tmp_path / "out")))
     assert list(tmp_path.iterdir()) == []

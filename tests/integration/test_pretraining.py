@@ -22,8 +22,8 @@ from transformers import (
 from bert_snli.cli import main
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.data.sample import write_sample
-from bert_snli.finetune import finetune
-from bert_snli.pretrain import parse_recipe, pretrain
+from bert_snli.finetune import finetune_model
+from bert_snli.pretrain import parse_recipe, pretrain_model
 from bert_snli.provenance import read_history
 from bert_snli.training.arguments import FinetuneArguments
 from conversion.convert import convert_checkpoint
@@ -108,7 +108,7 @@ def test_losses_equal_those_of_d2l(
     micro_batches: int, base_model: Path, wiki: Path, reference_losses: list[float], tmp_path: Path
 ):
     command = options(base_model, wiki, tmp_path / "run", *D2L_OPTIONS, "--num_micro_batches", micro_batches)
-    results = pretrain(parse_recipe(command))
+    results = pretrain_model(parse_recipe(command))
     np.testing.assert_allclose(step_losses(tmp_path / "run"), reference_losses, rtol=1e-5)
     assert results["train_loss"] == pytest.approx(results["train_mlm_loss"] + results["train_nsp_loss"])
 
@@ -121,7 +121,7 @@ def test_losses_of_two_processes_equal_those_of_d2l(
     done = run_python("-m", "bert_snli.cli", "pretrain", "--num_processes", 2, *command)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(step_losses(tmp_path / "two"), reference_losses, rtol=1e-5)
-    one = pretrain(parse_recipe(options(base_model, wiki, tmp_path / "one", *D2L_OPTIONS)))
+    one = pretrain_model(parse_recipe(options(base_model, wiki, tmp_path / "one", *D2L_OPTIONS)))
     two = json.loads((tmp_path / "two" / "train_results.json").read_text())
     for name in ("eval_mlm_loss", "eval_nsp_loss", "eval_mlm_accuracy", "eval_perplexity"):
         assert two[name] == pytest.approx(one[name], rel=1e-5)
@@ -132,7 +132,7 @@ def test_resume_is_bit_exact_after_sigkill(wiki: Path, tmp_path: Path):
     """With new weights, dropout and masks that change; the run is killed in its second epoch."""
     expected, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     more = ("--num_train_epochs", 3, "--train_batch_size", 16)
-    pretrain(parse_recipe(options(None, wiki, expected, *more)))
+    pretrain_model(parse_recipe(options(None, wiki, expected, *more)))
     command = options(None, wiki, killed, *more, "--save_steps", 5)
     process = TrainingRun("bert_snli.pretrain", command, killed)
     while not (killed / "checkpoint-15").is_dir():
@@ -140,7 +140,7 @@ def test_resume_is_bit_exact_after_sigkill(wiki: Path, tmp_path: Path):
         time.sleep(0.005)
     process.kill()
     assert not (killed / "train_results.json").exists()
-    pretrain(parse_recipe([*command, "--resume_from_checkpoint", "auto"]))
+    pretrain_model(parse_recipe([*command, "--resume_from_checkpoint", "auto"]))
     assert find_differences(expected, killed) == []
 
 
@@ -153,7 +153,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = "--num_train_epochs 5 --train_batch_size 32 --learning_rate 6e-3 --dropout 0 --max_position_embeddings 64"
     words = ["--dataset_name_or_path", str(corpus), "--output_dir", str(folder), "--max_length", "64"]
     words += ["--mixed_precision", "no"]
-    pretrain(parse_recipe([*words, *sizes.split(), *recipe.split()]))
+    pretrain_model(parse_recipe([*words, *sizes.split(), *recipe.split()]))
     return folder
 
 
@@ -191,10 +191,10 @@ def test_pretrained_model_of_the_d2l_recipe_can_be_fine_tuned_with_an_mlp_head(
 ):
     """The first edition of d2l 15.7: its recipe in the repository, at its size."""
     recipe = ["--config", "recipes/d2l_book_pretrain.yaml", "--dataset_name_or_path", str(wiki), "--max_steps", "2"]
-    pretrain(parse_recipe([*recipe, "--output_dir", str(tmp_path / "pretrained")]))
+    pretrain_model(parse_recipe([*recipe, "--output_dir", str(tmp_path / "pretrained")]))
     config = json.loads((tmp_path / "pretrained" / "config.json").read_text())
     assert [config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")] == [128, 128, 2]
-    finetune(
+    finetune_model(
         FinetuneArguments(
             str(tmp_path / "pretrained"), str(corpus), str(tmp_path / "run"), classifier_head="mlp", max_steps=2
         )
@@ -208,7 +208,7 @@ def test_extended_vocabulary_keeps_the_known_ids_and_weights(
     """The frequent words of SNLI are added to the embedding and to the language-model head."""
     run = tmp_path / "run"
     more = ("--extend_vocab_from", corpus, "--min_freq", 3, "--max_steps", 1, "--learning_rate", 1e-30)
-    results = pretrain(parse_recipe(options(base_model, corpus, run, *more, "--weight_decay", 0)))
+    results = pretrain_model(parse_recipe(options(base_model, corpus, run, *more, "--weight_decay", 0)))
     tokenizer = AutoTokenizer.from_pretrained(run)
     words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     assert words[: len(wiki_vocabulary)] == wiki_vocabulary
@@ -292,7 +292,7 @@ def test_hidden_size_with_a_base_model_is_refused(base_model: Path, wiki: Path, 
 def test_base_model_without_pretraining_heads_is_refused(
     base_model: Path, wiki: Path, corpus: Path, tmp_path: Path, capsys
 ):
-    finetune(
+    finetune_model(
         FinetuneArguments(
             str(base_model), str(corpus), str(tmp_path / "classifier"), max_length=MAX_LENGTH, max_steps=1
         )
@@ -324,7 +324,7 @@ def test_data_options_change_casing_samples_and_batches(corpus: Path, tmp_path: 
         "--do_lower_case false --text_source parse --max_train_samples 50 --max_eval_samples 9 --train_batch_tokens 200"
     )
     more += " --preprocessing_num_workers 2 --num_train_epochs 1 --learning_rate 1e-4"
-    results = pretrain(parse_recipe(options(None, corpus, tmp_path / "run", *more.split())))
+    results = pretrain_model(parse_recipe(options(None, corpus, tmp_path / "run", *more.split())))
     assert results["train_samples"] == 50
     assert results["train_steps"] > 50 / BATCH + 1  # batches of 200 tokens are smaller than those of 32 pairs
     assert {"A", "a"} <= AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab().keys()
@@ -335,7 +335,7 @@ def test_load_best_model_at_end_saves_the_epoch_with_the_lowest_loss_and_otherwi
     losses = {}
     for best in ("true", "false"):
         more = ("--num_train_epochs", 4, "--learning_rate", 0.3, "--load_best_model_at_end", best)
-        results = pretrain(parse_recipe(options(None, wiki, tmp_path / best, *more)))
+        results = pretrain_model(parse_recipe(options(None, wiki, tmp_path / best, *more)))
         epochs = [entry["eval_loss"] for entry in read_metrics(tmp_path / best) if "eval_loss" in entry]
         losses[best] = (results["eval_loss"], epochs)
     assert losses["true"][0] == min(losses["true"][1]) < losses["true"][1][-1]
@@ -346,7 +346,7 @@ def test_resume_is_refused_with_other_options_or_training_text(wiki: Path, tmp_p
     for name in ("wiki.train.tokens", "wiki.valid.tokens"):
         shutil.copy(wiki / name, tmp_path)
     command = options(None, tmp_path, tmp_path / "run", "--max_steps", 4, "--save_steps", 2)
-    pretrain(parse_recipe(command))
+    pretrain_model(parse_recipe(command))
     resume = ["pretrain", *command, "--resume_from_checkpoint", "auto"]
     assert "was made with --hidden_size 16, not 32" in error_line([*resume, "--hidden_size", "32"], capsys)
     assert "was made with --do_lower_case None, not False" in error_line([*resume, "--do_lower_case", "false"], capsys)
@@ -359,7 +359,7 @@ def test_resume_is_refused_with_another_evaluation_set(wiki: Path, tmp_path: Pat
     data = tmp_path / "data"
     shutil.copytree(wiki, data)
     command = options(None, data, tmp_path / "run", "--max_steps", 4, "--save_steps", 2)
-    pretrain(parse_recipe(command))
+    pretrain_model(parse_recipe(command))
     text = "".join(reversed((data / "wiki.valid.tokens").read_text().splitlines(keepends=True)))
     (data / "wiki.valid.tokens").write_text(text, encoding="utf-8")
     resume = ["pretrain", *command, "--resume_from_checkpoint", "auto"]

@@ -15,9 +15,9 @@ from transformers import TrainerState
 
 from bert_snli.errors import BertSnliError
 from bert_snli.files import sha256_of_file
-from bert_snli.finetune import finetune, parse_recipe
+from bert_snli.finetune import finetune_model, parse_recipe
 from bert_snli.pretrain import parse_recipe as parse_pretraining
-from bert_snli.pretrain import pretrain
+from bert_snli.pretrain import pretrain_model
 from bert_snli.training import record
 from tests.support.finetuning import find_differences, read_metrics, run_finetune
 from tests.support.training_processes import start_finetuning
@@ -68,7 +68,9 @@ def test_git_commit_has_a_suffix_when_the_code_has_uncommitted_changes(tmp_path:
 
 
 def test_saved_recipe_repeats_the_run_bit_exactly(finished_run: Path, tmp_path: Path):
-    finetune(parse_recipe(["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]))
+    finetune_model(
+        parse_recipe(["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
+    )
     assert find_differences(finished_run, tmp_path / "again") == []
     first, second = (read_json(folder / "run.json") for folder in (finished_run, tmp_path / "again"))
     assert first["data_fingerprint"] == second["data_fingerprint"]
@@ -117,7 +119,7 @@ def test_resumed_run_is_recorded_and_tensorboard_shows_each_step_once(finished_r
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
     recipe = ["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
-    finetune(parse_recipe([*recipe, "--resume_from_checkpoint", "auto"]))
+    finetune_model(parse_recipe([*recipe, "--resume_from_checkpoint", "auto"]))
     assert [entry["step"] for entry in read_json(tmp_path / "run" / "run.json")["resumed"]] == [4]
     assert read_json(tmp_path / "run" / "run.json")["id"] == read_json(finished_run / "run.json")["id"]
     assert "from step 4" in (tmp_path / "run" / "report.md").read_text()
@@ -152,7 +154,7 @@ def test_tensorboard_shows_all_steps_of_a_killed_and_resumed_run(base_model: Pat
 def test_pretraining_writes_the_same_records(corpus: Path, tmp_path: Path):
     sizes = "--hidden_size 16 --intermediate_size 16 --num_attention_heads 2 --min_freq 1 --max_steps 3".split()
     paths = ["--dataset_name_or_path", str(corpus), "--output_dir", str(tmp_path / "run")]
-    pretrain(parse_pretraining([*paths, *sizes, "--logging_steps", "1"]))
+    pretrain_model(parse_pretraining([*paths, *sizes, "--logging_steps", "1"]))
     state = TrainerState.load_from_json(str(tmp_path / "run" / "trainer_state.json"))
     assert state.best_metric == read_metrics(tmp_path / "run")[-1]["eval_loss"]
     text = (tmp_path / "run" / "report.md").read_text()

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import training_flops
-from bert_snli.finetune import finetune
+from bert_snli.finetune import finetune_model
 from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.training.arguments import FinetuneArguments
 from conversion.convert import convert_checkpoint
@@ -283,7 +283,7 @@ def test_losses_of_the_default_recipe_equal_those_of_plain_pytorch(
         sampler.set_epoch(epoch)
         batches += sampler.global_batches()
     expected = train_with_default_recipe(net, (tokens, segments, valid_lens), labels, batches[:STEPS], STEPS)
-    finetune(
+    finetune_model(
         FinetuneArguments(
             model_name_or_path=str(base_model),
             dataset_name_or_path=str(corpus),

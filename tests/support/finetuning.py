@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from bert_snli.finetune import finetune
+from bert_snli.finetune import finetune_model
 from bert_snli.training.arguments import FinetuneArguments
 from tests.support.d2l_reference import encode_pair
 
@@ -60,7 +60,7 @@ def encode_rows(corpus: Path, vocabulary: list[str]) -> tuple[torch.Tensor, ...]
 def run_finetune(base_model: Path, corpus: Path, output_dir: Path, **changes) -> np.ndarray:
     """Fine-tune in this process with `D2L_OPTIONS` and `changes`. Return the training loss of each log line."""
     options = {**D2L_OPTIONS, **changes}
-    finetune(
+    finetune_model(
         FinetuneArguments(
             model_name_or_path=str(base_model), dataset_name_or_path=str(corpus), output_dir=str(output_dir), **options
         )

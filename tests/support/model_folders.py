@@ -11,8 +11,8 @@ import torch
 from bert_snli.cli import main
 from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.files import atomic_folder
-from bert_snli.finetune import finetune
-from bert_snli.pretrain import pretrain
+from bert_snli.finetune import finetune_model
+from bert_snli.pretrain import pretrain_model
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.pretrain_arguments import PretrainArguments
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
@@ -44,7 +44,7 @@ def convert_small_checkpoint(folder: Path) -> Path:
 def finetune_with_all_files(converted: Path, corpus: Path, folder: Path) -> Path:
     """Fine-tune two epochs and evaluate on the test split. Add `REPORT_FILES` and `OTHER_FILES`. Return `folder`."""
     recipe = {"max_length": 33, "max_train_samples": 64, "max_eval_samples": 20, "num_train_epochs": 2}
-    finetune(
+    finetune_model(
         FinetuneArguments(str(converted), str(corpus), str(folder), learning_rate=1e-2, mixed_precision="no", **recipe)
     )
     results = evaluate_model(str(folder), str(corpus), split="test")
@@ -60,7 +60,7 @@ def pretrain_small_model(corpus: Path, folder: Path) -> Path:
     """Pretrain a 16-wide model for three steps; return `folder`."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 64}
     options = {"dataset_name_or_path": str(corpus), "output_dir": str(folder), "max_length": 40, "max_steps": 3}
-    pretrain(PretrainArguments(**options, **sizes))
+    pretrain_model(PretrainArguments(**options, **sizes))
     return folder
 
 

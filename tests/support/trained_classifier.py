@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bert_snli.cli.quickstart_steps import RECIPE, SIZES
-from bert_snli.finetune import finetune
+from bert_snli.finetune import finetune_model
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.tokenization import build_tokenizer
 from bert_snli.training.arguments import FinetuneArguments
@@ -54,7 +54,7 @@ def train_classifier(folder: Path) -> Path:
     torch.manual_seed(0)
     D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder / "base_model")
     tokenizer.save_pretrained(folder / "base_model")
-    finetune(
+    finetune_model(
         FinetuneArguments(
             model_name_or_path=str(folder / "base_model"),
             dataset_name_or_path=str(folder / "data"),

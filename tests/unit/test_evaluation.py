@@ -19,7 +19,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
 from bert_snli.evaluation.pages import check_report_dir
 from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
-from bert_snli.finetune import finetune
+from bert_snli.finetune import finetune_model
 from bert_snli.inference import (
     label_names,
     load_classifier,
@@ -122,7 +122,7 @@ def test_evaluation_uses_the_length_and_truncation_of_the_config(truncating_mode
 
 
 def test_finetuning_saves_its_length_and_truncation_in_the_config(model_folder: Path, corpus: Path, tmp_path: Path):
-    finetune(
+    finetune_model(
         FinetuneArguments(
             model_name_or_path=str(model_folder),
             dataset_name_or_path=str(corpus),
