@@ -143,15 +143,23 @@ def sha256_of_tokens(tokens: list[str]) -> str:
     return hashlib.sha256(json.dumps(tokens).encode("ascii")).hexdigest()
 
 
-def verify_conversion(folder: Path, against: Path | None = None, vocabulary: Path | None = None) -> Certificate:
-    """Check everything that the certificate of `folder` says, and repeat its proof; the new figures are in the result.
+def verify_conversion(
+    folder: str | Path, against: str | Path | None = None, vocabulary: str | Path | None = None
+) -> Certificate:
+    """Check a converted model folder against its certificate, and repeat the proof.
 
-    With `against`, a source as `convert` takes it, the source's own tensors are compared, and the proof starts from
-    them.
+    Args:
+        folder: the model folder.
+        against: the checkpoint that was converted. Its own tensors are compared, too, and the proof starts from them.
+        vocabulary: the vocabulary of `against`, if it is not next to it.
+
+    Returns:
+        The certificate with the differences that were measured now.
 
     Raises:
-        BertSnliError: anything is not as certified; the line names the first thing.
+        BertSnliError: something differs from the certificate; the message names the first difference.
     """
+    folder = Path(folder)
     certificate = read_certificate(folder)
     form, config = read_config(folder)
     for name, certified in certificate.geometry.items():
@@ -170,7 +178,7 @@ def verify_conversion(folder: Path, against: Path | None = None, vocabulary: Pat
     if against is None:
         book = rename_to_d2l(weights, rules)
         return _proved_again(certificate, book, folder, form)
-    with open_source(against, vocabulary) as source:
+    with open_source(Path(against), Path(vocabulary) if vocabulary else None) as source:
         if sha256_of_tokens(read_vocabulary(source.vocabulary)) != certificate.vocabulary_sha256:
             raise BertSnliError(f"{source.vocabulary}: not the vocabulary that {folder} was converted with")
         book = read_checkpoint(source.params)

@@ -13,23 +13,38 @@ if TYPE_CHECKING:
 
 
 def convert_checkpoint(
-    source: Path,
-    output_dir: Path,
+    source: str | Path,
+    output_dir: str | Path,
     *,
-    vocabulary: Path | None = None,
+    vocabulary: str | Path | None = None,
     num_attention_heads: int | None = None,
     do_lower_case: bool = True,
     oov_fallback: bool = False,
     allow_nonfinite: bool = False,
     overwrite_output_dir: bool = False,
 ) -> Certificate:
-    """Convert `source` (folder, zip or params file), prove it, and write a model folder to `output_dir`.
+    """Convert a d2l checkpoint to a model folder of `transformers`, and prove that the numbers are the same.
 
     The weights keep their type. Where tensors differ in type, all get the widest one, which changes no number.
+
+    Args:
+        source: a folder, a zip file or a params file.
+        output_dir: the model folder to write.
+        vocabulary: the vocabulary, if it is not next to the params file.
+        num_attention_heads: needed if the sizes are not those of one of d2l's models.
+        do_lower_case: whether the tokenizer lower-cases text.
+        oov_fallback: split unknown tokens at hyphens and slashes and drop unknown accents.
+        allow_nonfinite: convert weights that hold NaN or infinity.
+        overwrite_output_dir: write into a folder that already holds files.
+
+    Returns:
+        The certificate, which is also in `output_dir`.
 
     Raises:
         BertSnliError: anything wrong with the source or the output folder; nothing is written then.
     """
+    source, output_dir = Path(source), Path(output_dir)
+    vocabulary = Path(vocabulary) if vocabulary else None
     check_output_dir(output_dir, overwrite=overwrite_output_dir)
     with open_checked_source(source, vocabulary) as checked:
         from conversion.write_model import write_model_folder  # imports the model classes, which takes seconds

@@ -18,12 +18,24 @@ FORMATS = {"d2l-torch": PYTORCH, "d2l-mxnet": MXNET}
 WRITERS = {PYTORCH: write_torch_checkpoint, MXNET: write_mxnet_checkpoint}
 
 
-def export_checkpoint(model: Path, output_dir: Path, *, format: str, overwrite_output_dir: bool = False) -> Checkpoint:
-    """Write the model in `model` as the book's code writes it, in `format` (see `FORMATS`).
+def export_checkpoint(
+    model: str | Path, output_dir: str | Path, *, format: str, overwrite_output_dir: bool = False
+) -> Checkpoint:
+    """Write a model folder as d2l's files `pretrained.params` and `vocab.json`.
+
+    Args:
+        model: the model folder.
+        output_dir: the folder to write.
+        format: `d2l-torch` or `d2l-mxnet`.
+        overwrite_output_dir: write into a folder that already holds files.
+
+    Returns:
+        The names, shapes and types of the tensors that were written.
 
     Raises:
-        BertSnliError: not a model that the book has a class for, or something about the folders.
+        BertSnliError: not a model that d2l has a class for, or something about the folders.
     """
+    model, output_dir = Path(model), Path(output_dir)
     check_export_dir(output_dir, model, overwrite=overwrite_output_dir)
     form, config = read_config(model)
     weights = read_weights(model)

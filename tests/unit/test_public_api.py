@@ -7,9 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import bert_snli
 import conversion
+from tests.support.checkpoints import save_d2l_checkpoint
 
 NAMES = [(package, name) for package in (bert_snli, conversion) for name in package.__all__]
 
@@ -25,6 +28,28 @@ def test_public_name_is_found_and_documented(package, name: str):
 def test_unknown_name_is_an_attribute_error(package):
     with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'no_such_name'"):
         package.no_such_name  # noqa: B018
+
+
+def test_checkpoint_is_converted_fine_tuned_evaluated_and_exported_in_python(
+    classifier_weights, vocabulary: list[str], corpus: Path, tmp_path: Path, without_plots
+):
+    source = save_d2l_checkpoint(tmp_path / "d2l", classifier_weights, vocabulary)
+    conversion.convert_checkpoint(str(source), str(tmp_path / "model"), num_attention_heads=2)
+    assert conversion.verify_conversion(str(tmp_path / "model"), str(source)).nonfinite == []
+    conversion.export_checkpoint(str(tmp_path / "model"), str(tmp_path / "back"), format="d2l-torch")
+    exported = torch.load(tmp_path / "back" / "pretrained.params", weights_only=True)
+    assert all(torch.equal(exported[name], value) for name, value in classifier_weights.items())
+    paths = {"model_name_or_path": str(tmp_path / "model"), "output_dir": str(tmp_path / "run")}
+    arguments = bert_snli.FinetuneArguments(
+        dataset_name_or_path=str(corpus), max_length=40, max_steps=1, mixed_precision="no", **paths
+    )
+    metrics = bert_snli.finetune_model(arguments)
+    results = bert_snli.evaluate_model(str(tmp_path / "run"), str(corpus), split="validation")
+    assert results["accuracy"] == pytest.approx(metrics["eval_accuracy"])
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    predict = bert_snli.Predictor(model, AutoTokenizer.from_pretrained(tmp_path / "run"))
+    (scores,) = predict([("A man inspects a uniform.", "The man is sleeping.")])
+    assert scores.keys() == {"entailment", "contradiction", "neutral"} and sum(scores.values()) == pytest.approx(1)
 
 
 def test_first_use_of_a_name_registers_the_auto_classes(run_python, model_folder: Path):
