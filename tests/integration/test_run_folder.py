@@ -143,6 +143,7 @@ def test_tensorboard_shows_all_steps_of_a_killed_and_resumed_run(base_model: Pat
         time.sleep(0.005)
     process.kill()
     assert not (output_dir / "train_results.json").exists()
+    time.sleep(1)  # TensorBoard reads the files of a run in the order of their names, which hold the second of creation
     run_finetune(base_model, corpus, output_dir, **changes, resume_from_checkpoint="auto")
     assert read_json(output_dir / "run.json")["resumed"][0]["step"] >= 15
     events = EventAccumulator(str(output_dir / "bert-snli"))
