@@ -39,7 +39,7 @@ conformance: $(VENV)/dev.stamp  ## Run the model and tokenizer tests of transfor
 
 test-all: test test-slow conformance  ## Run all tests
 
-coverage: $(VENV)/dev.stamp  ## Measure which lines and branches all tests run; takes half an hour
+coverage: $(VENV)/dev.stamp  ## Measure which lines and branches all tests run; takes ten minutes
 	@$(BIN)/coverage erase
 	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2
 	@$(BIN)/coverage combine --quiet

@@ -55,7 +55,7 @@ def own_pipeline(model: str) -> tuple[Callable, Callable]:
 
 def command(model: str) -> tuple[Callable, Callable]:
     """As `text_classification`: what the command does when the model is open, from file to file."""
-    from bert_snli.data.pair_files import answers_file, count_pairs, format_answers, iterate_pairs
+    from bert_snli.data.pair_files import count_pairs, format_predictions, iterate_pairs, open_output
     from bert_snli.fast.machine import keep_freed_memory
     from bert_snli.inference import load_classifier, load_tokenizer
     from bert_snli.prediction import Predictor
@@ -66,9 +66,9 @@ def command(model: str) -> tuple[Callable, Callable]:
     def answer(source: Path) -> list[dict[str, float]]:
         target = source.with_name("answers.jsonl")
         count_pairs(source)
-        with answers_file(target) as file:
+        with open_output(target) as file:
             for pairs, answers in predictor.stream(iterate_pairs(source)):
-                file.write(format_answers(pairs, answers))
+                file.write(format_predictions(pairs, answers))
         return target
 
     return answer, predictor

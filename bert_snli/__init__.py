@@ -7,7 +7,28 @@ The first use of any of them registers the models with the Auto classes.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bert_snli.data.pair_encoding import PairEncoder
+    from bert_snli.data.snli import load_snli
+    from bert_snli.evaluation.report import evaluate_model
+    from bert_snli.finetune import finetune_model
+    from bert_snli.hub import push_to_hub
+    from bert_snli.modeling import (
+        D2LBertConfig,
+        D2LBertForMaskedLM,
+        D2LBertForPreTraining,
+        D2LBertForSequenceClassification,
+        D2LBertModel,
+        NLIPipeline,
+    )
+    from bert_snli.onnx_export import export_onnx
+    from bert_snli.prediction import Predictor
+    from bert_snli.pretrain import pretrain_model
+    from bert_snli.tokenization import build_tokenizer
+    from bert_snli.training.arguments import FinetuneArguments
+    from bert_snli.training.pretrain_arguments import PretrainArguments
 
 _MODULES = {
     "D2LBertConfig": "bert_snli.modeling",
@@ -28,7 +49,26 @@ _MODULES = {
     "pretrain_model": "bert_snli.pretrain",
     "push_to_hub": "bert_snli.hub",
 }
-__all__ = [*_MODULES, "__version__"]
+__all__ = [
+    "D2LBertConfig",
+    "D2LBertForMaskedLM",
+    "D2LBertForPreTraining",
+    "D2LBertForSequenceClassification",
+    "D2LBertModel",
+    "FinetuneArguments",
+    "NLIPipeline",
+    "PairEncoder",
+    "Predictor",
+    "PretrainArguments",
+    "build_tokenizer",
+    "evaluate_model",
+    "export_onnx",
+    "finetune_model",
+    "load_snli",
+    "pretrain_model",
+    "push_to_hub",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -79,7 +79,7 @@ def run(prog: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever reads our output has had enough; nor is there anybody to tell it to
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return 0
@@ -131,7 +131,7 @@ def _is_distributed() -> bool:
 
 
 def say(message: str) -> None:
-    """A line beside the results, for whoever watches."""
+    """Print a line to stderr, next to the results."""
     sys.stderr.write(f"bert-snli: {_one_line(message)}\n")
 
 

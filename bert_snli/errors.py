@@ -2,7 +2,7 @@
 
 
 class BertSnliError(Exception):
-    """Something the user can mend; the command line prints it as one line and exits with 2."""
+    """Something the user can correct; the command line prints it as one line and exits with 2."""
 
 
 class Stopped(Exception):

@@ -1,4 +1,4 @@
-"""The names of files, SHA-256, and output folders in which nothing is half-written or overwritten unasked."""
+"""File names, SHA-256 of files, atomic writes, and checks of output folders."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False, option: str = OUTPUT
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; its file, flushed to the disk, replaces `path` when the block ends without an error.
 
-    Whoever is killed on the way leaves the old file as it was.
+    If the process is killed before, the old file stays unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -119,7 +119,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file in one go: nobody, however they are stopped, leaves or finds half of it."""
+    """Write a text file atomically: a reader never finds half of it, even if the process is killed."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -82,10 +82,16 @@ def check_recipe(recipe: FinetuneArguments) -> None:
 
 
 def finetune_model(recipe: FinetuneArguments) -> dict:
-    """Run `recipe`; returns what `train_results.json` in the output folder holds.
+    """Fine-tune a model on SNLI or on other pairs (d2l 15.7).
+
+    Args:
+        recipe: the options, as those of `bert-snli finetune`.
+
+    Returns:
+        The content of `train_results.json` in the output folder: metrics of the best epoch, speed and machine.
 
     Raises:
-        BertSnliError: anything that the user can mend.
+        BertSnliError: an option, the model or the data are wrong, or the training diverges.
     """
     check_recipe(recipe)
     config = classifier_config(recipe)

@@ -12,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from bert_snli.card_templates import GENERATED, is_converted_model, make_converted_card, where_it_is
 from bert_snli.errors import BertSnliError
 from bert_snli.files import (
     CARD,
@@ -30,15 +31,7 @@ from bert_snli.files import (
     atomic_folder,
 )
 from bert_snli.inference import causes_of, hub_failure, load_classifier, load_config, load_tokenizer, load_weights
-from bert_snli.model_card import (
-    GENERATED,
-    is_converted_model,
-    is_pretraining_model,
-    make_card,
-    make_converted_card,
-    measured_on_other_weights,
-    where_it_is,
-)
+from bert_snli.model_card import is_pretraining_model, make_card, measured_on_other_weights
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.provenance import PROVENANCE
 
@@ -62,7 +55,7 @@ UPLOAD_PATTERNS = {
     "modeling_d2l_bert.py": True,
     "nli_pipeline.py": False,  # folders that were saved before there was one
     "pair_truncation.py": False,
-    CARD: False,  # made anew, unless the user has written it
+    CARD: False,  # generated, unless the user has written it
     CERTIFICATE: False,  # of a converted model only: fine-tuning changes what it certifies
     INITIAL_CERTIFICATE: False,
     PROVENANCE: False,
@@ -206,6 +199,9 @@ def push_to_hub(
 ) -> str:
     """Push a model folder to the Hugging Face Hub in one commit, with a model card.
 
+    A converted model is pushed with its certificate. Call `conversion.verify_conversion` first to check that the
+    certificate still describes the folder; the command `bert-snli push` does.
+
     Args:
         folder: a converted, pretrained or fine-tuned model.
         repo_id: `user/name` or `organisation/name`; the repository is created if it is missing.
@@ -285,11 +281,11 @@ def copy_initial_certificate(start: Path, output_dir: Path) -> None:
 
     Under another name, as it does not describe them. That of a start which was itself fine-tuned is not kept.
     """
-    kept = output_dir / INITIAL_CERTIFICATE
+    copy = output_dir / INITIAL_CERTIFICATE
     if is_converted_model(start):
-        shutil.copyfile(start / CERTIFICATE, kept)
+        shutil.copyfile(start / CERTIFICATE, copy)
     else:
-        kept.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
 
 
 def remove_measurements(output_dir: Path) -> None:

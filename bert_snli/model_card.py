@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
 from safetensors import safe_open
 
+from bert_snli.card_templates import GENERATED, read_file, render_card, where_it_is
 from bert_snli.choices import HUB_ID
-from bert_snli.errors import BertSnliError
 from bert_snli.files import (
-    CERTIFICATE,
     CONFUSION_MATRICES,
     CURVE,
     EVALUATION_REPORT,
@@ -38,8 +34,6 @@ from bert_snli.modeling.pair_truncation import longest_pair
 from bert_snli.provenance import read_history
 
 SNLI = re.compile(r"snli_1\.0(?:\.zip|_(?:train|dev|test)\.(?:jsonl|txt))?")  # as Stanford publishes it
-GENERATED = "<!-- made by bert-snli; a README.md without this line is taken for your own -->"
-FRAMEWORKS = {"pytorch": "PyTorch", "mxnet": "MXNet"}
 TAGS = ["d2l_bert", "d2l", "bert-snli"]
 # What the table of training says: the option of the recipe, and how it is called there.
 TRAINING = {
@@ -83,7 +77,6 @@ PRETRAINING_COLUMNS = {
     "eval_mlm_loss": "evaluation MLM loss",
     "eval_nsp_loss": "evaluation NSP loss",
 }
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class Data:
 
 
 def describe_data(name_or_path: str) -> Data:
-    """SNLI where it can be told by its name, else the last part of the path: the rest is nobody's business."""
+    """Describe a data set by its name. Of a path only the last part is shown, because the folders are private."""
     name = Path(name_or_path).name
     if name_or_path == HUB_ID or SNLI.fullmatch(name):
         return Data("SNLI", HUB_ID)
@@ -109,61 +102,10 @@ def is_pretraining_model(config: D2LBertConfig) -> bool:
     return D2LBertForPreTraining.__name__ in (config.architectures or [])
 
 
-def is_converted_model(folder: Path) -> bool:
-    """Return whether a folder is as `bert-snli convert` wrote it: its certificate describes its weights."""
-    return (folder / CERTIFICATE).is_file() and not (folder / TRAIN_RESULTS).is_file()
-
-
-def make_converted_card(folder: Path, where: str, license: str | None = None) -> str:
-    """Return the card of a converted model, made from its certificate.
-
-    Args:
-        folder: the model folder.
-        where: what the example gives to `pipeline`, see `where_it_is`.
-        license: the licence that the metadata name.
-
-    Raises:
-        BertSnliError: the certificate is missing or damaged.
-    """
-
-    def fill(text: str) -> str:
-        certificate = _table(text)
-        source, tensors = certificate["source"], certificate["tensors"]
-        targets = [tensor["target"] for tensor in tensors if tensor["target"]]
-        return _render(
-            "converted_model_card.md",
-            license=license,
-            generated=GENERATED,
-            framework=FRAMEWORKS[source["framework"]],
-            pretrained=source["form"] == "pretraining",
-            source=source,
-            geometry=certificate["geometry"],
-            targets=targets,
-            num_dropped=len(tensors) - len(targets),
-            where=where,
-            certificate=CERTIFICATE,
-            proof=certificate["proof"],
-            difference=lambda value: "not finite" if value is None else f"{value:.1e}",
-        )
-
-    card = _read(folder / CERTIFICATE, fill)
-    if card is None:
-        raise BertSnliError(f"{folder / CERTIFICATE}: not found; convert the checkpoint again")
-    return card
-
-
 def count_parameters(folder: Path) -> int:
     """Return the number of values in the weights of a model folder."""
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a dict)
-
-
-def _render(template: str, **values: Any) -> str:
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
-    )
-    text = resources.files("bert_snli").joinpath("templates", template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(values)
 
 
 def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None = None) -> str:
@@ -177,17 +119,17 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     config = load_config(str(folder))
     pretrained = is_pretraining_model(config)
     columns = PRETRAINING_COLUMNS if pretrained else CLASSIFIER_COLUMNS
-    recipe = _read(folder / RECIPE_FILE, _table) or {}
-    results = _read(folder / TRAIN_RESULTS, _table) or {}
+    recipe = read_file(folder / RECIPE_FILE, _recipe) or {}
+    results = read_file(folder / TRAIN_RESULTS, _table) or {}
     data = describe_data(recipe["dataset_name_or_path"]) if "dataset_name_or_path" in recipe else None
     elsewhere = measured_on_other_weights(folder)
     evaluations = [
         {**entry, "notes": _notes(entry, config)}
         for path in sorted(folder.glob(EVALUATIONS))
-        if path.name not in elsewhere and (entry := _read(path, _evaluation))
+        if path.name not in elsewhere and (entry := read_file(path, _evaluation))
     ]
     name = repo_id.split("/")[-1]
-    return _render(
+    return render_card(
         "model_card.md",
         metadata=_metadata(name, license, data, evaluations, pretrained),
         generated=GENERATED,
@@ -210,18 +152,13 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         steps=read_history(folder),
         training=_training(recipe, results, data),
         columns=columns,
-        epochs=_read(folder / METRICS, lambda text: _epochs(text, ["epoch", *columns])),
+        epochs=read_file(folder / METRICS, lambda text: _epochs(text, ["epoch", *columns])),
         curve=CURVE if (folder / CURVE).is_file() else None,
-        start=_read(folder / INITIAL_CERTIFICATE, _source),
+        start=read_file(folder / INITIAL_CERTIFICATE, _source),
         start_certificate=INITIAL_CERTIFICATE,
         license=license,
         dataset=data,
     )
-
-
-def where_it_is(repo_id: str, revision: str | None) -> str:
-    """A repository as the arguments of `from_pretrained`."""
-    return f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
 
 
 def _metadata(name: str, license: str, data: Data | None, evaluations: list[dict], pretrained: bool) -> str:
@@ -262,31 +199,26 @@ def _training(recipe: dict, results: dict, data: Data | None) -> list[tuple[str,
     ]
 
 
-def _read(path: Path, parse: Callable[[str], T]) -> T | None:
-    """What `parse` makes of a file, None where there is none.
-
-    Raises:
-        BertSnliError: it is damaged.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BertSnliError(f"{path}: cannot be read ({reason}); write it again or move it away") from error
-
-
 def _source(text: str) -> dict:
     """Return what a certificate says of the files that were converted."""
     source = _table(text)["source"]
     return {name: str(source[name]) for name in ("framework", "params", "params_sha256")}
 
 
+def _recipe(text: str) -> dict:
+    try:
+        return _checked_table(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
 def _table(text: str) -> dict:
-    content = yaml.safe_load(text)  # JSON is YAML
+    return _checked_table(json.loads(text))
+
+
+def _checked_table(content: Any) -> dict:
     if not isinstance(content, dict):
-        raise ValueError("holds no names and values")
+        raise ValueError("it has no names and values")
     return content
 
 
@@ -328,10 +260,10 @@ def measured_on_other_weights(folder: Path) -> set[str]:
     weights = sha256_of_file(folder / WEIGHTS)
     names: set[str] = set()
     for path in folder.glob(EVALUATIONS):
-        if (_read(path, _table) or {}).get("weights_sha256") != weights:
+        if (read_file(path, _table) or {}).get("weights_sha256") != weights:
             names |= {path.name, CONFUSION_MATRICES.replace("*", path.stem.removeprefix(EVALUATIONS.partition("*")[0]))}
     report = folder / EVALUATION_REPORT
-    if report.is_file() and (_read(report.with_suffix(".json"), _table) or {}).get("weights_sha256") != weights:
+    if report.is_file() and (read_file(report.with_suffix(".json"), _table) or {}).get("weights_sha256") != weights:
         names |= {path.relative_to(folder).as_posix() for path in report.parent.iterdir()}
     return names
 

@@ -51,15 +51,23 @@ class LogitsAlone(torch.nn.Module):
 
 
 def export_onnx(
-    model_name_or_path: str, output_dir: Path, *, quantize: str | None = None, overwrite_output_dir: bool = False
+    model_name_or_path: str, output_dir: str | Path, *, quantize: str | None = None, overwrite_output_dir: bool = False
 ) -> Exported:
-    """Write `model.onnx`, `config.json` and the tokenizer of a fine-tuned model into `output_dir`.
+    """Export a fine-tuned model as `model.onnx`, with `config.json` and the tokenizer.
 
-    With `quantize="int8"`, see `write_int8`.
+    Args:
+        model_name_or_path: a model folder or a Hub id.
+        output_dir: the folder to write.
+        quantize: `int8` for smaller weights, see `write_int8`.
+        overwrite_output_dir: write into a folder that already holds files.
+
+    Returns:
+        The sizes, and the largest difference of a logit from PyTorch.
 
     Raises:
-        BertSnliError: not a fine-tuned model, something about the folders, or a file that computes something else.
+        BertSnliError: not a fine-tuned model, something about the folders, or an export whose logits differ.
     """
+    output_dir = Path(output_dir)
     check_export_dir(output_dir, Path(model_name_or_path), overwrite=overwrite_output_dir)
     model, tokenizer = load_classifier(model_name_or_path).float(), load_tokenizer(model_name_or_path)
     probes = [random_batch(rows, positions, model.config) for rows, positions in PROBES]

@@ -22,7 +22,7 @@ from bert_snli.inference import LogitsFunction, batches_by_length, logits_by_len
 from bert_snli.modeling import D2LBertForSequenceClassification
 
 Pair = tuple[str, str]
-Answer = dict[str, float]  # probability of each label by name, the most probable first
+Prediction = dict[str, float]  # probability of each label by name, the most probable first
 
 CHUNK = 16_384  # pairs of a stream that one process holds at a time
 
@@ -62,13 +62,13 @@ class Predictor:
         self.batch_size = batch_size
         self.names = ordered_labels(classifier.config)
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[Answer]:
+    def __call__(self, pairs: Sequence[Pair]) -> list[Prediction]:
         """The answer to each of `pairs`, computed in this process."""
-        return self._answers(self._logits(_encode(self.encoder, pairs))) if pairs else []
+        return self._predictions(self._logits(_encode(self.encoder, pairs))) if pairs else []
 
     def stream(
         self, pairs: Iterable[Pair], *, num_proc: int | None = None
-    ) -> Iterator[tuple[list[Pair], list[Answer]]]:
+    ) -> Iterator[tuple[list[Pair], list[Prediction]]]:
         """Chunks of `pairs` in their order, and their answers, shared among the accelerator's processes.
 
         Memory does not depend on how many there are. All processes are given the same pairs; the main one gets the
@@ -86,7 +86,7 @@ class Predictor:
                 raise BertSnliError(problems[0])
             rows = np.arange(index, len(chunk), world)
             logits_RC = self._share(self._logits(encoded), rows, len(chunk))
-            yield chunk, self._answers(logits_RC) if self.accelerator.is_main_process else []
+            yield chunk, self._predictions(logits_RC) if self.accelerator.is_main_process else []
 
     def _logits(self, encoded: pa.Table) -> torch.Tensor:
         padded = PaddedPairs(encoded, self.pad_token_id, device=self.compute.device)
@@ -99,7 +99,7 @@ class Predictor:
         everyone_RC[rows] = mine_RC
         return self.accelerator.reduce(everyone_RC.to(self.accelerator.device), "sum").cpu()
 
-    def _answers(self, logits_RC: torch.Tensor) -> list[Answer]:
+    def _predictions(self, logits_RC: torch.Tensor) -> list[Prediction]:
         return [
             dict(sorted(zip(self.names, row, strict=True), key=lambda item: -item[1]))
             for row in torch.softmax(logits_RC, dim=-1).tolist()
@@ -111,7 +111,7 @@ def predict_pairs(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     **options,
-) -> list[Answer]:
+) -> list[Prediction]:
     """The answer to each (premise, hypothesis), once; `options` are those of `Predictor`."""
     return Predictor(classifier, tokenizer, **options)(pairs)
 

@@ -30,7 +30,7 @@ from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.command_line import PRETRAIN
 from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Pretraining
-from bert_snli.training.pretrain_arguments import FRESH, PretrainArguments
+from bert_snli.training.pretrain_arguments import DEFAULT_SIZES, PretrainArguments
 from bert_snli.training.session import check_start as check_recipe
 from bert_snli.training.session import (
     describe_machine,
@@ -57,10 +57,16 @@ def parse_recipe(argv: Sequence[str]) -> PretrainArguments:
 
 
 def pretrain_model(recipe: PretrainArguments) -> dict:
-    """Run `recipe`; returns what `train_results.json` in the output folder holds.
+    """Pretrain a model on plain text: masked language model and next sentence prediction (d2l 15.8 to 15.10).
+
+    Args:
+        recipe: the options, as those of `bert-snli pretrain`.
+
+    Returns:
+        The content of `train_results.json` in the output folder: losses of the best epoch, speed and machine.
 
     Raises:
-        BertSnliError: anything that the user can mend.
+        BertSnliError: an option, the model or the data are wrong, or the training diverges.
     """
     check_recipe(recipe)
     start = load_start(recipe) if recipe.model_name_or_path else None
@@ -116,8 +122,8 @@ def fresh_rules(recipe: PretrainArguments) -> PreTrainedTokenizerFast:
     """The tokenizer of a fresh model, before it knows any word."""
     return build_tokenizer(
         list(SPECIAL_TOKENS.values()),
-        model_max_length=recipe.max_position_embeddings or FRESH["max_position_embeddings"],
-        do_lower_case=FRESH["do_lower_case"] if recipe.do_lower_case is None else recipe.do_lower_case,
+        model_max_length=recipe.max_position_embeddings or DEFAULT_SIZES["max_position_embeddings"],
+        do_lower_case=DEFAULT_SIZES["do_lower_case"] if recipe.do_lower_case is None else recipe.do_lower_case,
     )
 
 
@@ -192,7 +198,9 @@ def make_model(
         BertSnliError: sizes that make no model.
     """
     if start is None:
-        sizes = {name: getattr(recipe, name) or default for name, default in FRESH.items() if name != "do_lower_case"}
+        sizes = {
+            name: getattr(recipe, name) or default for name, default in DEFAULT_SIZES.items() if name != "do_lower_case"
+        }
         if recipe.dropout is not None:
             sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), recipe.dropout)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ def convert_checkpoint(
     oov_fallback: bool = False,
     allow_nonfinite: bool = False,
     overwrite_output_dir: bool = False,
+    finish: Callable[[Path], None] | None = None,
 ) -> Certificate:
     """Convert a d2l checkpoint to a model folder of `transformers`, and prove that the numbers are the same.
 
@@ -36,6 +38,8 @@ def convert_checkpoint(
         oov_fallback: split unknown tokens at hyphens and slashes and drop unknown accents.
         allow_nonfinite: convert weights that hold NaN or infinity.
         overwrite_output_dir: write into a folder that already holds files.
+        finish: called with the complete folder before it gets its name, for example to add a model card. Without it,
+            no `README.md` is written or changed.
 
     Returns:
         The certificate, which is also in `output_dir`.
@@ -57,4 +61,5 @@ def convert_checkpoint(
             oov_fallback=oov_fallback,
             allow_nonfinite=allow_nonfinite,
             overwrite_output_dir=overwrite_output_dir,
+            finish=finish,
         )

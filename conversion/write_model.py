@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def write_model_folder(
     oov_fallback: bool,
     allow_nonfinite: bool,
     overwrite_output_dir: bool,
+    finish: Callable[[Path], None] | None,
 ) -> Certificate:
     """Write `source` to `output_dir` as a model folder of `transformers`; see `conversion.convert.convert_checkpoint`.
 
@@ -98,6 +99,8 @@ def write_model_folder(
             proof=prove(book, folder, MODEL_CLASSES[source.form]),
         )
         certificate.write(folder)
+        if finish:
+            finish(folder)
     return certificate
 
 

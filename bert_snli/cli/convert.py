@@ -11,7 +11,7 @@ from bert_snli.cli.options import add_overwrite, folder
 from bert_snli.cli.verify import print_proof
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
-from bert_snli.files import CARD, check_output_dir, write_atomically
+from bert_snli.files import check_output_dir
 
 SUMMARY = "the book's checkpoint -> model folder"
 HELP = """\
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """`bert-snli convert`."""
     quiet_libraries()
+    from bert_snli.card_templates import write_converted_card
     from conversion.convert import convert_checkpoint  # torch and transformers are slow to import; --help need not wait
 
     done = convert_checkpoint(
@@ -72,12 +73,10 @@ def run(args: argparse.Namespace) -> None:
         oov_fallback=args.oov_fallback,
         allow_nonfinite=args.allow_nonfinite,
         overwrite_output_dir=args.overwrite_output_dir,
+        finish=write_converted_card,
     )
-    from bert_snli.model_card import make_converted_card
-    from conversion.geometry import HEADS, HEADS_BY  # imports the model classes, which takes seconds
+    from conversion.geometry import HEADS, HEADS_BY
 
-    card = make_converted_card(args.output_dir, '"PATH OR HUB ID"')
-    write_atomically(args.output_dir / CARD, card)
     heads, known = done.geometry["num_attention_heads"], HEADS.get(tuple(done.geometry[size] for size in HEADS_BY))
     if known not in (None, heads):
         sys.stderr.write(f"warning: --num_attention_heads {heads}: the book's model of these sizes has {known}\n")

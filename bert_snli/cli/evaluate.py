@@ -91,14 +91,14 @@ def run(args: argparse.Namespace) -> None:
         columns=columns,
         label_names=label_names,
     )
-    answers = evaluated_model.answer(evaluation_set)
-    results = figures(evaluated_model, answers, args.dataset_name_or_path)
+    predictions = evaluated_model.predict(evaluation_set)
+    results = figures(evaluated_model, predictions, args.dataset_name_or_path)
     print(format_figures(results), "", sep="\n")
     if results["swapped_labels"]:
         sys.stderr.write(f"WARNING: {describe_swapped_labels(results['swapped_labels'])}\n")
     files = save_figures(results, output_dir)
     if args.report:
-        report = full_report(evaluated_model, answers, results, other)
+        report = full_report(evaluated_model, predictions, results, other)
         files += write_report(report, args.report)
         if report["comparison"]:
             print(_compared(report), "", sep="\n")

@@ -7,26 +7,26 @@ from pathlib import Path
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model."""
+    """Add the model, a positional argument."""
     parser.add_argument("model", metavar="MODEL", help="fine-tuned model: a folder or a hub id")
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
-    """Who computes."""
+    """Add `--backend`."""
     parser.add_argument(
         "--backend",
         choices=["torch", "onnx"],
-        help="who computes (default: torch, or onnx where the folder holds model.onnx alone)",
+        help="the library that runs the model (default: torch, or onnx if the folder holds only model.onnx)",
     )
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """Leave to write among other files."""
+    """Add `--overwrite_output_dir`."""
     parser.add_argument("--overwrite_output_dir", action="store_true", help="write into a folder that holds files")
 
 
 def add_encoding(parser: argparse.ArgumentParser) -> None:
-    """How pairs are encoded."""
+    """Add the options of encoding."""
     parser.add_argument(
         "--max_length", type=int, help="longest pair in tokens; longer ones are truncated (default: as in fine-tuning)"
     )

@@ -19,7 +19,7 @@ examples:
   bert-snli predict runs/snli --input_file pairs.csv --output_file answers.jsonl
   accelerate launch --config_file accelerate_config.yaml --num_processes 2 -m bert_snli.cli predict ...
 
-A file may be of any size: it is read and answered piece by piece, and the answers come in its order.
+A file may be of any size: it is read and predicted piece by piece, and the predictions come in its order.
 """
 
 
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--premise", help="what is taken to be true")
     parser.add_argument("--hypothesis", help="what may follow from it")
     parser.add_argument("--input_file", type=Path, help=".jsonl, .csv or .tsv with columns premise and hypothesis")
-    parser.add_argument("--output_file", type=Path, help="answers of --input_file, as jsonl (default: the terminal)")
+    parser.add_argument(
+        "--output_file", type=Path, help="predictions of --input_file, as jsonl (default: the terminal)"
+    )
     parser.add_argument("--num_proc", type=positive, help="more processes that tokenize --input_file (default: none)")
     add_encoding(parser)
     add_backend(parser)
@@ -37,27 +39,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """`bert-snli predict`."""
-    from accelerate import Accelerator
-    from torch.accelerator import is_available
-    from tqdm.auto import tqdm
-
-    from bert_snli.data.pair_files import answers_file, check_writable, count_pairs, format_answers, iterate_pairs
-    from bert_snli.fast.machine import keep_freed_memory
-    from bert_snli.inference import load_tokenizer
-    from bert_snli.onnx import choose_backend, open_classifier
-    from bert_snli.prediction import Predictor
-
-    quiet_libraries()
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         raise BertSnliError("give either --premise and --hypothesis, or --input_file")
     for name in ("output_file", "num_proc"):
         if one_pair and getattr(args, name):
             raise BertSnliError(f"--{name} goes with --input_file; leave it out for a single pair")
+    if args.output_file and args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
+        raise BertSnliError(f"--output_file {args.output_file}: predictions are lines of JSON; name it .jsonl")
+
+    from accelerate import Accelerator
+    from torch.accelerator import is_available
+    from tqdm.auto import tqdm
+
+    from bert_snli.data.pair_files import check_writable, count_pairs, format_predictions, iterate_pairs, open_output
+    from bert_snli.fast.machine import keep_freed_memory
+    from bert_snli.inference import load_tokenizer
+    from bert_snli.onnx import choose_backend, open_classifier
+    from bert_snli.prediction import Predictor
+
+    quiet_libraries()
     num_pairs = 1 if one_pair else count_pairs(args.input_file)
     if args.output_file:
-        if args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
-            raise BertSnliError(f"--output_file {args.output_file}: answers are lines of JSON; name it .jsonl")
         check_writable(args.output_file)
     keep_freed_memory()
     accelerator = Accelerator(cpu=not is_available())
@@ -74,13 +77,13 @@ def run(args: argparse.Namespace) -> None:
             for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
                 print(f"{label:15}{probability:8.4f}")
         return
-    answered = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs), num_proc=args.num_proc)
+    predicted = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs), num_proc=args.num_proc)
     if not accelerator.is_main_process:
-        for _ in answered:  # its share of each chunk
+        for _ in predicted:  # its share of each chunk
             pass
         return
-    hidden = None if args.output_file else True  # among the answers there is no place for a bar
-    with answers_file(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=hidden) as bar:
-        for pairs, answers in answered:
-            file.write(format_answers(pairs, answers))
+    hidden = None if args.output_file else True  # among the predictions there is no place for a bar
+    with open_output(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=hidden) as bar:
+        for pairs, predictions in predicted:
+            file.write(format_predictions(pairs, predictions))
             bar.update(len(pairs))

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
     parser.add_argument("--repo_id", required=True, help="where: user/name or organisation/name")
-    parser.add_argument("--private", action="store_true", help="for your eyes only, if the repository is a new one")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made if it is missing (default: main)")
     parser.add_argument("--commit_message", help="what the commit says")
     parser.add_argument(
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
     """`bert-snli push`."""
     if args.dry_run != (args.output_dir is not None):
         raise BertSnliError("--dry_run and --output_dir go together: give both or neither")
+    from bert_snli.card_templates import is_converted_model
     from bert_snli.hub import COMMIT_MESSAGE, LICENSE, check_login, check_repo_id, push, stage, write_staged
-    from bert_snli.model_card import is_converted_model
     from conversion.certificate import verify_conversion
 
     quiet_libraries()

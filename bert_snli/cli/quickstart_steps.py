@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bert_snli.card_templates import write_converted_card
 from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli
 from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
@@ -63,6 +64,7 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
         start,
         num_attention_heads=SIZES["num_attention_heads"],
         overwrite_output_dir=overwrite_output_dir,
+        finish=write_converted_card,
     )
 
     print(f"[4/5] Fine-tuning it, with the book's head, into {run}", flush=True)
@@ -104,11 +106,11 @@ def _print_predictions(run: Path, data: Path) -> None:
     test = load_snli(str(data), splits=["test"]).splits["test"]
     names = test.features["label"].names
     rows = [test[test["label"].index(number)] for number in range(len(names))]
-    answers = predict_pairs(
+    predictions = predict_pairs(
         load_classifier(str(run)), load_tokenizer(str(run)), [(row["premise"], row["hypothesis"]) for row in rows]
     )
-    for row, answer in zip(rows, answers, strict=True):
-        label, probability = next(iter(answer.items()))
+    for row, prediction in zip(rows, predictions, strict=True):
+        label, probability = next(iter(prediction.items()))
         gold = names[row["label"]]
         print(f"  {row['premise']}\n  {row['hypothesis']}\n    -> {label} ({probability:.1%}); gold: {gold}\n")
 

@@ -37,6 +37,9 @@ def port(text: str) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """`bert-snli serve`."""
+    if args.space and args.port is not None:
+        raise BertSnliError("--port goes with serving; leave it out with --space")
+
     from bert_snli.serving.server import serve
     from bert_snli.serving.space import write_space
 
@@ -44,7 +47,5 @@ def run(args: argparse.Namespace) -> None:
     if args.space is None:
         serve(args.model, host=args.host, port=args.port, say=lambda line: print(line, flush=True))
         return
-    if args.port is not None:
-        raise BertSnliError("--port goes with serving; leave it out with --space")
     write_space(args.model, args.space)
     print(f"Wrote {args.space}; its README.md says how to try it and how to upload it")

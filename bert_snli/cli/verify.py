@@ -28,12 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """`bert-snli verify`."""
+    if args.vocab and not args.against:
+        raise BertSnliError(f"--vocab {args.vocab}: is the vocabulary of a SOURCE; add --against SOURCE")
+
     quiet_libraries()
     from conversion.certificate import read_certificate, verify_conversion
     from conversion.download import NAMES, fetch
 
-    if args.vocab and not args.against:
-        raise BertSnliError(f"--vocab {args.vocab}: is the vocabulary of a SOURCE; add --against SOURCE")
     against_path = args.against
     if str(args.against) in NAMES and not args.against.exists():
         against_path = fetch(str(args.against), read_certificate(args.model).source.framework)

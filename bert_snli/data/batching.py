@@ -1,4 +1,4 @@
-"""Batches: which rows are trained on together, and how they are padded."""
+"""Batching and padding of encoded pairs."""
 
 from __future__ import annotations
 
@@ -19,27 +19,36 @@ IGNORED_LABEL = -100
 
 
 class MicroBatch(NamedTuple):
-    """The rows of a global batch that one process takes in one pass; `counted` is false for a stand-in row."""
+    """The rows of a global batch that one process computes in one forward and backward pass.
+
+    Args:
+        rows: row numbers.
+        has_labels: False for a filler row, whose labels are ignored.
+    """
 
     rows: list[int]
     has_labels: bool
 
 
 class GlobalBatchSampler(Sampler[MicroBatch]):
-    """Cuts an epoch into global batches, and each of them into pieces over processes and accumulation passes.
+    """Splits an epoch into global batches, and each global batch into micro-batches and across processes.
 
-    The global batches depend on (seed, epoch) alone, never on the number of processes; each row comes once an epoch.
-    `group_by_length` puts rows of like length together, so that little is padded, and shuffles the batches;
-    `random` is the book's plain shuffle. Where a last, short batch has fewer rows than there are pieces, a micro_batch
-    repeats a row that does not count, so that all processes take part in every step.
+    The global batches depend on the seed and the epoch only, not on the number of processes. Each row occurs once in an
+    epoch. If a short batch has fewer rows than there are micro-batches and processes, a micro-batch without rows gets a
+    filler row without labels, because all processes must take part in every step.
 
     Args:
-        lengths: of all rows, in tokens.
+        lengths: the lengths of all rows, in tokens.
         batch_size: rows of a global batch.
-        max_tokens: with `group_by_length`, tokens of a global batch with its padding, in place of `batch_size`.
+        seed: the seed of the order of the rows.
+        strategy: `group_by_length` puts rows of similar length into a batch, which saves padding, and shuffles the
+            batches; `random` shuffles the rows, as d2l does.
+        max_tokens: with `group_by_length`, the tokens of a global batch, padding included, instead of `batch_size`.
+        num_micro_batches: micro-batches of each process in a global batch.
+        num_processes, process_index: the processes that train together, and which of them this one is.
 
     Raises:
-        BertSnliError: `max_tokens` with random batches, or fewer than the longest row has.
+        BertSnliError: `max_tokens` with `random`, or less than the longest row.
     """
 
     def __init__(
@@ -66,11 +75,11 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch to iterate over, and the global batch to begin at when a run is resumed."""
+        """Choose the epoch, and the global batch at which a resumed run begins."""
         self.epoch, self.first_batch = epoch, first_batch
 
     def _ends(self, max_tokens: int | None) -> list[int]:
-        """Where each global batch ends among the rows in order, the last left out: the same in every epoch."""
+        """Return where each global batch but the last ends in the order of the rows. It is the same in every epoch."""
         if max_tokens is None:
             return list(range(self.batch_size, len(self.lengths), self.batch_size))
         if self.strategy != "group_by_length":
@@ -93,7 +102,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         return (self.batches_per_epoch - self.first_batch) * self.num_micro_batches
 
     def global_batches(self) -> list[np.ndarray]:
-        """The rows of every global batch of the epoch, in order."""
+        """Return the rows of each global batch of the epoch, in the order of training."""
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(len(self.lengths))
         if self.strategy == "group_by_length":
@@ -105,20 +114,25 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for batch in self.global_batches()[self.first_batch :]:
-            # Rows of like length share a pass, so that accumulation also saves padding; the sum stays the batch's.
+            # Micro-batches of rows of similar length save padding. The sum over the batch stays the same.
             by_length = batch[np.argsort(self.lengths[batch], kind="stable")]
-            for passed in np.array_split(by_length, self.num_micro_batches):
-                rows = passed[self.process_index :: self.num_processes].tolist()
+            for rows_of_all in np.array_split(by_length, self.num_micro_batches):
+                rows = rows_of_all[self.process_index :: self.num_processes].tolist()
                 yield MicroBatch(rows, has_labels=True) if rows else MicroBatch([int(batch[0])], has_labels=False)
 
 
 class PaddedPairs(torch.utils.data.Dataset):
-    """Encoded pairs in flat tensors on `device`; indexed by a `MicroBatch`, gives its rows padded.
+    """Encoded pairs in flat tensors on a device. Indexed by a `MicroBatch`, it returns the padded rows.
 
-    `input_ids`, `token_type_ids`, `attention_mask` are (B, L); `labels`, if there are any, (B,), or (B, C) if they are
-    probabilities. L is the longest of the rows, or `pad_to_length`.
-    It does what `DataCollatorWithPadding` does, some fifty times faster; all of SNLI takes 120 MB, so on a GPU nothing
-    is copied to it but numbers of rows.
+    `input_ids`, `token_type_ids` and `attention_mask` are (B, L); `labels`, if there are any, (B,), or (B, C) if they
+    are probabilities. L is the length of the longest row, or `pad_to_length`. The result equals that of
+    `DataCollatorWithPadding` and is computed about fifty times faster. All of SNLI takes 120 MB, so it stays on a GPU.
+
+    Args:
+        encoded: columns `input_ids`, `token_type_ids`, `length` and optionally `labels`.
+        pad_token_id: the id of padding.
+        pad_to_length: pad all rows to this length.
+        device: where the tensors are.
     """
 
     def __init__(
@@ -132,7 +146,7 @@ class PaddedPairs(torch.utils.data.Dataset):
         table = encoded if isinstance(encoded, pa.Table) else encoded.with_format("arrow")[:]
         self.lengths = table["length"].to_numpy().astype(np.int64)
         self.device = torch.device(device)
-        self.spans = {  # where each row begins, and its length
+        self.spans = {  # start and length of each row in the flat tensors
             name: torch.from_numpy(numbers).to(self.device)
             for name, numbers in {"start": np.cumsum(self.lengths) - self.lengths, "length": self.lengths}.items()
         }
@@ -150,17 +164,17 @@ class PaddedPairs(torch.utils.data.Dataset):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch: here they are all the same."""
+        """Choose the epoch. The pairs are the same in all epochs."""
 
     def numbers(self, micro_batch: MicroBatch) -> torch.Tensor:
-        """Of the rows of `micro_batch`, on the device."""
+        """Return the row numbers of `micro_batch` as a tensor on the device."""
         return torch.tensor(micro_batch.rows, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
         columns = torch.arange(self.pad_to_length or int(self.lengths[micro_batch.rows].max()), device=self.device)
         rows = self.numbers(micro_batch)
         mask_BL = columns < self.spans["length"][rows, None]
-        # Padding points to the first token; its values are replaced at once.
+        # Padding has index 0 here; its values are replaced below.
         index_BL = (self.spans["start"][rows, None] + columns) * mask_BL
         batch = {
             name: torch.where(mask_BL, flat[index_BL], self.padding[name]).long() for name, flat in self.tokens.items()
@@ -168,18 +182,18 @@ class PaddedPairs(torch.utils.data.Dataset):
         batch["attention_mask"] = mask_BL.long()
         if self.labels is not None:
             labels = self.labels[rows]
-            batch["labels"] = labels if micro_batch.has_labels else torch.full_like(labels, uncounted(labels))
+            batch["labels"] = labels if micro_batch.has_labels else torch.full_like(labels, ignored_label(labels))
         return batch
 
 
 def _labels(column: pa.ChunkedArray) -> torch.Tensor:
-    """Numbers of labels (N,), or their probabilities (N, C)."""
+    """Return label numbers (N,), or label probabilities (N, C)."""
     if not pa.types.is_list(column.type):
         return torch.from_numpy(column.to_numpy().astype(np.int64))
     flat = column.combine_chunks().flatten().to_numpy()
     return torch.from_numpy(flat.astype(np.float32)).view(len(column), -1)
 
 
-def uncounted(labels: torch.Tensor) -> int:
-    """What stands for the labels of a row that does not count: −100, or probabilities of nought."""
+def ignored_label(labels: torch.Tensor) -> int:
+    """Return the value that a loss ignores: −100, or 0 for probabilities."""
     return 0 if labels.is_floating_point() else IGNORED_LABEL

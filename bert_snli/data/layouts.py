@@ -34,7 +34,7 @@ LABEL_NAMES = {
     "-1": NO_GOLD_LABEL,
     "": NO_GOLD_LABEL,
 }
-# Where single annotators' answers stand: in a list, in five columns, or counted.
+# Where single annotators' labels stand: in a list, in five columns, or counted.
 ANNOTATORS_LIST = "annotator_labels"
 ANNOTATORS_COLUMNS = ("label1", "label2", "label3", "label4", "label5")
 ANNOTATORS_COUNTS = "label_counter"  # of letters; in three columns once `datasets` has flattened it
@@ -107,7 +107,7 @@ def is_two_way(names: Sequence[str]) -> bool:
 
 
 def annotator_columns(rows: Dataset) -> list[str]:
-    """The columns with single annotators' answers; none if the set has none."""
+    """The columns with single annotators' labels; none if the set has none."""
     counts = [name for name in rows.column_names if name.partition(".")[0] == ANNOTATORS_COUNTS]
     for columns in ([ANNOTATORS_LIST], list(ANNOTATORS_COLUMNS), counts):
         if set(columns) <= set(rows.column_names):
@@ -116,16 +116,16 @@ def annotator_columns(rows: Dataset) -> list[str]:
 
 
 def count_votes(row: Mapping[str, Any], declared: Mapping[str, str]) -> list[int]:
-    """How many annotators chose each of `D2L_LABELS`, from a row's annotator columns; other answers do not count."""
+    """How many annotators chose each of `D2L_LABELS`, from a row's annotator columns; other labels do not count."""
     counted: Counter[str] = Counter()
     for column, found in row.items():
         if isinstance(found, str):
             counted[_name(found, declared)] += 1
         elif isinstance(found, list):
-            counted.update(_name(str(answer), declared) for answer in found)
+            counted.update(_name(str(label), declared) for label in found)
         elif isinstance(found, dict):
-            for answer, count in found.items():
-                counted[_name(answer, declared)] += count or 0
+            for label, count in found.items():
+                counted[_name(label, declared)] += count or 0
         elif found is not None:
             counted[_name(column.rpartition(".")[2], declared)] += found
     return [counted[label] for label in D2L_LABELS]

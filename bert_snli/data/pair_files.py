@@ -1,4 +1,4 @@
-"""Files of premise and hypothesis that a user wants labelled, and of the answers."""
+"""Files of premise and hypothesis that a user wants labelled, and of the predictions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def iterate_pairs(path: Path, *, called: str | None = None) -> Iterator[tuple[st
 
 
 def count_pairs(path: Path, *, called: str | None = None) -> int:
-    """How many rows `iterate_pairs` gives: what is wrong with a file is found before the first is answered.
+    """How many rows `iterate_pairs` gives: what is wrong with a file is found before the first is predicted.
 
     Raises:
         BertSnliError: as `iterate_pairs`, or there are none.
@@ -75,7 +75,7 @@ def _pair(row: Any, where: str) -> tuple[str, str]:
 
 
 def check_writable(path: Path) -> None:
-    """See before the work is done that its answers can be written.
+    """See before the work is done that its predictions can be written.
 
     Raises:
         BertSnliError: they cannot.
@@ -84,18 +84,18 @@ def check_writable(path: Path) -> None:
         raise BertSnliError(f"--output_file {path}: cannot be written; name a file in a folder that exists")
 
 
-def format_answers(pairs: Sequence[tuple[str, str]], answers: Sequence[dict[str, float]]) -> str:
+def format_predictions(pairs: Sequence[tuple[str, str]], predictions: Sequence[dict[str, float]]) -> str:
     """A JSON line for each pair: premise, hypothesis, label and the score of each label."""
     lines = [
         json.dumps({"premise": premise, "hypothesis": hypothesis, "label": next(iter(scores)), "scores": scores})
-        for (premise, hypothesis), scores in zip(pairs, answers, strict=True)
+        for (premise, hypothesis), scores in zip(pairs, predictions, strict=True)
     ]
     return "\n".join(lines) + "\n"
 
 
 @contextmanager
-def answers_file(path: Path | None) -> Iterator[TextIO]:
-    """Where lines of `format_answers` go: stdout, or a file that comes to be at `path` when the block ends well.
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """Where lines of `format_predictions` go: stdout, or a file that comes to be at `path` when the block ends well.
 
     Raises:
         BertSnliError: it cannot be written, or not to its end.

@@ -57,6 +57,9 @@ def load_snli(
         text_source: `raw` or `parse`.
         labels: the three labels in the order in which they are numbered.
 
+    Returns:
+        The splits, and how many rows of each had no gold label and were dropped.
+
     Raises:
         BertSnliError: nothing there, a split or column that is missing, a label outside the set, no labelled row.
     """
@@ -95,9 +98,9 @@ def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[st
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Pairs to measure a model on: `premise`, `hypothesis`, `label` and, where annotators' answers are there, `votes`.
+    """Pairs to measure a model on: `premise`, `hypothesis`, `label` and, where annotators' labels are there, `votes`.
 
-    `votes` counts the answers in the order of `D2L_LABELS`. `label` is a `ClassLabel` of the three labels, or of
+    `votes` counts the labels in the order of `D2L_LABELS`. `label` is a `ClassLabel` of the three labels, or of
     `TWO_WAY_LABELS`. `name` is the split's or the file's.
     """
 

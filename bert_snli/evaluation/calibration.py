@@ -10,40 +10,42 @@ from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from bert_snli.evaluation.answers import Answers
+from bert_snli.evaluation.predictions import Predictions
 
 NUM_BINS = 15
 TEMPERATURES = (0.05, 20.0)
 
 
-def calibration(answers: Answers) -> dict:
+def calibration(predictions: Predictions) -> dict:
     """Error, reliability bins, and what is left of error and loss at the temperature with the least loss.
 
     The temperature is found on the same pairs, so that its error is the best that one number can do there.
     """
-    temperature = best_temperature(answers)
-    scaled = np.take_along_axis(answers.probabilities(temperature), answers.predictions_R[:, None], axis=1)[:, 0]
-    bins = reliability_bins(answers.right_R, answers.confidence_R)
+    temperature = best_temperature(predictions)
+    scaled = np.take_along_axis(predictions.probabilities(temperature), predictions.predictions_R[:, None], axis=1)[
+        :, 0
+    ]
+    bins = reliability_bins(predictions.right_R, predictions.confidence_R)
     return {
         "expected_calibration_error": expected_calibration_error(bins),
-        "mean_confidence": float(answers.confidence_R.mean()),
+        "mean_confidence": float(predictions.confidence_R.mean()),
         "bins": bins,
         "temperature": temperature,
-        "error_at_temperature": expected_calibration_error(reliability_bins(answers.right_R, scaled)),
-        "loss_at_temperature": loss_of(answers, temperature),
+        "error_at_temperature": expected_calibration_error(reliability_bins(predictions.right_R, scaled)),
+        "loss_at_temperature": loss_of(predictions, temperature),
     }
 
 
-def loss_of(answers: Answers, temperature: float = 1.0) -> float:
+def loss_of(predictions: Predictions, temperature: float = 1.0) -> float:
     """Mean cross-entropy, in nats."""
-    labels = range(len(answers.labels))
-    return float(log_loss(answers.references_R, answers.probabilities(temperature), labels=labels))
+    labels = range(len(predictions.labels))
+    return float(log_loss(predictions.references_R, predictions.probabilities(temperature), labels=labels))
 
 
-def best_temperature(answers: Answers) -> float:
+def best_temperature(predictions: Predictions) -> float:
     """The temperature with the smallest loss."""
     found = minimize_scalar(
-        lambda log_temperature: loss_of(answers, np.exp(log_temperature)),
+        lambda log_temperature: loss_of(predictions, np.exp(log_temperature)),
         bounds=tuple(np.log(TEMPERATURES)),
         method="bounded",
     )

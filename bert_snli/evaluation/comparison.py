@@ -8,15 +8,15 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score
 
-from bert_snli.evaluation.answers import Answers
 from bert_snli.evaluation.metrics import interval
+from bert_snli.evaluation.predictions import Predictions
 from bert_snli.modeling.labels import D2L_LABELS
 
 FAR_BETTER = 0.1
 ENOUGH = 20  # pairs of each label: a set that lacks one says nothing of how the labels are called
 
 
-def mcnemar(this: Answers, other: Answers) -> dict:
+def mcnemar(this: Predictions, other: Predictions) -> dict:
     """McNemar's exact test (1947): are the pairs that only one of them gets right shared evenly?"""
     only_this = int((this.right_R & ~other.right_R).sum())
     only_other = int((~this.right_R & other.right_R).sum())
@@ -32,14 +32,14 @@ def mcnemar(this: Answers, other: Answers) -> dict:
     }
 
 
-def swapped_labels(answers: Answers) -> dict | None:
+def swapped_labels(predictions: Predictions) -> dict | None:
     """What the model's labels should be called if another order of them is far better, beyond chance; else None.
 
     Better for each label in the mean, so that a model that is too fond of one answer is not accused; sets of two labels
     cannot tell.
     """
-    gold_R, predicted_R = answers.references_R, answers.logits.argmax(axis=1)
-    if len(answers.labels) != len(D2L_LABELS) or np.bincount(gold_R, minlength=3).min() < ENOUGH:
+    gold_R, predicted_R = predictions.references_R, predictions.logits.argmax(axis=1)
+    if len(predictions.labels) != len(D2L_LABELS) or np.bincount(gold_R, minlength=3).min() < ENOUGH:
         return None
     recalls = {
         order: balanced_accuracy_score(gold_R, np.asarray(order)[predicted_R])
@@ -47,13 +47,13 @@ def swapped_labels(answers: Answers) -> dict | None:
     }
     best = max(recalls, key=lambda order: recalls[order])
     right, count = int((np.asarray(best)[predicted_R] == gold_R).sum()), len(gold_R)
-    beyond_chance = interval(right, count)[0] > interval(int(answers.right_R.sum()), count)[1]
+    beyond_chance = interval(right, count)[0] > interval(int(predictions.right_R.sum()), count)[1]
     if recalls[best] - recalls[tuple(range(len(D2L_LABELS)))] < FAR_BETTER or not beyond_chance:
         return None
     return {
         "read_as": {name: D2L_LABELS[new] for name, new in zip(D2L_LABELS, best, strict=True)},
         "accuracy": right / count,
-        "instead_of": answers.accuracy,
+        "instead_of": predictions.accuracy,
     }
 
 

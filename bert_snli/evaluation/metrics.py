@@ -83,7 +83,7 @@ def probabilities_of(logits_RC: np.ndarray, temperature: float = 1.0) -> np.ndar
         BertSnliError: a logit is not finite.
     """
     if not np.isfinite(logits_RC).all():
-        raise BertSnliError("the model's answers are not finite numbers; it has diverged: train with a lower rate")
+        raise BertSnliError("the model's predictions are not finite numbers; it has diverged: train with a lower rate")
     return scipy.special.softmax(logits_RC.astype(np.float64) / temperature, axis=1)
 
 

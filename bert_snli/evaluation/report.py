@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, PairEncoder, encoder_of
 from bert_snli.data.snli import EvaluationSet, load_evaluation_set
-from bert_snli.evaluation.answers import Answers, ask
 from bert_snli.evaluation.calibration import calibration, loss_of
 from bert_snli.evaluation.comparison import mcnemar, swapped_labels
 from bert_snli.evaluation.metrics import interval, label_metrics
 from bert_snli.evaluation.plots import plot_confusion_matrix
+from bert_snli.evaluation.predictions import Predictions, predict_set
 from bert_snli.evaluation.slices import annotators, hardest, slices
 from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, sha256_of_file
 from bert_snli.inference import LogitsFunction, label_names, load_tokenizer
@@ -36,9 +36,9 @@ class EvaluatedModel:
     encoder: PairEncoder
     batch_size: int
 
-    def answer(self, evaluation_set: EvaluationSet) -> Answers:
-        """Its answers to the pairs of a set."""
-        return ask(
+    def predict(self, evaluation_set: EvaluationSet) -> Predictions:
+        """Its predictions to the pairs of a set."""
+        return predict_set(
             self.classifier, self.tokenizer, evaluation_set, self.encoder, self.labels, batch_size=self.batch_size
         )
 
@@ -78,21 +78,34 @@ def evaluate_model(
     text_source: str = "raw",
     **reading,
 ) -> dict:
-    """Figures of a fine-tuned model on a set; options as `load_evaluation_set` and `load_evaluated_model` have them.
+    """Evaluate a fine-tuned model on a data set.
+
+    Args:
+        model_name_or_path: a model folder or a Hub id.
+        dataset_name_or_path: see `bert_snli.data.snli.load_evaluation_set`.
+        split: `train`, `validation` or `test`, or another name that the set has; by default the test split.
+        columns: which columns are `premise`, `hypothesis` and `label`, if their names are not known ones.
+        label_names: the label that each value of the label column stands for, if the values are not known ones.
+        text_source: `raw` or `parse`.
+        reading: `max_length`, `truncation`, `batch_size` and `backend`, see `load_evaluated_model`.
+
+    Returns:
+        The content of `eval_results_SPLIT.json`: accuracy with its 95 % interval, macro F1, loss, precision and recall
+        of each label, confusion matrix, calibration.
 
     Raises:
-        BertSnliError: model or data are not there or do not fit.
+        BertSnliError: the model or the data are missing or do not fit.
     """
     evaluated_model = load_evaluated_model(model_name_or_path, text_source=text_source, **reading)
     evaluation_set = load_evaluation_set(
         dataset_name_or_path, split=split, text_source=text_source, columns=columns, label_names=label_names
     )
-    return figures(evaluated_model, evaluated_model.answer(evaluation_set), dataset_name_or_path)
+    return figures(evaluated_model, evaluated_model.predict(evaluation_set), dataset_name_or_path)
 
 
-def figures(evaluated_model: EvaluatedModel, answers: Answers, dataset_name_or_path: str) -> dict:
+def figures(evaluated_model: EvaluatedModel, predictions: Predictions, dataset_name_or_path: str) -> dict:
     """What was measured, how, and the figures."""
-    encoder, evaluation_set = evaluated_model.encoder, answers.evaluation_set
+    encoder, evaluation_set = evaluated_model.encoder, predictions.evaluation_set
     return {
         "model": evaluated_model.name,
         "weights_sha256": evaluated_model.weights_sha256,
@@ -102,32 +115,36 @@ def figures(evaluated_model: EvaluatedModel, answers: Answers, dataset_name_or_p
         "text_source": encoder.text_source,
         "max_length": encoder.budget + NUM_SPECIAL_TOKENS,
         "truncation": encoder.truncation,
-        "pairs": len(answers.encoded),
+        "pairs": len(predictions.encoded),
         "without_gold_label": evaluation_set.num_dropped,
-        "loss": loss_of(answers),
-        **label_metrics(answers.names(answers.predictions_R), answers.names(answers.references_R), answers.labels),
-        "calibration": calibration(answers),
-        "swapped_labels": swapped_labels(answers),
+        "loss": loss_of(predictions),
+        **label_metrics(
+            predictions.names(predictions.predictions_R),
+            predictions.names(predictions.references_R),
+            predictions.labels,
+        ),
+        "calibration": calibration(predictions),
+        "swapped_labels": swapped_labels(predictions),
     }
 
 
 def full_report(
-    evaluated_model: EvaluatedModel, answers: Answers, results: dict, other: EvaluatedModel | None = None
+    evaluated_model: EvaluatedModel, predictions: Predictions, results: dict, other: EvaluatedModel | None = None
 ) -> dict:
     """`results` (see `figures`), and where the model is right: kinds of pairs, blanked premises, annotators, hardest.
 
     With `other`, both models are compared on the same pairs.
     """
-    evaluation_set = answers.evaluation_set
+    evaluation_set = predictions.evaluation_set
     return {
         **results,
-        "majority_share": max(answers.references_R.tolist().count(n) for n in range(len(answers.labels)))
-        / len(answers.references_R),
+        "majority_share": max(predictions.references_R.tolist().count(n) for n in range(len(predictions.labels)))
+        / len(predictions.references_R),
         "hypothesis_only": hypothesis_only(evaluated_model, evaluation_set),
-        "slices": slices(answers, evaluated_model.tokenizer.unk_token_id),
-        "annotators": annotators(answers),
-        "comparison": {"other": other.name, **mcnemar(answers, other.answer(evaluation_set))} if other else None,
-        "hardest": hardest(answers),
+        "slices": slices(predictions, evaluated_model.tokenizer.unk_token_id),
+        "annotators": annotators(predictions),
+        "comparison": {"other": other.name, **mcnemar(predictions, other.predict(evaluation_set))} if other else None,
+        "hardest": hardest(predictions),
     }
 
 
@@ -135,9 +152,9 @@ def hypothesis_only(evaluated_model: EvaluatedModel, evaluation_set: EvaluationS
     """Accuracy with every premise blanked: what hypotheses alone give away (Gururangan et al., 2018)."""
     pairs = evaluation_set.pairs
     blank = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
-    answers = evaluated_model.answer(replace(evaluation_set, pairs=blank))
-    right = int(answers.right_R.sum())
-    return {"accuracy": answers.accuracy, "accuracy_interval": interval(right, len(pairs))}
+    predictions = evaluated_model.predict(replace(evaluation_set, pairs=blank))
+    right = int(predictions.right_R.sum())
+    return {"accuracy": predictions.accuracy, "accuracy_interval": interval(right, len(pairs))}
 
 
 def save_figures(results: dict, folder: Path) -> list[Path]:

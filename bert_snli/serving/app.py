@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from bert_snli.data.pair_files import COLUMNS, DELIMITERS, count_pairs, format_answers, iterate_pairs
+from bert_snli.data.pair_files import COLUMNS, DELIMITERS, count_pairs, format_predictions, iterate_pairs
 from bert_snli.errors import BertSnliError
 from bert_snli.serving.answering import MAX_CHARACTERS, Answerer, check_pair
 from bert_snli.serving.page import SHADINGS, render, render_table
@@ -155,7 +155,7 @@ def label_file(answerer: Answerer, path: Path) -> tuple[str, Path, str]:
     shown = f"; the first {ROWS_SHOWN} below" if len(pairs) > ROWS_SHOWN else ""
     # Beside the upload, in the folder of Gradio's that is emptied now and then.
     answered = path.with_name(f"{path.stem}-answers.jsonl")
-    answered.write_text(format_answers(pairs, answers), encoding="utf-8")
+    answered.write_text(format_predictions(pairs, answers), encoding="utf-8")
     return (
         f"**{len(pairs):,} pairs**: {counts}{shown}",
         answered,

@@ -1,4 +1,4 @@
-"""What a training run is told: dataclasses whose fields are the options of a command and the keys of a recipe.
+"""The options of training, as dataclasses: each field is an option of the command and a key of a recipe.
 
 Names are those of `transformers.TrainingArguments` wherever the thing is the same. Batch sizes are global.
 """
@@ -92,7 +92,7 @@ class BaseTrainingArguments:
         None, "Tokens per update, padding included, in place of train_batch_size: long pairs come in smaller batches."
     )
     per_device_eval_batch_size: int = option(256, "Pairs per evaluation batch of one process.")
-    num_micro_batches: int = option(1, "Passes that each update of train_batch_size pairs is cut into.")
+    num_micro_batches: int = option(1, "Micro-batches that the train_batch_size pairs of an update are split into.")
     train_sampling_strategy: str = option(
         "group_by_length", "Batches of like length, or 'random' as in the book.", SAMPLING_STRATEGIES
     )
@@ -154,7 +154,7 @@ class BaseTrainingArguments:
             self._require(name, lambda value: value >= 1, "give 1 or more")
         passes = self.num_micro_batches
         if passes > self.train_batch_size and self.train_batch_tokens is None:
-            raise BertSnliError(f"--num_micro_batches {passes}: more passes than train_batch_size has pairs")
+            raise BertSnliError(f"--num_micro_batches {passes}: more micro-batches than train_batch_size has pairs")
         self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "save_steps"):
             self._require(name, lambda value: value >= 0, "give 0 or more")

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers, caught at their step: which batch, and which of its rows."""
+"""Detection of non-finite losses and gradients: the step, the batch and its rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NON_FINITE = "non_finite.json"
 
 
 class Watched(NamedTuple):
-    """A loss or a norm that should be a number, and the batch that it is of."""
+    """A loss or gradient norm that should be finite, and the batch that it belongs to."""
 
     what: str
     value: torch.Tensor
@@ -30,13 +30,14 @@ class Watched(NamedTuple):
 
 
 class NonFiniteDetector:
-    """Looks at each loss and gradient: at once, or, so as not to wait for a GPU, when told to.
+    """Checks that losses and gradient norms are finite.
 
     Args:
         loss_of: computes the loss of one row.
-        output_dir: for `non_finite.json`.
-        at_once: before the weights are stepped along a gradient; later, no row's own loss is a number any more.
-        detect_anomalies: name the first operation whose gradient is no number.
+        output_dir: where `non_finite.json` is written.
+        at_once: check each value when it is added, before the optimizer step, so that the loss of each row can still be
+            computed. Otherwise `check` checks all values, so that the host does not wait for a GPU at each step.
+        detect_anomalies: name the first operation whose gradient is not finite.
     """
 
     def __init__(
@@ -52,24 +53,24 @@ class NonFiniteDetector:
         self.watched: list[Watched] = []
 
     def add(self, what: str, value: torch.Tensor, rows: np.ndarray, progress: Progress) -> None:
-        """Watch a loss or a norm of the update that comes after `progress`, on the global batch `rows`."""
+        """Add a loss or gradient norm of the update after `progress`, on the global batch `rows`."""
         update = (progress.epoch + 1, progress.batch + 1, progress.step + 1)
         self.watched.append(Watched(what, value.detach(), rows, *update))
         if self.at_once:
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """See whether all that is watched are numbers.
+    def check(self) -> None:
+        """Check the values that were added since the last call.
 
         Raises:
-            BertSnliError: one is not; its batch is named, and `non_finite.json` lists its rows.
+            BertSnliError: a value is not finite. The message names its batch; `non_finite.json` lists the rows.
         """
         watched, self.watched = self.watched, []
         if watched and not torch.stack([entry.value for entry in watched]).isfinite().all():
-            raise BertSnliError(self._tell_of(next(entry for entry in watched if not entry.value.isfinite())))
+            raise BertSnliError(self._describe(next(entry for entry in watched if not entry.value.isfinite())))
 
-    def _tell_of(self, bad: Watched) -> str:
-        """What went wrong, in words; the rows whose own loss is no number are sought one by one."""
+    def _describe(self, bad: Watched) -> str:
+        """Write `non_finite.json` and return the message. The loss of each row is computed alone."""
         non_finite_rows = [row for row in bad.rows.tolist() if self.at_once and not self.loss_of(row).isfinite()]
         path = self.output_dir / NON_FINITE
         found = {"what": bad.what, "step": bad.step, "epoch": bad.epoch, "batch": bad.batch}

@@ -175,7 +175,7 @@ class TrainingLoop:
 
     def _end_interval(self) -> dict[str, float]:
         """Write a line of metrics on the updates since the last; returns the figures of their batches."""
-        self.watch.look()
+        self.watch.check()
         progress = self.progress
         sums: list[float] = self.accelerator.reduce(self.interval, "sum").tolist()  # waits for the device
         self._add_seconds()
@@ -199,7 +199,7 @@ class TrainingLoop:
         """The checkpoint of this step; one that was written before the evaluation will do, which is then done anew."""
         if self.saved is not None and self.saved.name == f"checkpoint-{self.progress.step}":
             return self.saved
-        self.watch.look()
+        self.watch.check()
         interval = self.accelerator.gather(self.interval[None]).tolist()  # waits for the device
         self._add_seconds()
         standing = replace(self.progress, scheduler=self.scheduler.state_dict(), interval=interval)

@@ -1,4 +1,4 @@
-"""What a pretraining run is told."""
+"""The options of pretraining."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.training.arguments import BaseTrainingArguments, option
 
 # What a checkpoint has already, and what it is where there is none: the sizes of bert.small (d2l 15.7.1).
-FRESH: dict[str, Any] = {
+DEFAULT_SIZES: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 512,
     "num_attention_heads": 4,
@@ -62,10 +62,10 @@ class PretrainArguments(BaseTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in FRESH:
+        for name in DEFAULT_SIZES:
             if self.model_name_or_path and getattr(self, name) is not None:
                 raise BertSnliError(f"--{name}: {self.model_name_or_path} has its own; leave one of the two out")
-        for name in (*FRESH, "min_freq"):
+        for name in (*DEFAULT_SIZES, "min_freq"):
             if name != "do_lower_case":
                 self._require(name, lambda value: value > 0, "give a number above 0")
         self._require("max_length", lambda value: value >= SHORTEST, f"give {SHORTEST} or more")

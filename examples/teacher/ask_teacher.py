@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from bert_snli.console import run
-from bert_snli.data.pair_files import answers_file, check_writable, format_answers, iterate_pairs
+from bert_snli.data.pair_files import check_writable, format_predictions, iterate_pairs, open_output
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = load_snli(options.dataset_name_or_path, splits=["train"]).splits["train"]
     pairs = [*zip(train["premise"], train["hypothesis"], strict=True), *iterate_pairs(options.pairs_file)]
     gold_R3 = np.eye(len(D2L_LABELS))[train["label"][:]]
-    with answers_file(options.output_file) as file, tqdm(total=len(pairs), unit="pair") as bar:
+    with open_output(options.output_file) as file, tqdm(total=len(pairs), unit="pair") as bar:
         for begin in range(0, len(pairs), ROWS_AT_ONCE):
             asked = pairs[begin : begin + ROWS_AT_ONCE]
             probabilities_R3 = ask(model, tokenizer, asked)
             known_R3 = gold_R3[begin : begin + len(asked)]  # none for the others
             mixed = options.gold * known_R3 + (1 - options.gold) * probabilities_R3[: len(known_R3)]
             probabilities_R3[: len(known_R3)] = mixed
-            file.write(format_answers(asked, [_named(row) for row in probabilities_R3.tolist()]))
+            file.write(format_predictions(asked, [_named(row) for row in probabilities_R3.tolist()]))
             bar.update(len(asked))
     step = (
         f"The teacher gave its probabilities for {len(pairs):,} pairs; those of the {len(gold_R3):,} with a label "

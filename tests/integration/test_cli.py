@@ -291,6 +291,20 @@ def test_output_folder_below_a_file_is_refused(
     assert "file is a file; name a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
 
 
+def test_conversion_needs_no_package_of_an_extra(d2l_checkpoint: Path, tmp_path: Path, run_python):
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['accelerate', 'datasets', 'pyarrow', 'sklearn'])\n"
+        "from bert_snli.cli import main\n"
+        "source, folder, back = sys.argv[1:]\n"
+        "assert main(['convert', source, '--output_dir', folder, '--num_attention_heads', '2']) == 0\n"
+        "assert main(['verify', folder]) == 0\n"
+        "assert main(['export', folder, '--format', 'd2l-torch', '--output_dir', back]) == 0\n"
+    )
+    done = run_python("-c", code, d2l_checkpoint, tmp_path / "model", tmp_path / "back")
+    assert done.returncode == 0, done.stderr
+    assert "## Conversion" in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_extra_is_named_when_one_of_its_packages_is_missing(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

@@ -319,7 +319,13 @@ def test_random_bytes_are_rejected(content: bytes, start: bytes, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "moment", ["conversion.write_model.prove", "conversion.write_model.Certificate.write", "os.rename"]
+    "moment",
+    [
+        "conversion.write_model.prove",
+        "conversion.write_model.Certificate.write",
+        "bert_snli.card_templates.make_converted_card",
+        "os.rename",
+    ],
 )
 def test_output_folder_does_not_exist_before_conversion_is_complete(
     moment: str, d2l_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

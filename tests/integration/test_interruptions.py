@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,20 +64,36 @@ def test_resume_is_bit_exact_after_sigkill_at_random_moments(num_processes: int,
     assert any(kill.newest_checkpoint for kill in kills)
 
 
-def start_command(num_processes: int, arguments: list[str], module: str | None = None) -> subprocess.Popen:
-    """Start `bert-snli finetune`. `module` of `tests.support` replaces `bert_snli.finetune` in the processes."""
-    command = ["-m", "bert_snli.cli", "finetune"]
-    if module:
-        program = f"from tests.support import {module}; sys.exit(launch.main({module}, sys.argv[1:]))"
-        command = ["-c", f"import sys; from bert_snli import launch; {program}"]
-    return subprocess.Popen(
-        [sys.executable, *command, "--num_processes", str(num_processes), *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+@pytest.fixture
+def start_command() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start `bert-snli finetune`. `module` of `tests.support` replaces `bert_snli.finetune` in the processes.
+
+    Processes that are still running at the end of the test are killed.
+    """
+    started = []
+
+    def start(num_processes: int, arguments: list[str], module: str | None = None) -> subprocess.Popen:
+        command = ["-m", "bert_snli.cli", "finetune"]
+        if module:
+            program = f"from tests.support import {module}; sys.exit(launch.main({module}, sys.argv[1:]))"
+            command = ["-c", f"import sys; from bert_snli import launch; {program}"]
+        process = subprocess.Popen(
+            [sys.executable, *command, "--num_processes", str(num_processes), *arguments],
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
+            process.communicate()
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
@@ -99,7 +116,7 @@ def has_metrics(output_dir: Path) -> bool:
     ],
 )
 def test_signal_stops_a_run_with_a_checkpoint_and_resume_is_bit_exact(
-    num_processes: int, signum: int, code: int, base_model: Path, corpus: Path, tmp_path: Path
+    num_processes: int, signum: int, code: int, start_command, base_model: Path, corpus: Path, tmp_path: Path
 ):
     changes = {"dropout": 0.1, "max_train_samples": 250, "train_batch_size": 8, "max_steps": 200}
     run = tmp_path / "run"
@@ -355,7 +372,7 @@ def test_evaluation_metrics_are_equal_to_the_last_digit_on_one_two_and_four_proc
 
 @pytest.mark.slow
 def test_failing_process_ends_the_others_and_its_traceback_is_printed_once(
-    base_model: Path, corpus: Path, tmp_path: Path
+    start_command, base_model: Path, corpus: Path, tmp_path: Path
 ):
     arguments = command_line(base_model, corpus, tmp_path / "run")
     _, printed = start_command(2, arguments, "failing_process").communicate(timeout=100)
@@ -366,7 +383,7 @@ def test_failing_process_ends_the_others_and_its_traceback_is_printed_once(
 
 @pytest.mark.slow
 def test_second_sigint_ends_all_processes_during_an_evaluation(
-    base_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_command, base_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """After the first SIGINT the processes wait for the end of the evaluation, and nothing kills them meanwhile."""
     evaluating = tmp_path / "evaluating"

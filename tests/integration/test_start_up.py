@@ -62,6 +62,24 @@ def test_wrong_value_of_a_training_option_imports_no_large_library(arguments: li
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict m --premise a", "give either --premise and --hypothesis, or --input_file"),
+        ("predict m --premise a --hypothesis b --num_proc 2", "--num_proc goes with --input_file"),
+        ("predict m --input_file pairs.csv --output_file p.csv", "--output_file p.csv: predictions are lines of JSON"),
+        ("evaluate m --compare other", "--compare other: add --report DIR"),
+        ("serve m --space s --port 80", "--port goes with serving; leave it out with --space"),
+        ("verify m --vocab v", "--vocab v: is the vocabulary of a SOURCE; add --against SOURCE"),
+        ("push m --repo_id user/name --dry_run", "--dry_run and --output_dir go together"),
+        ("export m --format d2l-torch --output_dir o --quantize int8", "--quantize int8: only for --format onnx"),
+    ],
+)
+def test_options_that_do_not_go_together_import_no_large_library(command: str, message: str, run_python):
+    done = run_light_command(run_python, *command.split())
+    assert done.returncode == 2 and message in done.stderr
+
+
 def test_package_imports_no_large_library(run_python):
     done = run_python(
         "-c", f"import sys, bert_snli; print([name for name in {LARGE_LIBRARIES} if name in sys.modules])"

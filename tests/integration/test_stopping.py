@@ -34,5 +34,9 @@ def test_processes_agree_to_stop_one_update_after_the_signal_or_at_once(tmp_path
         subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    printed = [process.communicate(timeout=120)[0] for process in processes]
+    try:
+        printed = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert printed == ["0 0 15 2\n", "0 0 15 2\n"]

@@ -89,7 +89,7 @@ def hub_client(endpoint: str | None, home: Path, token: str | None = KNOWN_TOKEN
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", endpoint or "https://huggingface.co")
-        url_template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        url_template = f"{constants.ENDPOINT}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url_template)
         patch.setattr(constants, "HF_HUB_OFFLINE", endpoint is None)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -97,7 +97,8 @@ def hub_client(endpoint: str | None, home: Path, token: str | None = KNOWN_TOKEN
         patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
         patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
         if token is None:
-            patch.delenv("HF_TOKEN", raising=False)
+            for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+                patch.delenv(name, raising=False)
         else:
             patch.setenv("HF_TOKEN", token)
         yield

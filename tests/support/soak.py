@@ -2,8 +2,8 @@
 
     python -m tests.support.soak [--kills 20] [--processes 1 2] [--seed 0]
 
-Every other kill waits until a checkpoint is being written. All processes of a run get SIGKILL. Takes about ten minutes
-on two cores. `tests/integration/test_interruptions.py` does the same for about one minute.
+Every other kill waits until a checkpoint is being written. All processes of a run get SIGKILL. It takes about three
+minutes on two cores. `tests/integration/test_interruptions.py` does the same for about one minute.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class TrainingRun:
         prepare: Callable[[], None] | None = None,
     ):
         self.logs = [Path(f"{logs}-{rank}.log") for rank in range(num_processes)]
-        environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         if num_processes > 1:
             environment |= {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1"}
             environment |= {"MASTER_PORT": str(unused_port())}
@@ -91,6 +91,7 @@ def _train(
     log: Path,
     prepare: Callable[[], None] | None,
 ) -> None:
+    os.environ.clear()  # the server process has the environment of the test that started it
     os.environ.update(environment)
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())

@@ -22,5 +22,5 @@ def test_rows_are_not_searched_after_later_updates_have_changed_the_weights(tmp_
     with pytest.raises(
         BertSnliError, match=r"not finite at step 2 \(batch 2 of epoch 1, its 4 rows together; .*search"
     ):
-        watch.look()
+        watch.check()
     assert json.loads((tmp_path / "non_finite.json").read_text())["rows_without_a_finite_loss"] == []

@@ -12,10 +12,10 @@ from datasets import ClassLabel, Dataset
 
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import EvaluationSet
-from bert_snli.evaluation.answers import Answers
 from bert_snli.evaluation.calibration import calibration
 from bert_snli.evaluation.comparison import mcnemar, swapped_labels
 from bert_snli.evaluation.metrics import interval, label_metrics
+from bert_snli.evaluation.predictions import Predictions
 from bert_snli.evaluation.slices import accuracy_by, annotators, hardest, slices
 from bert_snli.modeling.labels import D2L_LABELS, TWO_WAY_LABELS
 from bert_snli.tokenization import build_tokenizer
@@ -24,7 +24,7 @@ from tests.support.checkpoints import SPECIALS
 TOKENIZER = build_tokenizer(SPECIALS + "a man dog is was runs sleeps".split(), model_max_length=64)
 
 
-def make_predictions(logits, golds, *, labels=D2L_LABELS, premises=None, hypotheses=None, votes=None) -> Answers:
+def make_predictions(logits, golds, *, labels=D2L_LABELS, premises=None, hypotheses=None, votes=None) -> Predictions:
     columns = {
         "premise": premises or ["a man"] * len(golds),
         "hypothesis": hypotheses or ["a dog"] * len(golds),
@@ -34,10 +34,10 @@ def make_predictions(logits, golds, *, labels=D2L_LABELS, premises=None, hypothe
         columns["votes"] = votes
     pairs = Dataset.from_dict(columns).cast_column("label", ClassLabel(names=list(labels)))
     encoded = encode_pairs(pairs, PairEncoder(TOKENIZER, 64))
-    return Answers(EvaluationSet("test", pairs, 0), encoded, np.asarray(logits, dtype=np.float32))
+    return Predictions(EvaluationSet("test", pairs, 0), encoded, np.asarray(logits, dtype=np.float32))
 
 
-def sample_predictions(count: int = 400, sharpness: float = 2.0, seed: int = 0) -> Answers:
+def sample_predictions(count: int = 400, sharpness: float = 2.0, seed: int = 0) -> Predictions:
     """Draw gold labels from the softmax of `logits / sharpness`, so that `sharpness` is the best temperature."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(count, 3)) * 3

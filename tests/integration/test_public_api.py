@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def test_public_name_is_found_and_documented(package, name: str):
     found = getattr(package, name)
     assert name in dir(package)
     assert name == "__version__" or (found.__name__ == name and found.__doc__)
+    if inspect.isfunction(found):
+        assert all(f"\n    {section}:\n" in found.__doc__ for section in ("Args", "Returns", "Raises"))
 
 
 @pytest.mark.parametrize("package", [bert_snli, conversion])
@@ -52,9 +55,10 @@ def test_checkpoint_is_converted_fine_tuned_evaluated_and_exported_in_python(
     assert scores.keys() == {"entailment", "contradiction", "neutral"} and sum(scores.values()) == pytest.approx(1)
 
 
-def test_first_use_of_a_name_registers_the_auto_classes(run_python, model_folder: Path):
+@pytest.mark.parametrize("name", ["bert_snli import load_snli", "conversion import convert_checkpoint"])
+def test_first_use_of_a_name_registers_the_auto_classes(name: str, run_python, model_folder: Path):
     code = (
-        "import sys; from bert_snli import load_snli; from transformers import AutoModelForSequenceClassification; "
+        f"import sys; from {name}; from transformers import AutoModelForSequenceClassification; "
         "print([type(AutoModelForSequenceClassification.from_pretrained(sys.argv[1])).__module__])"
     )
     done: subprocess.CompletedProcess = run_python("-c", code, model_folder)

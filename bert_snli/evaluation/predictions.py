@@ -24,7 +24,7 @@ from bert_snli.modeling.labels import D2L_LABELS
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """`logits` (R, 3) of the pairs in `evaluation_set`, encoded as `encoded`."""
 
     evaluation_set: EvaluationSet
@@ -73,7 +73,7 @@ class Answers:
         return np.asarray(self.labels)[numbers_R].tolist()
 
 
-def ask(
+def predict_set(
     classifier: D2LBertForSequenceClassification | LogitsFunction,
     tokenizer: PreTrainedTokenizerBase,
     evaluation_set: EvaluationSet,
@@ -81,9 +81,9 @@ def ask(
     model_labels: list[str],
     *,
     batch_size: int,
-) -> Answers:
-    """A classifier's answers; `model_labels` are its labels in the order of its logits."""
+) -> Predictions:
+    """A classifier's predictions; `model_labels` are its labels in the order of its logits."""
     encoded = encode_pairs(evaluation_set.pairs, encoder)
     logits = predict_logits(classifier, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
     in_our_order = [model_labels.index(label) for label in D2L_LABELS]
-    return Answers(evaluation_set, encoded, logits[:, in_our_order])
+    return Predictions(evaluation_set, encoded, logits[:, in_our_order])
