@@ -159,8 +159,8 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     if not sys.stderr.isatty():
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when it is imported, if ever: conversion does not
-        if "datasets" in sys.modules:
-            sys.modules["datasets"].disable_progress_bars()
+        if datasets := sys.modules.get("datasets"):
+            datasets.disable_progress_bars()
 
 
 def raise_if_extra_is_missing(error: ModuleNotFoundError) -> None:

@@ -268,7 +268,7 @@ def test_output_file_that_cannot_be_written_is_named(
     command = ["predict", model_folder, "--input_file", source, "--output_file"]
     for target in (tmp_path, tmp_path / "nowhere" / "out.jsonl"):
         assert f"--output_file {target}: cannot be written" in error_line([*command, target], capsys)
-    assert "answers are lines of JSON; name it .jsonl" in error_line([*command, tmp_path / "out.csv"], capsys)
+    assert "predictions are lines of JSON; name it .jsonl" in error_line([*command, tmp_path / "out.csv"], capsys)
     assert main([str(word) for word in [*command, tmp_path / "out.jsonl"]]) == 0
 
 
