@@ -4,6 +4,6 @@ Only these modules name options, print results and turn errors into exit codes. 
 command runs, so that `--help` and errors in options take no time.
 """
 
-from bert_snli.cli.main import COMMANDS, TRAINING, main
+from bert_snli.cli.main import COMMANDS, TRAINING, entry_point, main
 
-__all__ = ["COMMANDS", "TRAINING", "main"]
+__all__ = ["COMMANDS", "TRAINING", "entry_point", "main"]

@@ -2,6 +2,6 @@
 
 import sys
 
-from bert_snli.cli import main
+from bert_snli.cli import entry_point
 
-sys.exit(main())
+sys.exit(entry_point())
