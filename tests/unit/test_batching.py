@@ -131,7 +131,7 @@ def test_padding_equals_data_collator_with_padding(corpus: Path):
         assert torch.equal(value, expected[name]), name
 
 
-def test_micro_batch_that_is_not_counted_has_ignored_labels(corpus: Path):
+def test_filler_micro_batch_has_ignored_labels(corpus: Path):
     pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
     tokenizer = build_tokenizer(SPECIALS, model_max_length=64)
     padded = PaddedPairs(encode_pairs(pairs, PairEncoder(tokenizer, 32)), tokenizer.pad_token_id)

@@ -22,7 +22,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path):
 
 @pytest.mark.parametrize(("umask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
 @pytest.mark.parametrize("exists", [False, True])
-def test_finished_folder_follows_the_umask_without_changing_it(
+def test_atomic_folder_follows_the_umask_without_changing_it(
     umask: int, folder_mode: int, file_mode: int, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A change of the umask, even for a moment, changes the mode of files that other threads create."""
