@@ -65,25 +65,30 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * rows * inner * columns / min(seconds)
 
 
-def choose_precision(told: str, device: torch.device) -> Precision:
-    """The precision to train in.
+def choose_precision(requested: str, device: torch.device) -> Precision:
+    """Choose the precision of training.
 
-    `told` "auto" is what `accelerate launch` was told, if that is not "no", or what an earlier `Accelerator` of this
-    process has, as there can be no other; else bf16 where the machine multiplies it faster.
+    Args:
+        requested: `no`, `bf16`, `fp16` or `auto`. `auto` uses Accelerate's setting: that of an `Accelerator` of this
+            process, or that of `accelerate launch`. If that is `no`, bf16 is chosen where it is faster than fp32.
+        device: where the model is trained.
+
+    Returns:
+        The precision, the matmul throughput in it, and the reason for the choice.
 
     Raises:
-        BertSnliError: `accelerate launch` was told of a precision that is not one of ours.
+        BertSnliError: Accelerate's setting is a precision that is not supported.
     """
-    if told == "auto":
+    if requested == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if launched not in PRECISIONS:
             raise BertSnliError(f"accelerate launch --mixed_precision {launched}: choose from {', '.join(PRECISIONS)}")
         if is_initialized():
-            told = str(AcceleratorState().mixed_precision)
+            requested = str(AcceleratorState().mixed_precision)
         elif launched != "no":
-            told = launched
-    if told != "auto":
-        return Precision(told, matrix_rate(device, PRECISIONS[told]), "as told")
+            requested = launched
+    if requested != "auto":
+        return Precision(requested, matrix_rate(device, PRECISIONS[requested]), "as requested")
     plain, half = (matrix_rate(device, PRECISIONS[name]) for name in ("no", "bf16"))
     reason = f"bf16 multiplies {half / plain:.2g} times as fast as fp32"
     return Precision("bf16", half, reason) if half > WORTH_IT * plain else Precision("no", plain, reason)

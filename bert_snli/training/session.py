@@ -137,12 +137,12 @@ def resolve_on_main_process(recipe: Recipe, state: PartialState) -> tuple[Recipe
     """
     found: list = [None]
     if state.is_main_process:
-        checkpoint, told = None, recipe.mixed_precision
+        checkpoint, requested = None, recipe.mixed_precision
         if recipe.resume_from_checkpoint:
             checkpoint = find_sound_checkpoint(recipe.resume_from_checkpoint, Path(recipe.output_dir), say)
-        if checkpoint and told == "auto":
-            told = read_progress(checkpoint).means["mixed_precision"]
-        found = [(str(checkpoint) if checkpoint else None, tuple(choose_precision(told, state.device)))]
+        if checkpoint and requested == "auto":
+            requested = read_progress(checkpoint).means["mixed_precision"]
+        found = [(str(checkpoint) if checkpoint else None, tuple(choose_precision(requested, state.device)))]
     ((checkpoint, precision),) = broadcast_object_list(found)
     recipe = replace(recipe, resume_from_checkpoint=checkpoint, mixed_precision=precision[0])
     return recipe, Precision(*precision)
@@ -260,7 +260,7 @@ def run_loop(
 
 @contextmanager
 def closing_trackers(accelerator: Accelerator) -> Iterator[None]:
-    """See that trackers have all that they were told, however the block ends."""
+    """Close the trackers at the end of the block, also after an error, so that they write what they hold."""
     try:
         yield
     finally:
@@ -298,7 +298,7 @@ def _start_trackers(loop: TrainingLoop) -> None:
         return
     name = read_origin(output_dir)["id"]
     joined: dict[str, dict[str, Any]] = {
-        "tensorboard": {"purge_step": step},  # what a killed run told it from here on is not shown
+        "tensorboard": {"purge_step": step},  # hides what a killed run logged after this step
         "wandb": {"id": name, "name": output_dir.name, "resume": "allow"},
         "trackio": {"name": name, "resume": "allow"},
     }
