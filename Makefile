@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow conformance test-all coverage soak lint format types imports check clean
+.PHONY: help install install-dev demo test test-slow conformance test-all coverage soak lint format types imports check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -24,8 +24,10 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 
 install: $(VENV)/train.stamp  ## Make .venv with what users need
 
+install-dev: $(VENV)/dev.stamp  ## Make .venv with what contributors need, too
+
 demo: $(VENV)/train.stamp  ## The whole job on generated data, in ./quickstart
-	@$(BIN)/bert-snli quickstart --output_dir quickstart --overwrite_output_dir
+	@OMP_NUM_THREADS=1 $(BIN)/bert-snli quickstart --output_dir quickstart --overwrite_output_dir
 
 test: $(VENV)/dev.stamp  ## Run the quick tests, two at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
 def print_proof(proof: list) -> None:
     """Print the table of differences, in the order of the layers."""
-    print(f"{'max |difference| from the equations':38}{'float64':>10}{'as it runs':>12}")
+    print(f"{'max |difference| / max |value|     ':38}{'float64':>10}{'as it runs':>12}")
     for entry in proof:
         print(f"  {entry.layer:36}{_difference(entry.exact):>10}{_difference(entry.as_run):>12}")
 

@@ -23,7 +23,7 @@ from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.files import CERTIFICATE, atomic_folder
 from bert_snli.finetune import finetune_model
-from bert_snli.hub import stage
+from bert_snli.hub import push_to_hub, stage
 from bert_snli.inference import load_classifier
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.training.arguments import FinetuneArguments
@@ -153,6 +153,19 @@ def test_push_uploads_the_known_files_in_one_commit(pushed: Done, hub: Hub, mode
     assert not (model / "README.md").exists()  # the card is generated for the push only
     for call in ("POST /api/repos/create", "PUT /lfs/", "POST /api/models/user/name/commit/main"):
         assert any(line.startswith(call) for line in hub.calls), call
+
+
+def test_push_to_hub_in_python_makes_the_same_commit(
+    pushed: Done, session: HubSession, hub: Hub, model: Path, tmp_path: Path
+):
+    with hub_client(session.endpoint, tmp_path, KNOWN_TOKEN):
+        address = push_to_hub(str(model), "user/python", private=True, commit_message="From Python", license="mit")
+    repository = hub.repositories["user/python"]
+    commit, other = repository.branches["main"][-1], hub.repositories["user/name"].branches["main"][-1]
+    assert commit.sha in address and commit.title == "From Python" and repository.private
+    assert commit.files.keys() == other.files.keys()
+    assert all(commit.files[name] == other.files[name] for name in commit.files.keys() - {"README.md"})
+    assert b"license: mit" in commit.files["README.md"]
 
 
 def test_push_of_an_unchanged_folder_makes_no_commit(pushed: Done, session: HubSession, hub: Hub, model: Path):

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from bert_snli.card_templates import make_converted_card
 from bert_snli.errors import BertSnliError
 from bert_snli.files import CERTIFICATE
 from bert_snli.hub import stage
@@ -208,6 +209,11 @@ def test_card_of_a_converted_model_is_that_of_its_conversion(converted: Path):
         assert f"| {entry['layer']} | {entry['exact']:.1e} | {entry['as_run']:.1e} |" in card
     assert card.split("## Conversion")[1] == written.split("## Conversion")[1]
     assert "PATH OR HUB ID" in written and "PATH OR HUB ID" not in card
+
+
+def test_converted_card_needs_the_certificate(tmp_path: Path):
+    with pytest.raises(BertSnliError, match="conversion_certificate.json: not found; convert the checkpoint again"):
+        make_converted_card(tmp_path, "here")
 
 
 def test_card_says_that_the_classifier_head_is_not_that_of_d2l(model: Path, tmp_path: Path):
