@@ -119,7 +119,7 @@ def _print_summary(output_dir: Path, data: Path, start: Path, run: Path, accurac
     print(
         f"""Everything is in {output_dir}:
   {data}        the generated corpus, in SNLI's file layout
-  {output_dir / "book_checkpoint"}        the checkpoint in d2l format, with {SIZES["num_attention_heads"]} attention heads
+  {output_dir / "book_checkpoint"}        the checkpoint in d2l format: {SIZES["num_attention_heads"]} attention heads
   {start}        the converted model, ready for AutoModel.from_pretrained
   {run}        the fine-tuned model, a toy that is right on {accuracy:.0%} of such pairs;
         with it curve.png, metrics.jsonl, eval_results_test.json, confusion_matrix_test.png
