@@ -47,7 +47,7 @@ coverage: $(VENV)/dev.stamp  ## Measure which lines and branches all tests run; 
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-soak: $(VENV)/dev.stamp  ## Kill training runs at random moments, resume them and compare: bit-exact (three minutes)
+soak: $(VENV)/dev.stamp  ## Kill training runs at random moments, resume them and compare: bit-exact (five minutes)
 	@$(BIN)/python -m tests.support.soak
 
 lint: $(VENV)/dev.stamp  ## Style and likely mistakes

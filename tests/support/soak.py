@@ -2,7 +2,7 @@
 
     python -m tests.support.soak [--kills 20] [--processes 1 2] [--seed 0]
 
-Every other kill waits until a checkpoint is being written. All processes of a run get SIGKILL. It takes about three
+Every other kill waits until a checkpoint is being written. All processes of a run get SIGKILL. It takes about five
 minutes on two cores. `tests/integration/test_interruptions.py` does the same for about one minute.
 """
 
