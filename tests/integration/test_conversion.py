@@ -25,6 +25,7 @@ from conversion.convert import convert_checkpoint
 from conversion.d2l_layout import FORMS, rules_for
 from conversion.export import export_checkpoint
 from tests.support.checkpoints import change_state_dict, save_d2l_checkpoint, small_vocabulary
+from tests.support.command_line import error_line
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.mxnet_writer import rename_to_mxnet, write_v3
 from tests.support.real_data import SHARED, real_data
@@ -252,6 +253,13 @@ def test_padding_id_comes_from_vocabulary(reference_bert: ReferenceBERT, tmp_pat
     convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["pad_token_id"] == tokens.index("<pad>")
+
+
+def test_missing_source_is_named_with_what_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture):
+    missing = tmp_path / "missing"
+    message = f"{missing}: no such file or folder; give bert.small, bert.base, a folder or zip with pretrained.params"
+    assert message in error_line(["convert", missing, "--output_dir", tmp_path / "model"], capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 def remove(name: str):
