@@ -87,8 +87,8 @@ class Staged:
 def stage(folder: Path, repo_id: str, *, license: str = LICENSE, revision: str | None = None) -> Staged:
     """Everything of `folder` that goes to the hub, and its card. Writes nothing.
 
-    A README.md that bert-snli did not make is the user's, and goes as it is. A converted model is not compared with its
-    certificate here: see `conversion.verify_conversion`.
+    A README.md that bert-snli did not generate is the user's and is pushed unchanged. A converted model is not compared
+    with its certificate here: see `conversion.verify_conversion`.
 
     Raises:
         BertSnliError: `folder` is not a converted, pretrained or fine-tuned model.

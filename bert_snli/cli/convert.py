@@ -89,11 +89,11 @@ def run(args: argparse.Namespace) -> None:
         f"{sizes['vocab_size']:,} tokens"
     )
     print_proof(done.proof)
-    folder = shlex.quote(str(args.output_dir))
+    quoted = shlex.quote(str(args.output_dir))
     if done.source.form == "pretraining":
-        print(f"Next: bert-snli finetune --model_name_or_path {folder} --output_dir runs/snli")
+        print(f"Next: bert-snli finetune --model_name_or_path {quoted} --output_dir runs/snli")
     else:
-        print(f"Next: bert-snli evaluate {folder}")
+        print(f"Next: bert-snli evaluate {quoted}")
 
 
 def _source(args: argparse.Namespace) -> Path:

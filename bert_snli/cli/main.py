@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry_point() -> int:
-    """Run the command in a process of its own; returns its exit code.
+    """Run the command as a program; returns its exit code. `main` does the same within another program.
 
     Importing PyTorch and transformers creates a million objects and hardly any garbage. Searching them for garbage,
     again and again during the imports and once more when Python exits, takes 1.5 s.

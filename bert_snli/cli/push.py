@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
         verify_conversion(args.model)
     staged = stage(args.model, args.repo_id, license=args.license or LICENSE, revision=args.revision)
     if staged.own_card:
-        print(f"{args.model / 'README.md'}: your own, goes as it is")
+        print(f"{args.model / 'README.md'}: your own file is pushed unchanged")
     if staged.left_out:
-        print(f"left out, as measured on other weights: {', '.join(staged.left_out)}")
+        print(f"not pushed, because they were measured on other weights: {', '.join(staged.left_out)}")
     if args.dry_run:
         write_staged(staged, args.output_dir)
         print(*sorted(staged.files), f"{args.output_dir}: {len(staged.files)} files; nothing was pushed", sep="\n")

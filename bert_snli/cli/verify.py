@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="folder that convert wrote")
     parser.add_argument("--against", metavar="SOURCE", type=Path, help="what it was converted from")
-    parser.add_argument("--vocab", type=Path, help="vocabulary of SOURCE, where it does not lie beside it")
+    parser.add_argument("--vocab", type=Path, help="vocabulary of SOURCE, if it is not next to it")
 
 
 def run(args: argparse.Namespace) -> None:

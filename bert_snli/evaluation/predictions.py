@@ -1,4 +1,4 @@
-"""A model asked about a set of pairs: its logits beside the gold labels, all in the order of `D2L_LABELS`.
+"""Predictions of a model on a data set, with the gold labels, all in the order of `D2L_LABELS`.
 
 A two-way set (HANS) asks only whether the hypothesis follows. Then contradiction and neutral count as one answer: the
 most probable of the three labels is taken, and is `non-entailment` unless it is entailment (McCoy et al., 2019).
