@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from bert_snli.errors import BertSnliError, Stopped
@@ -60,8 +60,25 @@ class OneLineErrorParser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
-def run(prog: str, command: Callable[[], None]) -> int:
-    """Run `command`; a `BertSnliError` becomes one line on stderr and exit code 2."""
+def add_dashes(message: str, options: Iterable[str]) -> str:
+    """Write parameters as options: `learning_rate` becomes `--learning_rate`.
+
+    A name with an underscore is replaced anywhere, but not within a path. A plain word is one only at the beginning.
+    """
+    for name in sorted(options, key=len, reverse=True):
+        where = r"(?<![\w/.-])" if "_" in name else "^"
+        message = re.sub(rf"{where}{name}(?![\w/.-]\w|=)", f"--{name}", message)
+    return message
+
+
+def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> int:
+    """Run `command`; a `BertSnliError` becomes one line on stderr and exit code 2.
+
+    Args:
+        prog: the command's name, which begins each line.
+        command: the work.
+        options: names of the command's options, see `add_dashes`.
+    """
     try:
         try:
             command()
@@ -70,7 +87,7 @@ def run(prog: str, command: Callable[[], None]) -> int:
             raise
         sys.stdout.flush()
     except BertSnliError as error:
-        sys.stderr.write(f"{prog}: error: {_one_line(str(error))}\n")
+        sys.stderr.write(f"{prog}: error: {_one_line(add_dashes(str(error), options))}\n")
         return USER_ERROR
     except Stopped as stopped:
         if str(stopped):
@@ -85,7 +102,7 @@ def run(prog: str, command: Callable[[], None]) -> int:
     return 0
 
 
-def run_and_leave(prog: str, command: Callable[[], None]) -> int:
+def run_and_leave(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> int:
     """As `run`; and leave the other processes, if there are any, so that the exit code is ours.
 
     A process that ends with gloo's threads still there is ended by one of them in one case of six (SIGABRT). One that
@@ -93,7 +110,7 @@ def run_and_leave(prog: str, command: Callable[[], None]) -> int:
     what they say of a lost connection hides the cause.
     """
     try:
-        code = run(prog, command)
+        code = run(prog, command, options)
     except Exception as error:
         if not _is_distributed():
             raise

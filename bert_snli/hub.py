@@ -259,6 +259,8 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     """
     try:
         yield
+    except BertSnliError:
+        raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise BertSnliError(f"{repo_id}: {_reason(error)}") from error
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bert_snli.cli import convert, evaluate, export, predict, push, quickstart, serve, verify
 from bert_snli.console import OneLineErrorParser, run, run_and_leave, say_loading
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
-from bert_snli.training.command_line import split_arguments
+from bert_snli.training.command_line import option_names, split_arguments
 
 PROG = "bert-snli"
 DESCRIPTION = """\
@@ -86,7 +86,7 @@ def run_training(name: str, argv: list[str]) -> int:
 
         codes.append(launch.main(importlib.import_module(f"bert_snli.{name}"), argv))
 
-    return run(f"{PROG} {name}", train) or codes[0]
+    return run(f"{PROG} {name}", train, option_names(TRAINING_COMMANDS[name].recipe_class)) or codes[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:  # argparse would point to the help of all commands
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     say_loading()
-    return run_and_leave(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args))
+    return run_and_leave(f"{PROG} {args.command}", lambda: COMMANDS[args.command].run(args), vars(args))
 
 
 def entry_point() -> int:

@@ -29,6 +29,8 @@ def iterate_pairs(path: Path, *, called: str | None = None) -> Iterator[tuple[st
     try:
         for number, row in enumerate(_rows(path, called), start=1):
             yield _pair(row, f"{called}: row {number}")
+    except BertSnliError:
+        raise
     except OSError as error:
         raise BertSnliError(f"{called}: {error.strerror}; give a .jsonl, .csv or .tsv file") from error
     except (ValueError, RecursionError, csv.Error) as error:

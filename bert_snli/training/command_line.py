@@ -94,6 +94,11 @@ PRETRAIN = TrainingCommand("bert-snli pretrain", PretrainArguments, PRETRAIN_DES
 COMMANDS: dict[str, TrainingCommand[Any]] = {"finetune": FINETUNE, "pretrain": PRETRAIN}
 
 
+def option_names(recipe_class: type[BaseTrainingArguments]) -> set[str]:
+    """Return the names of a training command's options: the fields, `config`, and the launcher's options."""
+    return {field.name for field in fields(recipe_class)} | {"config"} | {name[2:] for name in LAUNCH_OPTIONS}
+
+
 def add_fields(parser: argparse.ArgumentParser, recipe_class: type[BaseTrainingArguments]) -> None:
     """Add an option for each field of a dataclass; a switch that is on by default also gets `--no_NAME`."""
     hints = get_type_hints(recipe_class)

@@ -48,6 +48,7 @@ from bert_snli.training.checkpointing import (
     read_progress,
     restore_output_dir,
 )
+from bert_snli.training.command_line import COMMANDS, option_names
 from bert_snli.training.finite import NON_FINITE
 from bert_snli.training.loop import TrainingLoop, num_updates, read_metrics, tracker_metrics
 from bert_snli.training.optimisation import make_optimizer, make_scheduler
@@ -382,4 +383,4 @@ def run_command(
                 f"the curve is in {recipe.output_dir}/curve.png"
             )
 
-    return run_and_leave(prog, command)
+    return run_and_leave(prog, command, option_names(COMMANDS[prog.split()[-1]].recipe_class))
