@@ -40,7 +40,7 @@ PRECISIONS = {FP32: "no", BF16: "bf16"}
 
 def recipe_for(data: str, size: str, batch_size: int, precision: str = "no"):
     """What both train: sizes, words, lengths."""
-    from bert_snli.training.pretrain_arguments import PretrainArguments
+    from bert_snli.training.arguments import PretrainArguments
 
     return PretrainArguments(
         dataset_name_or_path=data,
@@ -56,10 +56,10 @@ def recipe_for(data: str, size: str, batch_size: int, precision: str = "no"):
 def sentences(recipe):
     """The text, cut into words and sentences."""
     from bert_snli.data.text import SentenceSplitter, open_text, split_sentences
-    from bert_snli.pretrain import fresh_rules
+    from bert_snli.pretrain import make_empty_tokenizer
 
     text = open_text(recipe.dataset_name_or_path, None, recipe.text_source)
-    return split_sentences(text, SentenceSplitter(fresh_rules(recipe), text.tokenized))
+    return split_sentences(text, SentenceSplitter(make_empty_tokenizer(recipe), text.tokenized))
 
 
 def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, float]:
@@ -111,7 +111,7 @@ def ours(data: str, size: str, batch_size: int, precision: str) -> tuple[Callabl
     paragraphs = sentences(recipe)
     accelerator = Accelerator(mixed_precision=precision)
     begun = time.perf_counter()
-    tokenizer = pretrain.make_tokenizer(recipe, pretrain.fresh_rules(recipe), paragraphs.train)
+    tokenizer = pretrain.make_tokenizer(recipe, pretrain.make_empty_tokenizer(recipe), paragraphs.train)
     train, evaluation = pretrain.load_pairs(recipe, paragraphs, tokenizer, accelerator.device)
     took = time.perf_counter() - begun
     attention = "eager" if accelerator.device.type == "cpu" else "sdpa"

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from bert_snli.prediction import Predictor
     from bert_snli.pretrain import pretrain_model
     from bert_snli.tokenization import build_tokenizer
-    from bert_snli.training.arguments import FinetuneArguments
-    from bert_snli.training.pretrain_arguments import PretrainArguments
+    from bert_snli.training.arguments import FinetuneArguments, PretrainArguments
 
 _MODULES = {
     "D2LBertConfig": "bert_snli.modeling",
@@ -40,7 +39,7 @@ _MODULES = {
     "NLIPipeline": "bert_snli.modeling",
     "PairEncoder": "bert_snli.data.pair_encoding",
     "Predictor": "bert_snli.prediction",
-    "PretrainArguments": "bert_snli.training.pretrain_arguments",
+    "PretrainArguments": "bert_snli.training.arguments",
     "build_tokenizer": "bert_snli.tokenization",
     "evaluate_model": "bert_snli.evaluation.report",
     "export_onnx": "bert_snli.onnx_export",

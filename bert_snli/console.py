@@ -1,8 +1,9 @@
-"""How every command speaks: argparse whose errors are one line, and one line with exit code 2 for user errors."""
+"""What all commands print: one line for each error, messages on stderr, and exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -40,9 +41,11 @@ EXTRA_OF_IMPORT = {
     "gradio": "serve",
 }
 
+logger = logging.getLogger(__name__)
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Examples as they are written, and the default of each option that has one."""
+    """Prints examples unchanged, and the default of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, "") else super()._get_help_string(action)
@@ -91,7 +94,7 @@ def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> 
         return USER_ERROR
     except Stopped as stopped:
         if str(stopped):
-            sys.stderr.write(f"{prog}: {_one_line(str(stopped))}\n")
+            sys.stderr.write(f"{prog}: {_one_line(add_dashes(str(stopped), options))}\n")
         return BY_SIGNAL + stopped.signum
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
@@ -103,11 +106,10 @@ def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> 
 
 
 def run_and_leave(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> int:
-    """As `run`; and leave the other processes, if there are any, so that the exit code is ours.
+    """Call `run`, then leave the process group, if there is one.
 
-    A process that ends with gloo's threads still there is ended by one of them in one case of six (SIGABRT). One that
-    leaves the group because of a mistake must be gone before the others miss it, or their code is the launcher's, and
-    what they say of a lost connection hides the cause.
+    A process that ends while gloo's threads are running is aborted (SIGABRT) in one case of six. A process that fails
+    must end before the others report a lost connection, so that the launcher reports its exit code.
     """
     try:
         code = run(prog, command, options)
@@ -142,24 +144,33 @@ def is_lost_connection(error: Exception) -> bool:
 
 
 def _is_distributed() -> bool:
-    """Whether this process is one of a group."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
-def say(message: str) -> None:
-    """Print a line to stderr, next to the results."""
-    sys.stderr.write(f"bert-snli: {_one_line(message)}\n")
+class ConsoleHandler(logging.Handler):
+    """Prints messages of the packages to stderr, next to the results on stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"bert-snli: {_one_line(record.getMessage())}\n")
+
+
+def configure_logging() -> None:
+    """Print the messages of `bert_snli` and `conversion` from level INFO. Python programs see warnings only."""
+    for name in ("bert_snli", "conversion"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [ConsoleHandler()]
 
 
 def say_loading() -> None:
     """Say that the libraries are being imported, which takes seconds, if PyTorch is not imported yet."""
     if "torch" not in sys.modules:
-        say("loading ...")
+        logger.info("loading ...")
 
 
 def _one_line(message: str) -> str:
-    """Names that come from a file may hold anything, line ends and a terminal's commands among it."""
+    """Escape control characters, because names from files may contain line ends and terminal commands."""
     printable = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:LONGEST_MESSAGE]
     )
@@ -167,7 +178,7 @@ def _one_line(message: str) -> str:
 
 
 def quiet_libraries() -> None:
-    """Leave the terminal to our own words, and to bars only where somebody watches."""
+    """Hide the libraries' messages, and their progress bars if stderr is not a terminal."""
     import huggingface_hub
     import transformers
 

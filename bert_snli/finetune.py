@@ -1,22 +1,21 @@
-"""Fine-tune a converted model on SNLI (d2l 15.7): what `accelerate launch -m bert_snli.finetune` runs."""
+"""Fine-tune a model for natural language inference (d2l 15.7). `accelerate launch -m bert_snli.finetune` runs this."""
 
 from __future__ import annotations
 
-import math
-import shlex
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
-from bert_snli.console import say
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, distinct_ids, encode_pairs, flat_columns
 from bert_snli.data.snli import load_snli, load_train_file
@@ -24,9 +23,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.fast.forward import FastClassifier
-from bert_snli.fast.machine import training_flops
-from bert_snli.files import atomic_folder
-from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push, remove_measurements, stage
+from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push_to_hub, remove_measurements
 from bert_snli.inference import (
     label_names,
     load_config,
@@ -36,298 +33,280 @@ from bert_snli.inference import (
     refuse_onnx_alone,
 )
 from bert_snli.model_card import describe_data
-from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.provenance import read_history, write_history
 from bert_snli.training.arguments import FinetuneArguments
-from bert_snli.training.command_line import FINETUNE
-from bert_snli.training.loop import Evaluation, TrainingLoop
+from bert_snli.training.command_line import FINETUNE as COMMAND
+from bert_snli.training.loop import Evaluation
 from bert_snli.training.objectives import Classification
-from bert_snli.training.session import (
-    check_start,
-    describe_machine,
-    fingerprint,
-    main_process_first,
-    make_sampler,
-    open_accelerator,
-    prepare_training,
+from bert_snli.training.run import (
+    TrainingResult,
+    TrainingTask,
+    choose_attention,
+    describe_precision,
     run_command,
-    run_loop,
+    run_training,
 )
+from bert_snli.training.setup import check_arguments as check_training_arguments
+from bert_snli.training.setup import fingerprint, main_process_first, open_accelerator
 
-PROG, RECIPE = FINETUNE.prog, FINETUNE.recipe_class
-# `did_not_learn`: updates after which a model should have learned, and factors of the loss of a uniform guess.
-FEWEST_STEPS_TO_LEARN = 100
-MARGIN_OF_SHORT_RUN, MARGIN_OF_LONG_RUN = 10.0, 1.1
-
-
-def parse_recipe(argv: Sequence[str]) -> FinetuneArguments:
-    """Read options; those of `--config FILE.yaml` come first, so that the command line overrides them.
-
-    Raises:
-        BertSnliError: a value that makes no sense. An unknown option exits with 2.
-    """
-    return FINETUNE.parse(argv)
+IN_MEMORY = "(in memory)"  # recorded instead of a path if a model or a dataset is given as an object
+MIN_UPDATES_TO_LEARN = 100  # in a shorter run, the accuracy says little
+BaseModel = D2LBertForSequenceClassification | D2LBertForPreTraining
+logger = logging.getLogger(__name__)
 
 
-def check_recipe(recipe: FinetuneArguments) -> None:
-    """What can be known to be wrong before anything is loaded or written.
-
-    Raises:
-        BertSnliError: as `check_start`; `hub_model_id` is no name of a repository.
-    """
-    check_start(recipe)
-    if recipe.hub_model_id:
-        check_repo_id(recipe.hub_model_id, "--hub_model_id")
-
-
-def finetune_model(recipe: FinetuneArguments) -> dict:
-    """Fine-tune a model on SNLI or on other pairs (d2l 15.7).
+def finetune_model(
+    arguments: FinetuneArguments,
+    *,
+    model: BaseModel | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    dataset: DatasetDict | None = None,
+) -> TrainingResult:
+    """Fine-tune a model on SNLI or on other pairs of sentences (d2l 15.7).
 
     Args:
-        recipe: the options, as those of `bert-snli finetune`.
+        arguments: the options.
+        model: a pretrained model or a classifier, instead of `arguments.model_name_or_path`. It is not changed.
+        tokenizer: the tokenizer of `model`.
+        dataset: splits `train` and `arguments.eval_split` with the columns `premise`, `hypothesis` and `label`, instead
+            of `arguments.dataset_name_or_path`. Labels are matched by name.
 
     Returns:
-        The content of `train_results.json` in the output folder: metrics of the best epoch, speed and machine.
+        The output folder, and the metrics of the saved model.
 
     Raises:
         BertSnliError: an option, the model or the data are wrong, or the training diverges.
+
+    Example:
+        >>> from bert_snli import FinetuneArguments, finetune_model
+        >>> arguments = FinetuneArguments("quickstart/converted", "quickstart/mini_snli", "run", max_steps=2)
+        >>> result = finetune_model(arguments)
+        >>> result.metrics["train_steps"]
+        2
     """
-    check_recipe(recipe)
-    config = classifier_config(recipe)
-    recipe = replace(recipe, classifier_head=config.classifier_head)  # recipe.yaml says what it came to
-    labels = label_names(config, recipe.model_name_or_path)
-    steps = steps_before(recipe)
-    tokenizer = load_tokenizer(recipe.model_name_or_path)
-    encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
-    accelerator, recipe, precision = open_accelerator(recipe)
-    if recipe.hub_model_id and accelerator.is_main_process:
-        check_login(recipe.hub_model_id)
+    if model is not None:
+        arguments = replace(arguments, model_name_or_path=IN_MEMORY)
+    if dataset is not None:
+        arguments = replace(arguments, dataset_name_or_path=IN_MEMORY)
+    if not arguments.model_name_or_path or (model is None) != (tokenizer is None):
+        raise BertSnliError("model_name_or_path: is required; give it, or both model and tokenizer")
+    check_arguments(arguments)
+    config = classifier_config(arguments, model)
+    arguments = replace(arguments, classifier_head=config.classifier_head)  # for recipe.yaml
+    labels = label_names(config, arguments.model_name_or_path)
+    history = read_training_history(arguments)
+    tokenizer = tokenizer or load_tokenizer(arguments.model_name_or_path)
+    encoder = PairEncoder(tokenizer, arguments.max_length, arguments.truncation, arguments.text_source)
+    accelerator, arguments, precision = open_accelerator(arguments)
+    if arguments.hub_model_id and accelerator.is_main_process:
+        check_login(arguments.hub_model_id)
     with main_process_first(accelerator):
-        train, evaluation, num_dropped = load_encoded(recipe, labels, encoder)
-    accelerator.print(f"{len(train):,} pairs to train on ({num_dropped:,} rows without a gold label dropped)")
-    accelerator.print(f"Classifier head: {config.classifier_head}")
-    accelerator.print(describe_machine(accelerator, precision))
-    loop = prepare(recipe, accelerator, config, labels, tokenizer, train, evaluation)
-
-    source = recipe.train_file or recipe.dataset_name_or_path
-
-    def prepare_folder(output_dir: Path) -> None:
-        copy_initial_certificate(Path(recipe.model_name_or_path), output_dir)
-        remove_measurements(output_dir)
-        write_history(output_dir, [*steps, f"Fine-tuned on pairs of {describe_data(source).name}."])
-
-    flops = training_flops(config, loop.pairs.lengths)
-    results = run_loop(loop, prepare_folder, precision=precision, flops=flops, without_gold_label=num_dropped)
-    evidence = did_not_learn(results, [entry["train_loss"] for entry in loop.progress.epochs], evaluation["labels"])
-    if evidence and accelerator.is_main_process:
-        say(f"the model did not learn: {evidence}; lower --learning_rate")
-    if recipe.push_to_hub and accelerator.is_main_process:
-        accelerator.print(f"Pushed: {push_finished(recipe)}")
-    return results
+        train, evaluation, num_dropped = load_encoded(arguments, dataset, labels, encoder)
+    if accelerator.is_main_process:
+        logger.info("%s training pairs (%s rows without a gold label dropped)", f"{len(train):,}", f"{num_dropped:,}")
+        logger.info("classifier head: %s", config.classifier_head)
+        logger.info("%s", describe_precision(accelerator, precision))
+    classifier = load_base_model(arguments, config, model)
+    task = make_task(arguments, accelerator, classifier, tokenizer, train, evaluation)
+    prepare = partial(prepare_output_dir, arguments=arguments, history=history)
+    result = run_training(arguments, accelerator, task, prepare, {"without_gold_label": num_dropped})
+    if accelerator.is_main_process:
+        warn_if_nothing_learned(result, evaluation["labels"])
+        if arguments.push_to_hub:
+            logger.info("pushed: %s", push_result(arguments))
+    return result
 
 
-def steps_before(recipe: FinetuneArguments) -> list[str]:
-    """How the start model and the file of pairs came to be, as far as is known.
+def check_arguments(arguments: FinetuneArguments) -> None:
+    """Check what can be checked before anything is loaded or written.
 
     Raises:
-        BertSnliError: what lies beside one of them cannot be read.
+        BertSnliError: as `training.setup.check_arguments`; `hub_model_id` is not the name of a repository.
     """
-    sources = [recipe.model_name_or_path, *([recipe.train_file] if recipe.train_file else [])]
-    return [step for source in sources for step in read_history(Path(source))]
+    check_training_arguments(arguments)
+    if arguments.hub_model_id:
+        check_repo_id(arguments.hub_model_id, "hub_model_id")
 
 
-def push_finished(recipe: FinetuneArguments) -> str:
-    """Put the output folder on the hub; returns the address of the commit.
+def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = None) -> D2LBertConfig:
+    """Return the configuration of the classifier: that of the base model, with labels and changes of the arguments.
 
     Raises:
-        BertSnliError: it does not get there; the line says how to try again.
+        BertSnliError: there is no such model, or it is a classifier with another head than the arguments name.
     """
-    folder, repo_id = Path(recipe.output_dir), str(recipe.hub_model_id)
-    try:
-        return push(stage(folder, repo_id), repo_id, private=recipe.hub_private_repo)
-    except BertSnliError as error:
-        again = f"bert-snli push {shlex.quote(recipe.output_dir)} --repo_id {repo_id}"
-        private = " --private" if recipe.hub_private_repo else ""
-        raise BertSnliError(f"{error}; the model is in {folder}: {again}{private}") from error
-
-
-def classifier_config(recipe: FinetuneArguments) -> D2LBertConfig:
-    """The classifier's configuration: the start model's, with the labels and what the recipe overrides.
-
-    Raises:
-        BertSnliError: there is no such model, or it is a classifier with another head than the recipe's.
-    """
-    refuse_onnx_alone(recipe.model_name_or_path)
-    config = load_config(recipe.model_name_or_path)
-    is_classifier = "D2LBertForSequenceClassification" in (config.architectures or [])
+    if model is None:
+        refuse_onnx_alone(arguments.model_name_or_path)
+        config = load_config(arguments.model_name_or_path)
+        is_classifier = D2LBertForSequenceClassification.__name__ in (config.architectures or [])
+    else:
+        config = D2LBertConfig.from_dict(model.config.to_dict())
+        is_classifier = isinstance(model, D2LBertForSequenceClassification)
     if not is_classifier:
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
-        config.classifier_head = recipe.classifier_head or "matching"
-    elif recipe.classifier_head not in (None, config.classifier_head):
+        config.classifier_head = arguments.classifier_head or "matching"
+    elif arguments.classifier_head not in (None, config.classifier_head):
         raise BertSnliError(
-            f"--classifier_head {recipe.classifier_head}: {recipe.model_name_or_path} is a classifier with the "
-            f"{config.classifier_head} head; leave the option out, here and in the recipe, or start from a pretrained "
-            "model"
+            f"classifier_head {arguments.classifier_head}: {arguments.model_name_or_path} is a classifier with "
+            f"the {config.classifier_head} head; remove the option, or start from a pretrained model"
         )
-    if recipe.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = recipe.dropout
-    config.max_pair_length, config.pair_truncation = recipe.max_length, recipe.truncation
+    if arguments.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = arguments.dropout
+    config.max_pair_length, config.pair_truncation = arguments.max_length, arguments.truncation
     config.problem_type = "single_label_classification"
     return config
 
 
+def read_training_history(arguments: FinetuneArguments) -> list[str]:
+    """Read how the base model and the training file were made, as far as that is recorded."""
+    sources = [arguments.model_name_or_path, *([arguments.train_file] if arguments.train_file else [])]
+    return [step for source in sources for step in read_history(Path(source))]
+
+
 def load_encoded(
-    recipe: FinetuneArguments, labels: Sequence[str], encoder: PairEncoder
+    arguments: FinetuneArguments, dataset: DatasetDict | None, labels: Sequence[str], encoder: PairEncoder
 ) -> tuple[Dataset, Dataset, int]:
-    """The training and the evaluation pairs, encoded, and how many training rows had no gold label."""
-    splits = [recipe.eval_split] if recipe.train_file else ["train", recipe.eval_split]
-    snli = load_snli(recipe.dataset_name_or_path, splits=splits, text_source=recipe.text_source, labels=labels)
-    if recipe.train_file:
+    """Return the encoded training and evaluation pairs, and the number of training rows without a gold label."""
+    source = arguments.dataset_name_or_path if dataset is None else dataset
+    splits = [arguments.eval_split] if arguments.train_file else ["train", arguments.eval_split]
+    snli = load_snli(source, splits=splits, text_source=arguments.text_source, labels=labels)
+    if arguments.train_file:
         snli.splits["train"], snli.num_dropped["train"] = load_train_file(
-            Path(recipe.train_file), text_source=recipe.text_source, labels=labels
+            Path(arguments.train_file), text_source=arguments.text_source, labels=labels
         )
-    limits = {"train": recipe.max_train_samples, recipe.eval_split: recipe.max_eval_samples}
+    limits = {"train": arguments.max_train_samples, arguments.eval_split: arguments.max_eval_samples}
     encoded = []
     for split, limit in limits.items():
         pairs = snli.splits[split]
-        if limit is not None:
-            pairs = pairs.select(range(min(limit, len(pairs))))
-        encoded.append(encode_pairs(pairs, encoder, num_proc=recipe.preprocessing_num_workers))
+        pairs = pairs.select(range(len(pairs) if limit is None else min(limit, len(pairs))))
+        encoded.append(encode_pairs(pairs, encoder, num_proc=arguments.preprocessing_num_workers))
     return encoded[0], encoded[1], snli.num_dropped["train"]
 
 
-def prepare(
-    recipe: FinetuneArguments,
+def load_base_model(
+    arguments: FinetuneArguments, config: D2LBertConfig, model: BaseModel | None
+) -> D2LBertForSequenceClassification:
+    """Load the base model as a classifier in fp32. A classifier that was not trained is initialised from the seed.
+
+    Raises:
+        BertSnliError: a weight of the encoder is missing.
+    """
+    set_seed(arguments.seed)
+    if model is not None:
+        classifier = D2LBertForSequenceClassification(config)
+        missing = classifier.load_state_dict(model.state_dict(), strict=False).missing_keys
+    else:
+        classifier, missing = load_weights(
+            arguments.model_name_or_path, config, D2LBertForSequenceClassification, dtype=torch.float32
+        )
+    missing = sorted(name for name in missing if not name.startswith("classifier."))
+    if missing:
+        raise BertSnliError(
+            f"{arguments.model_name_or_path}: lacks {missing[0]}; start from a converted or pretrained model"
+        )
+    return classifier.float()
+
+
+def make_task(
+    arguments: FinetuneArguments,
     accelerator: Accelerator,
-    config: D2LBertConfig,
-    labels: Sequence[str],
+    model: D2LBertForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
     train: Dataset,
     evaluation: Dataset,
-) -> TrainingLoop:
-    """Model, optimizer, schedule and batches, on their devices; resumed if the recipe says so."""
-    set_seed(recipe.seed)
-    attention = recipe.attn_implementation or ("eager" if accelerator.device.type == "cpu" else "sdpa")
-    model, fresh = load_weights(
-        recipe.model_name_or_path,
-        config,
-        D2LBertForSequenceClassification,
-        attn_implementation=attention,
-        dtype=torch.float32,
-    )
-    lacking = sorted(name for name in fresh if not name.startswith("classifier."))
-    if lacking:
-        raise BertSnliError(f"{recipe.model_name_or_path}: lacks {lacking[0]}; start from a converted checkpoint")
+) -> TrainingTask:
+    """Prepare the module, the data and the evaluation on the accelerator's device."""
+    model.set_attn_implementation(choose_attention(arguments.attn_implementation, accelerator.device))
     model.to(accelerator.device)
-    set_seed(recipe.seed, device_specific=True)  # the same fresh head, but other dropout, in each process
-    sampler = make_sampler(recipe, accelerator, train["length"])
-    pairs = PaddedPairs(
-        train,
-        tokenizer.pad_token_id,
-        recipe.max_length if recipe.pad_to_max_length else None,
-        device=accelerator.device,
-    )
-    module = trained_module(recipe, model, train)
-    data = fingerprint(tokenizer, [*flat_columns(train), *flat_columns(evaluation)])
-    trained, optimizer, scheduler, progress = prepare_training(
-        recipe, accelerator, module, sampler.batches_per_epoch, data
-    )
-    references = np.asarray(evaluation["labels"])
+    set_seed(arguments.seed, device_specific=True)  # the classifier is the same in all processes, dropout is not
+    module = make_module(arguments, model, train)
+    labels, references = label_names(model.config, "model"), np.asarray(evaluation["labels"])
 
     def evaluate() -> Evaluation:
-        if recipe.fast_forward:
-            accelerator.unwrap_model(trained).write_back()
+        if isinstance(module, FastClassifier):
+            module.write_back()
         logits = predict_logits(
             model,
             evaluation,
             pad_token_id=tokenizer.pad_token_id,
-            batch_size=recipe.per_device_eval_batch_size,
+            batch_size=arguments.per_device_eval_batch_size,
             accelerator=accelerator,
         )
         metrics = nli_metrics(logits, references, labels)
-        figures = {name: metrics[name] for name in ("loss", "accuracy", "macro_f1")}
-        return Evaluation(figures, {"confusion_matrix": metrics["confusion_matrix"]})
+        return Evaluation(
+            {name: metrics[name] for name in ("loss", "accuracy", "macro_f1")},
+            {"confusion_matrix": metrics["confusion_matrix"]},
+        )
 
-    def save_model() -> None:  # as it was evaluated
-        if accelerator.is_main_process:
-            with atomic_folder(Path(recipe.output_dir), overwrite=True) as folder:
-                model.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-        accelerator.wait_for_everyone()
-
-    return TrainingLoop(
-        recipe=recipe,
-        objective=Classification(recipe.loss_reduction),
-        accelerator=accelerator,
-        model=trained,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        pairs=pairs,
-        sampler=sampler,
-        eval_split=recipe.eval_split,
+    padded_length = arguments.max_length if arguments.pad_to_max_length else None
+    return TrainingTask(
+        model=model,
+        tokenizer=tokenizer,
+        module=module,
+        objective=Classification(arguments.loss_reduction),
+        pairs=PaddedPairs(train, tokenizer.pad_token_id, padded_length, device=accelerator.device),
+        data=fingerprint(tokenizer, [*flat_columns(train), *flat_columns(evaluation)]),
+        eval_split=arguments.eval_split,
         evaluate=evaluate,
-        save_model=save_model,
         plot=plot_curve,
-        progress=progress,
     )
 
 
-def trained_module(
-    recipe: FinetuneArguments, model: D2LBertForSequenceClassification, train: Dataset
+def make_module(
+    arguments: FinetuneArguments, model: D2LBertForSequenceClassification, train: Dataset
 ) -> FastClassifier | D2LBertForSequenceClassification:
-    """Wrap `model` for training: the module that computes the logits and holds the trained parameters.
-
-    With `fast_forward` only the embedding rows of the tokens in `train` are trained.
-    """
-    trained: FastClassifier | D2LBertForSequenceClassification = model
-    if recipe.fast_forward:
-        trained = FastClassifier(model)
-        if recipe.weight_decay == 0 or recipe.optim.startswith("adamw"):  # Adam's is no mere factor
-            trained.train_rows(torch.from_numpy(distinct_ids(train).astype(np.int64)))
-    if recipe.torch_compile:
-        trained.compile(dynamic=True)  # not a graph for each size and length of a batch
-    return trained
+    """Return the module that is trained. With `fast_forward` it has only the embedding rows of tokens in `train`."""
+    module: FastClassifier | D2LBertForSequenceClassification = model
+    if arguments.fast_forward:
+        module = FastClassifier(model)
+        # Adam's weight decay is part of the gradient, so it also changes rows of tokens that do not occur.
+        if arguments.weight_decay == 0 or arguments.optim.startswith("adamw"):
+            module.train_rows(torch.from_numpy(distinct_ids(train).astype(np.int64)))
+    if arguments.torch_compile:
+        module.compile(dynamic=True)  # one graph for all batch shapes
+    return module
 
 
-def did_not_learn(results: dict, train_losses: Sequence[float], eval_labels: Sequence[int]) -> str | None:
-    """Return the evidence that the model did not learn, or None.
+def prepare_output_dir(output_dir: Path, *, arguments: FinetuneArguments, history: Sequence[str]) -> None:
+    """Write where the new weights come from, and remove what was measured on the weights that they replace."""
+    copy_initial_certificate(Path(arguments.model_name_or_path), output_dir)
+    remove_measurements(output_dir)
+    data = describe_data(arguments.train_file or arguments.dataset_name_or_path).name
+    write_history(output_dir, [*history, f"Fine-tuned on pairs of {data}."])
 
-    In a short run only a very high loss counts, because the loss of the first updates may be above that of a uniform
-    guess.
 
-    Args:
-        results: what `train_results.json` holds.
-        train_losses: of each epoch.
-        eval_labels: the gold labels that the model was evaluated on.
-    """
-    is_short = results["train_steps"] < FEWEST_STEPS_TO_LEARN
-    loss, uniform_loss = min(train_losses), math.log(len(ID2LABEL))
-    if loss > uniform_loss * (MARGIN_OF_SHORT_RUN if is_short else MARGIN_OF_LONG_RUN):
-        return f"the training loss is {loss:.4g}, that of a uniform guess is {uniform_loss:.4g}"
-    majority_share = np.bincount(eval_labels).max() / len(eval_labels)
-    if not is_short and results["eval_accuracy"] <= majority_share:
-        return (
-            f"{results['eval_split']} accuracy is {results['eval_accuracy']:.3f}, that of always predicting the most "
-            f"frequent label is {majority_share:.3f}"
+def warn_if_nothing_learned(result: TrainingResult, references: Sequence[int]) -> None:
+    """Warn if the model is not better than always predicting the most frequent label."""
+    majority_share = np.bincount(references).max() / len(references)
+    accuracy = result.metrics["eval_accuracy"]
+    if result.metrics["train_steps"] >= MIN_UPDATES_TO_LEARN and accuracy <= majority_share:
+        logger.warning(
+            "the model did not learn: %s accuracy is %.3f, that of always predicting the most frequent label is %.3f; "
+            "lower learning_rate",
+            result.metrics["eval_split"],
+            accuracy,
+            majority_share,
         )
-    return None
+
+
+def push_result(arguments: FinetuneArguments) -> str:
+    """Push the output folder to the Hub. Return the address of the commit.
+
+    Raises:
+        BertSnliError: the push failed.
+    """
+    repo_id = str(arguments.hub_model_id)
+    try:
+        return push_to_hub(arguments.output_dir, repo_id, private=arguments.hub_private_repo)
+    except BertSnliError as error:
+        raise BertSnliError(f"{error}; the model is saved: push {arguments.output_dir} again") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-
-    def train(arguments: Sequence[str]) -> tuple[FinetuneArguments, dict]:
-        recipe = parse_recipe(arguments)
-        return recipe, finetune_model(recipe)
-
-    def describe(results: dict) -> str:
-        return (
-            f"train loss {results['train_loss']:.3f}, train accuracy {results['train_accuracy']:.3f}, "
-            f"{results['eval_split']} accuracy {results['eval_accuracy']:.3f}"
-        )
-
-    return run_command(PROG, argv, train, describe)
+    """Run the command. Return its exit code."""
+    metrics = {"train_loss": "train loss", "train_accuracy": "train accuracy", "eval_accuracy": "evaluation accuracy"}
+    return run_command(COMMAND, argv, finetune_model, metrics)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bert_snli.cli import convert, evaluate, export, predict, push, quickstart, serve, verify
-from bert_snli.console import OneLineErrorParser, run, run_and_leave, say_loading
+from bert_snli.console import OneLineErrorParser, configure_logging, run, run_and_leave, say_loading
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
-from bert_snli.training.command_line import option_names, split_arguments
+from bert_snli.training.command_line import split_arguments
 
 PROG = "bert-snli"
 DESCRIPTION = """\
@@ -80,18 +80,19 @@ def run_training(name: str, argv: list[str]) -> int:
 
     def train() -> None:
         command = TRAINING_COMMANDS[name]
-        command.parse(split_arguments(argv, command.recipe_class)[1])  # answers --help and mistakes at once
+        command.parse(split_arguments(argv, command.arguments_class)[1])  # answers --help and mistakes at once
         say_loading()
         from bert_snli import launch
 
         codes.append(launch.main(importlib.import_module(f"bert_snli.{name}"), argv))
 
-    return run(f"{PROG} {name}", train, option_names(TRAINING_COMMANDS[name].recipe_class)) or codes[0]
+    return run(f"{PROG} {name}", train, TRAINING_COMMANDS[name].option_names) or codes[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    configure_logging()
     if argv and argv[0] in TRAINING:
         return run_training(argv[0], argv[1:])
     args, unknown = build_parser().parse_known_args(argv)

@@ -1,10 +1,11 @@
-"""The options of training, as dataclasses: each field is an option of the command and a key of a recipe.
+"""The options of training as dataclasses: each field is an option of the command and a key of a YAML recipe.
 
-Names are those of `transformers.TrainingArguments` wherever the thing is the same. Batch sizes are global.
+Names are those of `transformers.TrainingArguments` where the meaning is the same. Batch sizes are global.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
@@ -21,22 +22,26 @@ from bert_snli.choices import (
     TEXT_SOURCES,
     TRACKERS,
     TRUNCATIONS,
+    WIKITEXT,
 )
 from bert_snli.errors import BertSnliError
 from bert_snli.files import write_atomically
 
-# How a run is started, which is no part of what it does.
-START_OPTIONS = (
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
+# Options that say how a run is started. They are not part of its recipe.
+START_OPTIONS = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo")
+# Options that do not affect the weights. They may differ when a run is resumed.
+OUTPUT_OPTIONS = (
+    "output_dir",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "early_stopping_patience",
 )
-# What may differ when a run is resumed: how long it is, what is written on the way, and, to rounding, the means.
-LENGTH = ("num_train_epochs", "max_steps", "early_stopping_patience")
-WRITTEN = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
-NUMERIC_OPTIONS = (
+# Options that affect the length of a run, or the weights by floating-point rounding only. They may differ when a run is
+# resumed, which is then no longer bit-exact.
+LENGTH_OPTIONS = ("num_train_epochs", "max_steps")
+ROUNDING_OPTIONS = (
     "num_micro_batches",
     "per_device_eval_batch_size",
     "mixed_precision",
@@ -44,237 +49,259 @@ NUMERIC_OPTIONS = (
     "pad_to_max_length",
     "torch_compile",
     "preprocessing_num_workers",
-    "detect_anomalies",
 )
+AT_LEAST_ONE = (
+    "max_train_samples",
+    "max_eval_samples",
+    "preprocessing_num_workers",
+    "num_train_epochs",
+    "train_batch_size",
+    "train_batch_tokens",
+    "per_device_eval_batch_size",
+    "num_micro_batches",
+    "logging_steps",
+    "save_total_limit",
+    "early_stopping_patience",
+)
+# The sizes of a new model: those of bert.small (d2l 15.7.1).
+DEFAULT_SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.02,
+}
+SHORTEST_PAIR = 5  # tokens: <cls>, one token, <sep>, one token, <sep>
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A field with the help that its command-line option shows."""
-    metadata: dict[str, Any] = {"help": help}
-    if choices:
-        metadata["choices"] = choices
-    return field(default=default, metadata=metadata)
+    """Return a dataclass field with the help text of its command-line option."""
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass
 class BaseTrainingArguments:
-    """Options of every training command.
+    """Options that fine-tuning and pretraining share.
 
     Raises:
-        BertSnliError: a value that makes no sense, with the option's name and what to give instead.
+        BertSnliError: a value is not allowed.
     """
 
     required: ClassVar[tuple[str, ...]] = ("output_dir",)
 
-    model_name_or_path: str = option("", "Model folder or hub id to start from.")
-    dataset_name_or_path: str = option(HUB_ID, "What to train on.")
-    output_dir: str = option("", "Folder for the trained model, its metrics and its curve.")
+    model_name_or_path: str = option("", "Model folder or Hub id to start from.")
+    dataset_name_or_path: str = option(HUB_ID, "Training data.")
+    output_dir: str = option("", "Folder for the trained model, its metrics and its training curve.")
     overwrite_output_dir: bool = option(
-        False,
-        "Write into an output folder that already holds files; checkpoints and results of its earlier run are removed.",
+        False, "Write into an output folder that holds files. Checkpoints and results of an earlier run are removed."
     )
 
     text_source: str = option(
-        "raw",
-        "Sentences of SNLI to read: 'raw' as typed, or 'parse', the parse leaves that the book reads.",
-        TEXT_SOURCES,
+        "raw", "Sentences of SNLI to read: 'raw' text, or 'parse', the leaves of the parses, as d2l does.", TEXT_SOURCES
     )
-    max_length: int = option(128, "Longest pair in tokens, the three special ones included.")
-    max_train_samples: int | None = option(None, "Train on the first so many pairs only.")
-    max_eval_samples: int | None = option(None, "Evaluate on the first so many pairs only.")
+    max_length: int = option(128, "Maximum length of a pair in tokens, including the three special tokens.")
+    max_train_samples: int | None = option(None, "Train on the first N pairs only.")
+    max_eval_samples: int | None = option(None, "Evaluate on the first N pairs only.")
     preprocessing_num_workers: int | None = option(None, "Processes that encode the text.")
-    dropout: float | None = option(None, "Dropout rate of hidden states and attention (default: the model's own).")
-
-    num_train_epochs: int = option(4, "Times that every training pair is seen.")
-    max_steps: int = option(-1, "If positive: stop after so many updates, whatever num_train_epochs says.")
-    train_batch_size: int = option(256, "Pairs per update, over all processes and accumulation passes.")
-    train_batch_tokens: int | None = option(
-        None, "Tokens per update, padding included, in place of train_batch_size: long pairs come in smaller batches."
+    dropout: float | None = option(
+        None, "Dropout probability of hidden states and attention weights (default: that of the model)."
     )
-    per_device_eval_batch_size: int = option(256, "Pairs per evaluation batch of one process.")
-    num_micro_batches: int = option(1, "Micro-batches that the train_batch_size pairs of an update are split into.")
+
+    num_train_epochs: int = option(4, "Number of epochs.")
+    max_steps: int = option(-1, "If positive, the number of updates; overrides num_train_epochs.")
+    train_batch_size: int = option(256, "Pairs in an update, over all processes and micro-batches.")
+    train_batch_tokens: int | None = option(
+        None,
+        "Tokens in an update, padding included; replaces train_batch_size. Batches of long pairs have fewer pairs.",
+    )
+    per_device_eval_batch_size: int = option(256, "Pairs in an evaluation batch of one process.")
+    num_micro_batches: int = option(1, "Micro-batches that the pairs of an update are split into.")
     train_sampling_strategy: str = option(
-        "group_by_length", "Batches of like length, or 'random' as in the book.", SAMPLING_STRATEGIES
+        "group_by_length", "Batches of pairs of similar length, or 'random' batches, as in d2l.", SAMPLING_STRATEGIES
     )
 
     optim: str = option("adamw_torch_fused", "Optimizer.", OPTIMIZERS)
     learning_rate: float = option(1e-3, "Peak learning rate.")
-    lr_scheduler_type: str = option("linear", "How the rate falls after the warm-up.", SCHEDULERS)
-    warmup_steps: float = option(0.06, "Updates of linear warm-up; below 1, a share of all updates.")
-    weight_decay: float = option(0.01, "Weight decay of all but biases and LayerNorms.")
-    max_grad_norm: float = option(1.0, "Largest norm of the gradient; 0 does not clip.")
+    lr_scheduler_type: str = option("linear", "Learning rate schedule after the warm-up.", SCHEDULERS)
+    warmup_steps: float = option(0.06, "Updates of linear warm-up; a value below 1 is a fraction of all updates.")
+    weight_decay: float = option(0.01, "Weight decay of all parameters except biases and LayerNorm weights.")
+    max_grad_norm: float = option(1.0, "Maximum gradient norm; 0 switches clipping off.")
     mixed_precision: str = option(
         "auto",
-        "'auto': what `accelerate launch` is told, if not 'no', or bf16 where this machine multiplies it 1.5 times as "
-        "fast. fp16 needs a GPU. Evaluation is in fp32.",
+        "'auto' uses Accelerate's setting; if that is 'no', bf16 is chosen where it is at least 1.5 times as fast as "
+        "fp32. fp16 needs a GPU. Evaluation is in fp32.",
         ("auto", "no", "bf16", "fp16"),
     )
-    seed: int = option(42, "Seed of fresh weights, the order of the pairs, masks and dropout.")
+    seed: int = option(42, "Seed of new weights, of the order of the pairs, of masks and of dropout.")
 
-    load_best_model_at_end: bool = option(True, "Keep the epoch that evaluates best; otherwise the last.")
+    load_best_model_at_end: bool = option(True, "Save the model of the best epoch; otherwise that of the last.")
     early_stopping_patience: int | None = option(
-        None, "Stop after so many evaluations in a row that are no better than the best before."
-    )
-    detect_anomalies: bool = option(
-        False, "Name the first operation whose gradient is not a number, and look for one after each pass; slow."
+        None, "Stop after this number of evaluations in a row without improvement."
     )
     logging_steps: int = option(50, "Updates between two lines of metrics.jsonl.")
-    save_steps: int = option(0, "Updates between two checkpoints; 0 writes none, unless a signal stops the run.")
-    save_total_limit: int = option(2, "Newest checkpoints kept; the best model is in each of them.")
+    save_steps: int = option(0, "Updates between two checkpoints; 0 writes one only when a signal stops the run.")
+    save_total_limit: int = option(2, "Number of checkpoints to keep. Each contains the best model so far.")
     resume_from_checkpoint: str | None = option(
-        None,
-        "Checkpoint folder to go on from, or 'auto': the newest whole one in output_dir, or the start where there is "
-        "none yet.",
+        None, "Checkpoint folder to resume from, or 'auto': the newest valid one in output_dir, if there is any."
     )
-    report_to: str = option("none", "Experiment tracker besides metrics.jsonl.", TRACKERS)
+    report_to: str = option("none", "Experiment tracker, in addition to metrics.jsonl.", TRACKERS)
 
     def __post_init__(self):
-        for name in self.required:
-            if not getattr(self, name):
-                raise BertSnliError(f"--{name}: is required; give it on the command line or in the recipe")
+        if not self.output_dir:
+            raise BertSnliError("output_dir: is required; give the folder to write")
         for entry in fields(self):
             choices, value = entry.metadata.get("choices"), getattr(self, entry.name)
             if choices and value is not None and value not in choices:
-                raise BertSnliError(f"--{entry.name} {value}: choose from {', '.join(choices)}")
-        for entry in fields(self):
+                raise BertSnliError(f"{entry.name} {value}: choose from {', '.join(choices)}")
             self._require(entry.name, lambda value: not isinstance(value, float) or isfinite(value), "give a number")
-        for name in (
-            "max_train_samples",
-            "max_eval_samples",
-            "preprocessing_num_workers",
-            "num_train_epochs",
-            "train_batch_size",
-            "train_batch_tokens",
-            "per_device_eval_batch_size",
-            "num_micro_batches",
-            "logging_steps",
-            "save_total_limit",
-            "early_stopping_patience",
-        ):
+        for name in AT_LEAST_ONE:
             self._require(name, lambda value: value >= 1, "give 1 or more")
-        passes = self.num_micro_batches
-        if passes > self.train_batch_size and self.train_batch_tokens is None:
-            raise BertSnliError(f"--num_micro_batches {passes}: more micro-batches than train_batch_size has pairs")
-        self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "save_steps"):
             self._require(name, lambda value: value >= 0, "give 0 or more")
+        self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         self._require("seed", lambda value: 0 <= value < 2**32, "give a number from 0 to below 2**32")
-        self._require("dropout", lambda value: 0 <= value < 1, "give a rate from 0 to below 1")
+        self._require("dropout", lambda value: 0 <= value < 1, "give a probability from 0 to below 1")
+        if self.train_batch_tokens is None:
+            limit = self.train_batch_size
+            self._require("num_micro_batches", lambda value: value <= limit, f"give at most train_batch_size, {limit}")
 
-    def _require(self, name: str, holds, remedy: str) -> None:
+    def _require(self, name: str, is_valid: Callable[[Any], bool], remedy: str) -> None:
         value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise BertSnliError(f"--{name} {value}: {remedy}")
+        if value is not None and not is_valid(value):
+            raise BertSnliError(f"{name} {value}: {remedy}")
 
-    def save(self, path: Path) -> None:
-        """Write the options as YAML, so that `--config` repeats the run: all but those that say how it was started."""
+    def save_recipe(self, path: Path) -> None:
+        """Write the options as a YAML recipe that repeats the run."""
         options = {name: value for name, value in asdict(self).items() if name not in START_OPTIONS}
         write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
-    def to_resume_with(self) -> dict[str, Any]:
-        """The options that a run is resumed with as they were."""
-        free = {*START_OPTIONS, *LENGTH, *WRITTEN, *NUMERIC_OPTIONS}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+    def options_fixed_on_resume(self) -> dict[str, Any]:
+        """Return the options that must be the same when a run is resumed."""
+        may_differ = {*START_OPTIONS, *OUTPUT_OPTIONS, *LENGTH_OPTIONS, *ROUNDING_OPTIONS}
+        return {name: value for name, value in asdict(self).items() if name not in may_differ}
 
-    def means(self) -> dict[str, Any]:
-        """The options that change what is computed by rounding, the draws of dropout and the length of the schedule."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name in (*NUMERIC_OPTIONS, "num_train_epochs", "max_steps")
-        }
+    def options_free_on_resume(self) -> dict[str, Any]:
+        """Return the options of `LENGTH_OPTIONS` and `ROUNDING_OPTIONS`."""
+        may_differ = {*LENGTH_OPTIONS, *ROUNDING_OPTIONS}
+        return {name: value for name, value in asdict(self).items() if name in may_differ}
 
 
 @dataclass
 class FinetuneArguments(BaseTrainingArguments):
-    """Options of `finetune`.
+    """The options of `bert_snli.finetune_model` and `bert-snli finetune`. `bert-snli finetune --help` explains them.
 
     Raises:
-        BertSnliError: as `BaseTrainingArguments`.
+        BertSnliError: a value is not allowed.
+
+    Example:
+        >>> arguments = FinetuneArguments(model_name_or_path="quickstart/converted", output_dir="run", max_steps=5)
+        >>> arguments.train_batch_size
+        256
     """
 
     required: ClassVar[tuple[str, ...]] = ("model_name_or_path", "output_dir")
 
-    model_name_or_path: str = option("", "Model folder or hub id to start from (see: bert-snli convert).")
+    model_name_or_path: str = option("", "Model folder or Hub id to start from (see: bert-snli convert).")
     dataset_name_or_path: str = option(
         HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
     )
     train_file: str | None = option(
         None,
-        "File of pairs to train on in place of the dataset's training split: .jsonl, .parquet, .csv or .tsv with "
-        "premise, hypothesis and label, or scores: a teacher's probability of each label, as bert-snli predict writes.",
+        "File of pairs that replaces the training split: .jsonl, .parquet, .csv or .tsv with premise, hypothesis and "
+        "label, or scores: a teacher's probability of each label, as bert-snli predict writes them.",
     )
-    output_dir: str = option("", "Folder for the fine-tuned model, its metrics and its curve.")
-    max_length: int = option(128, "Longest pair in tokens, the three special ones included; longer ones are truncated.")
     truncation: str = option(
         "longest",
-        "How pairs that are too long are cut: 'longest' from the longer side as the book does, 'ratio' in proportion, "
-        "'only_first', 'only_second', or 'do_not_truncate', an error.",
+        "How pairs that are too long are truncated: 'longest' shortens the longer side, as d2l does; 'ratio' both in "
+        "proportion; 'only_first' or 'only_second' one side; 'do_not_truncate' is an error.",
         TRUNCATIONS,
     )
     classifier_head: str | None = option(
         None,
-        "'pooler': the book's, faster to train, which export can write; 'mlp': that of the chapter's first "
-        "form; 'matching': the pooled output and both sentences' means, their difference and "
-        "product (default: matching; of a start that is a classifier, its own).",
+        "'pooler': that of d2l, which bert-snli export can write; 'mlp': that of d2l's first edition; 'matching': the "
+        "pooled output, both sentences' means, their difference and product (default: that of the model if it is a "
+        "classifier, otherwise matching).",
         CLASSIFIER_HEADS,
     )
     attn_implementation: str | None = option(
-        None,
-        "Attention of the model; by default 'eager' on CPU, which is faster at SNLI's lengths, else 'sdpa'.",
-        ("eager", "sdpa"),
+        None, "Attention implementation (default: eager on a CPU, sdpa otherwise).", ("eager", "sdpa")
     )
-    pad_to_max_length: bool = option(False, "Pad every batch to max_length as the book does: slower, same numbers.")
+    pad_to_max_length: bool = option(False, "Pad every batch to max_length, as d2l does; slower, same result.")
     loss_reduction: str = option(
-        "mean", "Loss of a batch: 'mean' of its pairs, or their 'sum' as in the book.", ("mean", "sum")
+        "mean", "Loss of a batch: 'mean' over its pairs, or 'sum', as in d2l.", ("mean", "sum")
     )
     fast_forward: bool = option(
         True,
-        "Train without products that the logits do not need, and without words that the data do not hold: the same to "
-        "rounding, but for other random numbers of dropout on a CPU.",
+        "Skip computation that does not affect the logits, and train only the embedding rows of tokens in the training "
+        "data. The result is the same up to floating-point rounding; on a CPU, dropout draws other random numbers.",
     )
-    torch_compile: bool = option(
-        False,
-        "Compile the model with torch.compile, with dynamic batch shapes. Intended for GPUs.",
-    )
+    torch_compile: bool = option(False, "Compile the model with torch.compile, with dynamic shapes. Intended for GPUs.")
     eval_split: str = option(
-        "validation", "Split evaluated after each epoch; the book uses 'test'.", ("validation", "test")
+        "validation", "Split to evaluate on after each epoch; d2l uses 'test'.", ("validation", "test")
     )
-    push_to_hub: bool = option(False, "Put the finished model on the hub, as bert-snli push does.")
-    hub_model_id: str | None = option(None, "Where push_to_hub puts it: user/name or organisation/name.")
-    hub_private_repo: bool = option(False, "For your eyes only, if the repository is a new one.")
+    push_to_hub: bool = option(False, "Push the model to the Hub at the end, as bert-snli push does.")
+    hub_model_id: str | None = option(None, "Repository for push_to_hub: user/name or organisation/name.")
+    hub_private_repo: bool = option(False, "Create the repository as private.")
 
     def __post_init__(self):
         super().__post_init__()
         if self.push_to_hub and not self.hub_model_id:
-            raise BertSnliError("--push_to_hub: needs --hub_model_id user/name")
+            raise BertSnliError("push_to_hub: needs hub_model_id; give user/name")
         if not self.push_to_hub and (self.hub_model_id or self.hub_private_repo):
             name = "hub_model_id" if self.hub_model_id else "hub_private_repo"
-            raise BertSnliError(f"--{name}: goes with --push_to_hub; add that, or leave this out")
+            raise BertSnliError(f"{name}: has no effect without push_to_hub; set push_to_hub or remove {name}")
         if self.train_batch_tokens and self.pad_to_max_length:
-            raise BertSnliError("--train_batch_tokens: cannot be combined with --pad_to_max_length; remove one of them")
+            raise BertSnliError("train_batch_tokens: cannot be combined with pad_to_max_length; remove one of them")
 
 
-def recipe_arguments(path: Path, recipe_class: type[BaseTrainingArguments], command: str) -> list[str]:
-    """The options in a YAML recipe, as command-line arguments of `command`, so that one parser checks both.
+@dataclass
+class PretrainArguments(BaseTrainingArguments):
+    """The options of `bert_snli.pretrain_model` and `bert-snli pretrain`. `bert-snli pretrain --help` explains them.
 
     Raises:
-        BertSnliError: not there, not YAML, or not a table of options and plain values.
+        BertSnliError: a value is not allowed.
+
+    Example:
+        >>> PretrainArguments(output_dir="run", hidden_size=64, num_attention_heads=2).num_train_epochs
+        20
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BertSnliError(f"--config {path}: {error.strerror}; give a YAML recipe") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise BertSnliError(f"--config {path}: not YAML ({reason}); see the files in recipes/") from error
-    if not isinstance(content, dict):
-        raise BertSnliError(f"--config {path}: holds no options; write lines such as 'learning_rate: 1e-4'")
-    known = {entry.name for entry in fields(recipe_class)}
-    arguments: list[str] = []
-    for key, value in content.items():
-        if key not in known:
-            raise BertSnliError(f"--config {path}: unknown option {key!r}; see {command} --help")
-        if value is not None:
-            arguments += [f"--{key}", str(value)]
-    return arguments
+
+    model_name_or_path: str = option("", "Model folder or Hub id to continue from (default: a new model).")
+    dataset_name_or_path: str = option(
+        WIKITEXT,
+        "Text: a Hub id, a folder of wiki.*.tokens, a .txt file or a folder of them, or any source of SNLI, whose "
+        "premises and hypotheses are used without the labels.",
+    )
+    dataset_config_name: str | None = option(
+        None, "Configuration of a dataset on the Hub (default: wikitext-2-v1 of WikiText)."
+    )
+
+    min_freq: int = option(5, "Tokens that occur fewer times map to <unk>.")
+    do_lower_case: bool | None = option(None, "Convert text to lower case, as d2l does (default: true).")
+    extend_vocab_from: str | None = option(
+        None,
+        "Text, as for dataset_name_or_path, whose tokens are added to the vocabulary of model_name_or_path if they "
+        "occur at least min_freq times. New embeddings are drawn from the distribution of the known ones.",
+    )
+
+    hidden_size: int | None = option(None, "Hidden size (default: 256).")
+    intermediate_size: int | None = option(None, "Size of the feed-forward layers (default: 512).")
+    num_attention_heads: int | None = option(None, "Attention heads (default: 4).")
+    num_hidden_layers: int | None = option(None, "Layers (default: 2).")
+    max_position_embeddings: int | None = option(None, "Maximum input length of the model (default: 512).")
+    initializer_range: float | None = option(None, "Standard deviation of new weights (default: 0.02).")
+
+    num_train_epochs: int = option(20, "Number of epochs.")
+    static_masks: bool = option(False, "Mask the same tokens in each epoch, as d2l does.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in (*DEFAULT_SIZES, "do_lower_case"):
+            if self.model_name_or_path and getattr(self, name) is not None:
+                raise BertSnliError(f"{name}: is fixed by {self.model_name_or_path}; remove one of the two")
+        for name in (*DEFAULT_SIZES, "min_freq"):
+            self._require(name, lambda value: value > 0, "give a number above 0")
+        self._require("max_length", lambda value: value >= SHORTEST_PAIR, f"give {SHORTEST_PAIR} or more")
+        if self.extend_vocab_from and not self.model_name_or_path:
+            raise BertSnliError("extend_vocab_from: needs model_name_or_path; remove it for a new model")

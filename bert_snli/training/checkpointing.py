@@ -1,16 +1,17 @@
-"""Checkpoints of a run in progress: `checkpoint-N` folders from which training goes on as if it had not stopped.
+"""Checkpoints of a running training: `checkpoint-N` folders from which training resumes bit-exactly.
 
-A checkpoint is written beside its place, with the checksums of its files, flushed to the disk, and renamed when it is
-whole. One that is torn or damaged all the same is told by its checksums, and the one before it is used.
+A checkpoint is written under a temporary name with the checksums of its files, flushed to the disk and renamed when it
+is complete. Resume checks the checksums and uses the checkpoint before if one is damaged.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,42 +23,61 @@ from safetensors import SafetensorError
 
 from bert_snli.console import is_lost_connection
 from bert_snli.errors import BertSnliError
-from bert_snli.files import flush_to_disk, replace_file, sha256_of_file
+from bert_snli.files import WEIGHTS, flush_to_disk, replace_file, sha256_of_file
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
-MODEL, KEPT = "model.safetensors", "kept.safetensors"  # in the output folder; its copy in a checkpoint
+SAVED_WEIGHTS = "saved_model.safetensors"  # in a checkpoint: a copy of the weights in the output folder
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Progress:
-    """Where a run stands."""
+    """The state of a run, apart from the model, the optimizer and the random states.
 
-    epoch: int = 0  # epochs finished
-    batch: int = 0  # updates made in the running epoch
-    step: int = 0  # updates made in all
-    best_score: float | None = None  # of the evaluations so far
-    best_step: int = 0  # of that evaluation
-    since_best: int = 0  # evaluations that were not better
-    seconds: float = 0.0  # spent on training, evaluation left out
-    totals: list[float] = field(default_factory=list)  # the objective's sums over the running epoch
-    interval: list[list[float]] = field(default_factory=list)  # each process's sums since the last line of metrics
-    epochs: list[dict] = field(default_factory=list)  # metrics of the finished epochs
-    kept: dict[str, Any] = field(default_factory=dict)  # what else is known of the model in the output folder
-    scheduler: dict = field(default_factory=dict)  # its state
-    options: dict = field(default_factory=dict)  # those that the weights depend on
-    means: dict = field(default_factory=dict)  # what they depend on to rounding: processes, passes, precision
-    data: str = ""  # fingerprint of the pairs and the vocabulary
+    Args:
+        epoch: number of finished epochs.
+        batch: number of updates in the current epoch.
+        step: number of updates.
+        best_score: score of the best evaluation.
+        best_step: step of the best evaluation.
+        evaluations_since_best: number of evaluations since then.
+        seconds: training time without evaluation and saving.
+        epoch_sums: sums of the objective in the current epoch, up to the last line of metrics.
+        interval_sums: sums of the objective since the last line of metrics.
+        epochs: metrics of the finished epochs.
+        saved_model: `step` and evaluation details of the model in the output folder.
+        scheduler: state of the learning rate schedule.
+        fixed_options: options that must be the same on resume.
+        free_options: options and machine that may differ on resume, which then is not bit-exact.
+        data: fingerprint of the training data, see `bert_snli.training.setup.fingerprint`.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    seconds: float = 0.0
+    epoch_sums: list[float] = field(default_factory=list)
+    interval_sums: list[float] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    saved_model: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    fixed_options: dict[str, Any] = field(default_factory=dict)
+    free_options: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
 
 
 def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> Path:
-    """Write `checkpoint-{step}`, and drop the oldest beyond `limit`; returns its folder.
+    """Write `checkpoint-{step}` and delete the oldest checkpoints beyond `limit`. Return the checkpoint's folder.
 
     Raises:
-        BertSnliError: it cannot be written; the ones before are still there.
+        BertSnliError: the checkpoint cannot be written. Earlier checkpoints are unchanged.
     """
     target = output_dir / f"checkpoint-{progress.step}"
     temporary = output_dir / f".{target.name}.partial"
-    with _whole_or_not_at_all(temporary, target):
+    with _remove_on_error(temporary, target):
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -66,7 +86,7 @@ def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Pa
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             if progress.best_score is not None:
-                shutil.copyfile(output_dir / MODEL, temporary / KEPT)
+                shutil.copyfile(output_dir / WEIGHTS, temporary / SAVED_WEIGHTS)
             (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
             checksums = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
             (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
@@ -82,21 +102,37 @@ def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Pa
 
 
 @contextmanager
-def _whole_or_not_at_all(temporary: Path, target: Path) -> Iterator[None]:
+def _remove_on_error(temporary: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if is_lost_connection(error):  # of the process that found that it cannot, and says so
+        if is_lost_connection(error):  # the process that could not write reports the cause
             raise
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
-        before = list_checkpoints(target.parent)
-        remedy = f"then go on from {before[-1].name} with --resume_from_checkpoint auto" if before else "and start anew"
-        raise BertSnliError(f"{target}: cannot be written ({reason}); make room, {remedy}") from error
+        earlier = list_checkpoints(target.parent)
+        remedy = f"resume from {earlier[-1].name} with resume_from_checkpoint auto" if earlier else "start again"
+        raise BertSnliError(
+            f"{target}: cannot be written ({_one_line(error)}); free disk space and {remedy}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Return the checkpoint folders in `output_dir`, valid or damaged, oldest first."""
+    folders = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in folders if path.is_dir()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of updates before a checkpoint was written, from the name of its folder."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, in words; nothing if they are what was written."""
+    """Describe what is wrong with the files of a checkpoint; None if they are as written."""
     try:
         checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         if not isinstance(checksums, dict) or PROGRESS not in checksums:
@@ -105,135 +141,116 @@ def find_damage(folder: Path) -> str | None:
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if sha256_of_file(folder / name) != sha256:
-                return f"{name} is not what was written"
+                return f"the checksum of {name} is wrong"
         step = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"]
-        if folder.name != f"checkpoint-{step}":
-            return f"it is checkpoint-{step}, renamed"
+        return None if folder.name == f"checkpoint-{step}" else f"it is checkpoint-{step}, renamed"
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
     except (OSError, ValueError) as error:
-        return f"{CHECKSUMS} or a file of its list cannot be read: {' '.join(str(error).split())[:100]}"
-    return None
+        return f"{CHECKSUMS} or a file in it cannot be read: {_one_line(error)}"
 
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints in `output_dir`, whole or damaged since, oldest first."""
-    numbered = [
-        (int(match[1]), path)
-        for path in output_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
-    ]
-    return [path for _, path in sorted(numbered)]
-
-
-def check_place(folder: Path, output_dir: Path) -> None:
-    """Refuse to resume from what is no checkpoint in the output folder.
+def check_checkpoint_folder(folder: Path, output_dir: Path) -> None:
+    """Check that `folder` is a checkpoint in the output folder.
 
     Raises:
-        BertSnliError: with the remedy.
+        BertSnliError: it is not.
     """
     if not (folder / PROGRESS).is_file():
-        raise BertSnliError(
-            f"--resume_from_checkpoint {folder}: no checkpoint there; give a checkpoint-N folder, or 'auto'"
-        )
+        raise BertSnliError(f"resume_from_checkpoint {folder}: not a checkpoint; give a checkpoint-N folder or 'auto'")
     if folder.resolve().parent != output_dir.resolve():
         raise BertSnliError(
-            f"--resume_from_checkpoint {folder}: is not in {output_dir}, where its run is; "
-            f"give --output_dir {folder.parent}"
+            f"resume_from_checkpoint {folder}: is not in {output_dir}, the folder of the run; give it as output_dir"
         )
 
 
-def find_sound_checkpoint(wanted: str, output_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """The folder that `--resume_from_checkpoint` means; for 'auto' the newest that is whole, or nothing where none is.
-
-    Args:
-        warn: is told of each damaged one that is passed over.
+def find_valid_checkpoint(requested: str, output_dir: Path) -> Path | None:
+    """Return the checkpoint folder to resume from; with 'auto' the newest valid one, or None if there are none.
 
     Raises:
-        BertSnliError: the one that is meant is damaged, or all are.
+        BertSnliError: the requested checkpoint is damaged, or all are.
     """
-    candidates = [Path(wanted)] if wanted != "auto" else list_checkpoints(output_dir)[::-1]
+    is_auto = requested == "auto"
     damaged: list[str] = []
-    for folder in candidates:
+    for folder in list_checkpoints(output_dir)[::-1] if is_auto else [Path(requested)]:
         damage = find_damage(folder)
         if damage is None:
             if damaged:
-                warn(f"{'; '.join(damaged)}; going on from {folder.name}")
+                logger.warning("%s; resuming from %s", "; ".join(damaged), folder.name)
             return folder
         damaged.append(f"{folder}: damaged ({damage})")
     if damaged:
-        remedy = (
-            "give 'auto' or an older one"
-            if wanted != "auto"
-            else "start anew: --overwrite_output_dir without this option"
-        )
-        raise BertSnliError(f"--resume_from_checkpoint {'; '.join(damaged)}; {remedy}")
+        remedy = "start again with overwrite_output_dir" if is_auto else "give 'auto' or an older one"
+        raise BertSnliError(f"resume_from_checkpoint {'; '.join(damaged)}; {remedy}")
     return None
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, options: dict, data: str) -> Progress:
-    """Put model, optimizer and random states back as they were in `folder`.
+def load_checkpoint(accelerator: Accelerator, folder: Path, fixed_options: dict[str, Any], data: str) -> Progress:
+    """Restore model, optimizer and random states. Return the progress of the run.
+
+    Args:
+        accelerator: the accelerator that prepared the model and the optimizer.
+        folder: the checkpoint.
+        fixed_options: options that must equal those of the checkpoint.
+        data: fingerprint of the data, which must equal that of the checkpoint.
 
     Raises:
-        BertSnliError: it is one of a run with other `options` or `data`, or does not fit the model.
+        BertSnliError: the checkpoint is from a run with other options or data, or does not fit the model.
     """
     progress = read_progress(folder)
-    changed = {name for name in options.keys() | progress.options if options.get(name) != progress.options.get(name)}
+    saved = progress.fixed_options
+    changed = min((name for name in fixed_options | saved if fixed_options.get(name) != saved.get(name)), default=None)
     if changed:
-        name = min(changed)
         raise BertSnliError(
-            f"--resume_from_checkpoint {folder}: was made with --{name} {progress.options.get(name)}, "
-            f"not {options.get(name)}; resume with the same recipe"
+            f"resume_from_checkpoint {folder}: was made with {changed} {saved.get(changed)}, not "
+            f"{fixed_options.get(changed)}; resume with the same options"
         )
     if progress.data != data:
         raise BertSnliError(
-            f"--resume_from_checkpoint {folder}: was made of other pairs, labels or words; resume with what "
-            "it was made of"
+            f"resume_from_checkpoint {folder}: was made with other pairs, labels or tokens; resume with the same data"
         )
-    with _resuming_from(folder):
+    with _explain_unreadable(folder):
         accelerator.load_state(str(folder))
     return progress
 
 
 def read_progress(folder: Path) -> Progress:
-    """Where the run stood when `folder` was written.
+    """Read the progress of the run when the checkpoint was written.
 
     Raises:
-        BertSnliError: it is not a checkpoint.
+        BertSnliError: the folder is not a checkpoint of this version.
     """
-    with _resuming_from(folder):
+    with _explain_unreadable(folder):
         return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
 
 @contextmanager
-def _resuming_from(folder: Path) -> Iterator[None]:
+def _explain_unreadable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BertSnliError(
-            f"--resume_from_checkpoint {folder}: cannot be resumed from ({reason}); "
-            "give a checkpoint-N folder of a run with the same recipe"
+            f"resume_from_checkpoint {folder}: cannot be loaded ({_one_line(error)}); give a checkpoint of a run with "
+            "the same options and the same version of bert-snli"
         ) from error
 
 
 def restore_output_dir(output_dir: Path, step: int) -> list[str]:
-    """Make `output_dir` what it was when its checkpoint of `step` was written; 0: when there was none yet.
+    """Restore the output folder to its state when the checkpoint of `step` was written; 0: at the start of the run.
 
-    Returns the names of the checkpoints that went.
+    Deletes later checkpoints, which `resume_from_checkpoint="auto"` would use, and incomplete files. Restores the best
+    model of the checkpoint.
 
-    Later checkpoints, of an earlier run or damaged ones, would be taken for newer ones of this; what a killed run left
-    half-written goes, and the model that was kept by then comes back.
+    Returns:
+        The names of the deleted checkpoints.
     """
-    later = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
-    for folder in later:
+    later = [folder for folder in list_checkpoints(output_dir) if step_of(folder) > step]
+    for folder in (*later, *output_dir.glob(".checkpoint-*.partial"), *output_dir.glob(".partial-*")):
         shutil.rmtree(folder)
-    for rest in (*output_dir.glob(".checkpoint-*.partial"), *output_dir.glob(".partial-*")):
-        shutil.rmtree(rest, ignore_errors=True)
-    for half in output_dir.glob(".*.partial"):
-        half.unlink()
-    kept = output_dir / f"checkpoint-{step}" / KEPT
-    if kept.is_file():
-        with replace_file(output_dir / MODEL) as temporary:
-            shutil.copyfile(kept, temporary)
+    for file in output_dir.glob(".*.partial"):
+        file.unlink()
+    saved_weights = output_dir / f"checkpoint-{step}" / SAVED_WEIGHTS
+    if saved_weights.is_file():
+        with replace_file(output_dir / WEIGHTS) as temporary:
+            shutil.copyfile(saved_weights, temporary)
     return [folder.name for folder in later]

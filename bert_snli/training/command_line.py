@@ -1,6 +1,6 @@
-"""The command lines of `finetune` and `pretrain`: their options, and those of `accelerate launch` among them.
+"""The command lines of `finetune` and `pretrain`: their options, and the options of `accelerate launch` among them.
 
-This module imports neither PyTorch nor transformers, so that help and mistaken options are answered at once.
+This module imports neither PyTorch nor transformers, so that help and errors in options appear at once.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 from bert_snli.console import OneLineErrorParser
-from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, recipe_arguments
-from bert_snli.training.pretrain_arguments import PretrainArguments
+from bert_snli.errors import BertSnliError
+from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, PretrainArguments
 
 # Options of `accelerate launch` that `bert-snli finetune` and `pretrain` pass on, and whether each has a value.
 LAUNCH_OPTIONS = {
@@ -40,53 +42,61 @@ LAUNCH_OPTIONS = {
     "--tee": True,
 }
 FINETUNE_DESCRIPTION = """\
-Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
-Without --config it follows recipes/default.yaml, whose values are the defaults below.
+Fine-tune a model on SNLI. The output folder is a model folder with metrics.jsonl and the training curve of d2l.
+The default values below are those of the recipe `default`.
 
 examples:
   bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
-  bert-snli finetune --config recipes/d2l_book.yaml --model_name_or_path models/small --output_dir runs/book
-  bert-snli finetune ... --num_processes 2          options of `accelerate launch` are taken as well
-  accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune ...      the same, launched by hand
+  bert-snli finetune --config recipes/d2l_book.yaml --model_name_or_path models/small --output_dir runs/d2l
+  bert-snli finetune ... --num_processes 2          options of `accelerate launch` are accepted
+  accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune ...      the same
 """
 PRETRAIN_DESCRIPTION = """\
-Pretrain a model on plain text, to predict hidden words (MLM) and whether a sentence is the next one (NSP), and keep it
-as a normal model folder, to be fine-tuned, asked by pipeline("fill-mask"), or exported to the book's own format.
+Pretrain a model on plain text with masked language modelling (MLM) and next sentence prediction (NSP). The output
+folder is a model folder for `bert-snli finetune`, pipeline("fill-mask") or `bert-snli export`.
 
 examples:
   bert-snli pretrain --dataset_name_or_path path/to/wikitext-2 --output_dir runs/wiki
   bert-snli pretrain --dataset_name_or_path snli_1.0.zip --model_name_or_path runs/wiki --output_dir runs/captions
-  bert-snli pretrain --config recipes/d2l_book_pretrain.yaml --output_dir runs/book       WikiText-2 from the hub
-  bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are taken as well
+  bert-snli pretrain --config recipes/d2l_book_pretrain.yaml --output_dir runs/d2l       WikiText-2 from the Hub
+  bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are accepted
 """
 
-Recipe = TypeVar("Recipe", bound=BaseTrainingArguments)
+Arguments = TypeVar("Arguments", bound=BaseTrainingArguments)
 
 
 @dataclass(frozen=True)
-class TrainingCommand(Generic[Recipe]):
+class TrainingCommand(Generic[Arguments]):
     """A command whose options are the fields of a dataclass."""
 
     prog: str
-    recipe_class: type[Recipe]
+    arguments_class: type[Arguments]
     description: str
 
-    def parse(self, argv: Sequence[str]) -> Recipe:
-        """Read options. Those of `--config FILE.yaml` come first, so that the command line overrides them.
+    @property
+    def option_names(self) -> set[str]:
+        """The names of all options, including those of the launcher."""
+        return (
+            {field.name for field in fields(self.arguments_class)} | {"config"} | {name[2:] for name in LAUNCH_OPTIONS}
+        )
+
+    def parse(self, argv: Sequence[str]) -> Arguments:
+        """Read options. Those of the recipe that `--config` names come first, so the command line overrides them.
 
         Raises:
-            BertSnliError: a value that makes no sense. An unknown option exits with 2.
+            BertSnliError: a value is not allowed, or a required option is missing. An unknown option exits with 2.
         """
         parser = OneLineErrorParser(prog=self.prog, description=self.description)
-        add_fields(parser, self.recipe_class)
-        parser.add_argument(
-            "--config", type=Path, help="YAML recipe: any of these options; the command line overrides it."
-        )
+        add_fields(parser, self.arguments_class)
+        parser.add_argument("--config", type=Path, help="YAML recipe with options. The command line overrides it.")
         config = parser.parse_known_args(argv)[0].config
-        from_file = recipe_arguments(config, self.recipe_class, self.prog) if config else []
-        options = vars(parser.parse_args([*from_file, *argv]))
+        from_recipe = read_recipe(config, self.arguments_class) if config else []
+        options = vars(parser.parse_args([*from_recipe, *argv]))
         del options["config"]
-        return self.recipe_class(**options)
+        for name in self.arguments_class.required:
+            if not options[name]:
+                raise BertSnliError(f"{name}: is required; give it on the command line or in the recipe")
+        return self.arguments_class(**options)
 
 
 FINETUNE = TrainingCommand("bert-snli finetune", FinetuneArguments, FINETUNE_DESCRIPTION)
@@ -94,68 +104,81 @@ PRETRAIN = TrainingCommand("bert-snli pretrain", PretrainArguments, PRETRAIN_DES
 COMMANDS: dict[str, TrainingCommand[Any]] = {"finetune": FINETUNE, "pretrain": PRETRAIN}
 
 
-def option_names(recipe_class: type[BaseTrainingArguments]) -> set[str]:
-    """Return the names of a training command's options: the fields, `config`, and the launcher's options."""
-    return {field.name for field in fields(recipe_class)} | {"config"} | {name[2:] for name in LAUNCH_OPTIONS}
+def read_recipe(path: Path, arguments_class: type[BaseTrainingArguments]) -> list[str]:
+    """Read a YAML recipe. Return its options as command-line arguments, so that one parser checks both.
+
+    Raises:
+        BertSnliError: the file is missing, is not YAML, or has unknown options.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BertSnliError(f"config {path}: {error.strerror}; give a YAML recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BertSnliError(f"config {path}: not YAML ({' '.join(str(error).split())}); see recipes/") from error
+    if not isinstance(content, dict):
+        raise BertSnliError(f"config {path}: has no options; write lines such as 'learning_rate: 1e-4'")
+    unknown = [key for key in content if key not in {entry.name for entry in fields(arguments_class)}]
+    if unknown:
+        raise BertSnliError(f"config {path}: unknown option {unknown[0]!r}; see the help of the command")
+    return [word for key, value in content.items() if value is not None for word in (f"--{key}", str(value))]
 
 
-def add_fields(parser: argparse.ArgumentParser, recipe_class: type[BaseTrainingArguments]) -> None:
-    """Add an option for each field of a dataclass; a switch that is on by default also gets `--no_NAME`."""
-    hints = get_type_hints(recipe_class)
-    for field in fields(recipe_class):
+def add_fields(parser: argparse.ArgumentParser, arguments_class: type[BaseTrainingArguments]) -> None:
+    """Add an option for each field of a dataclass. A switch that is on by default also gets `--no_NAME`."""
+    hints = get_type_hints(arguments_class)
+    for field in fields(arguments_class):
         kind = _without_none(hints[field.name])
         options: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
-        if field.name in recipe_class.required:
+        if field.name in arguments_class.required:
             options["help"] += " Required."
         if kind is bool:
             options |= {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
         else:
-            options |= {"type": kind, "choices": field.metadata.get("choices")}
+            options |= {"type": kind, "choices": field.metadata["choices"]}
         parser.add_argument(*_spellings(field.name), **options)
         if kind is bool and field.default is True:
-            negated = _spellings(f"no_{field.name}")
-            parser.add_argument(
-                *negated,
-                dest=field.name,
-                action="store_false",
-                default=argparse.SUPPRESS,
-                help=f"Switch --{field.name} off.",
-            )
+            off: dict[str, Any] = {
+                "action": "store_false",
+                "default": argparse.SUPPRESS,
+                "help": f"Switch --{field.name} off.",
+            }
+            parser.add_argument(*_spellings(f"no_{field.name}"), dest=field.name, **off)
 
 
 def _without_none(hint: Any) -> Any:
-    """`int` of `int | None`."""
+    """Return `int` for `int | None`."""
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     return hint
 
 
 def _spellings(name: str) -> list[str]:
-    """With underscores, and with dashes where that is another spelling."""
+    """Return the option with underscores, and with dashes if that is another spelling."""
     return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
 def boolean(text: str) -> bool:
-    """For `type=`: true or false."""
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in known:
+    """Parse true or false, for `type=`."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text}: give true or false")
-    return known[text.lower()]
+    return values[text.lower()]
 
 
-def split_arguments(argv: Sequence[str], recipe_class: type[BaseTrainingArguments]) -> tuple[list[str], list[str]]:
-    """Separate the options of `accelerate launch` from those of the recipe; one that both know is the recipe's."""
-    recipe_options = {f"--{field.name}" for field in fields(recipe_class)}
+def split_arguments(argv: Sequence[str], arguments_class: type[BaseTrainingArguments]) -> tuple[list[str], list[str]]:
+    """Separate the options of `accelerate launch` from those of training. An option of both is one of training."""
+    training_options = {f"--{field.name}" for field in fields(arguments_class)}
     launch: list[str] = []
-    recipe: list[str] = []
+    training: list[str] = []
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         name = word.partition("=")[0].replace("-", "_").replace("__", "--", 1)
-        if name not in LAUNCH_OPTIONS or name in recipe_options:
-            recipe.append(word)
+        if name not in LAUNCH_OPTIONS or name in training_options:
+            training.append(word)
             continue
         launch.append(word)
         if LAUNCH_OPTIONS[name] and "=" not in word and rest:
             launch.append(rest.pop(0))
-    return launch, recipe
+    return launch, training

@@ -1,7 +1,7 @@
-"""What is minimised, and what is noted of it on the way: in the loop, fine-tuning and pretraining differ in this alone.
+"""The losses of fine-tuning and pretraining, and their metrics.
 
-An objective gives sums over the pairs it has seen, which may be added up over passes, processes and updates, and makes
-figures of them.
+An objective returns sums over pairs. Sums can be added over micro-batches, processes and updates; `metrics` turns them
+into means.
 """
 
 from __future__ import annotations
@@ -17,39 +17,50 @@ from torch import nn
 
 from bert_snli.data.batching import IGNORED_LABEL
 
+MAX_EXPONENT = 700  # math.exp overflows above 709
+
 
 class Objective(Protocol):
-    """A loss, and its figures."""
+    """A loss with its metrics."""
 
     num_sums: int
-    metric: str  # the figure that the best model is chosen by
+    best_metric: str  # the metric that chooses the best model
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The share of `batch` in the loss of the global batch `rows`, and its sums (num_sums,), detached."""
+        """Compute the contribution of a micro-batch to the loss of its global batch, and the detached sums.
 
-    def figures(self, sums: Sequence[float]) -> dict[str, float]:
-        """By name, what the sums come to: `loss` and others."""
+        Args:
+            model: the module that is trained.
+            batch: a micro-batch.
+            rows: the row numbers of the global batch.
 
-    def score(self, figures: dict[str, float]) -> float:
-        """Of an evaluation's figures; the higher, the better the model."""
+        Returns:
+            The loss, and sums (num_sums,).
+        """
+
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """Compute `loss` and other metrics from sums."""
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """Return a number that is higher for a better model."""
 
     def describe(self, entry: dict[str, float], split: str) -> str:
-        """A finished epoch in words."""
+        """Describe the metrics of an epoch in one line."""
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross-entropy of the labels (d2l 15.7.4), its `mean` over the pairs of a batch or their `sum`.
+    """Cross-entropy of the labels (d2l 15.7.4), its `mean` or `sum` over the pairs of a batch.
 
-    Labels that are probabilities count as right where the model finds the same one the most probable: a teacher's,
-    whose distribution is learnt whole (Hinton et al., 2015, at temperature 1).
+    Labels may be probabilities, for knowledge distillation at temperature 1 (Hinton et al., 2015). A prediction is then
+    correct if it equals the most probable label.
     """
 
     reduction: str
     num_sums = 3
-    metric = "accuracy"
+    best_metric = "accuracy"
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
@@ -57,19 +68,20 @@ class Classification:
         labels = batch.pop("labels")
         logits = model(**batch).logits
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
-        hard, counted = labels, labels != IGNORED_LABEL
         if labels.is_floating_point():
-            hard, counted = labels.argmax(dim=-1), labels.any(dim=-1)
-        right = ((logits.detach().argmax(dim=-1) == hard) & counted).sum()
-        sums = torch.stack([loss.detach(), right, counted.sum()])
+            hard_labels, has_label = labels.argmax(dim=-1), labels.any(dim=-1)
+        else:
+            hard_labels, has_label = labels, labels != IGNORED_LABEL
+        num_correct = ((logits.detach().argmax(dim=-1) == hard_labels) & has_label).sum()
+        sums = torch.stack([loss.detach(), num_correct, has_label.sum()])
         return loss / (len(rows) if self.reduction == "mean" else 1), sums
 
-    def figures(self, sums: Sequence[float]) -> dict[str, float]:
-        loss, right, pairs = sums
-        return {"loss": loss / pairs, "accuracy": right / pairs}
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        loss, num_correct, num_pairs = sums
+        return {"loss": loss / num_pairs, "accuracy": num_correct / num_pairs}
 
-    def score(self, figures: dict[str, float]) -> float:
-        return figures["accuracy"]
+    def score(self, metrics: dict[str, float]) -> float:
+        return metrics["accuracy"]
 
     def describe(self, entry: dict[str, float], split: str) -> str:
         return (
@@ -80,44 +92,45 @@ class Classification:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Masked language model and next sentence: the sum of two mean cross-entropies (d2l 15.10.1).
+    """Masked language modelling and next sentence prediction: the sum of two mean cross-entropies (d2l 15.10.1).
 
-    The one is the mean over all predicted positions of a batch, of which each row has its share in `predictions_R`;
-    the other over its pairs. (The book's PyTorch form takes the mean over the padded positions as well, which predict
-    `<unk>`; its MXNet form does not, and nor do we.)
+    The first is the mean over the masked positions of the global batch, the second over its pairs. d2l's PyTorch code
+    also counts padded positions, which predict `<unk>`; its MXNet code does not.
+
+    Args:
+        predictions_R: number of masked positions of each row.
     """
 
     predictions_R: np.ndarray
     num_sums = 6
-    metric = "loss"
+    best_metric = "loss"
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        mlm_loss, nsp_loss, right = model(**batch)
-        counts = torch.stack([(batch[name] != IGNORED_LABEL).sum() for name in ("labels", "next_sentence_label")])
-        sums = torch.stack([mlm_loss.detach(), nsp_loss.detach(), *right, *counts])
+        mlm_loss, nsp_loss, num_correct = model(**batch)
+        counts = [(batch[name] != IGNORED_LABEL).sum() for name in ("labels", "next_sentence_label")]
+        sums = torch.stack([mlm_loss.detach(), nsp_loss.detach(), *num_correct, *counts])
         return mlm_loss / int(self.predictions_R[rows].sum()) + nsp_loss / len(rows), sums
 
-    def figures(self, sums: Sequence[float]) -> dict[str, float]:
-        mlm_loss, nsp_loss, mlm_right, nsp_right, predictions, pairs = sums
-        mlm, nsp = mlm_loss / predictions, nsp_loss / pairs
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        mlm_sum, nsp_sum, mlm_correct, nsp_correct, num_predictions, num_pairs = sums
+        mlm_loss, nsp_loss = mlm_sum / num_predictions, nsp_sum / num_pairs
         return {
-            "loss": mlm + nsp,
-            "mlm_loss": mlm,
-            "perplexity": math.exp(min(mlm, 700)),
-            "mlm_accuracy": mlm_right / predictions,
-            "nsp_loss": nsp,
-            "nsp_accuracy": nsp_right / pairs,
+            "loss": mlm_loss + nsp_loss,
+            "mlm_loss": mlm_loss,
+            "perplexity": math.exp(min(mlm_loss, MAX_EXPONENT)),
+            "mlm_accuracy": mlm_correct / num_predictions,
+            "nsp_loss": nsp_loss,
+            "nsp_accuracy": nsp_correct / num_pairs,
         }
 
-    def score(self, figures: dict[str, float]) -> float:
-        return -figures["loss"]
+    def score(self, metrics: dict[str, float]) -> float:
+        return -metrics["loss"]
 
     def describe(self, entry: dict[str, float], split: str) -> str:
-        parts = [
+        return "; ".join(
             f"{name}: MLM loss {entry[f'{key}_mlm_loss']:.3f} (accuracy {entry[f'{key}_mlm_accuracy']:.3f}), "
             f"NSP loss {entry[f'{key}_nsp_loss']:.3f} (accuracy {entry[f'{key}_nsp_accuracy']:.3f})"
             for key, name in (("train", "train"), ("eval", split))
-        ]
-        return "; ".join(parts)
+        )

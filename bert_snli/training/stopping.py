@@ -1,73 +1,56 @@
-"""Stopping when asked: SIGTERM (a machine that is taken away, a scheduler) and SIGINT (Ctrl-C)."""
+"""Stopping a run on SIGTERM (from a scheduler) or SIGINT (Ctrl-C)."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A terminal sends Ctrl-C to the launcher and to the processes, and the launcher passes it on: a process gets it twice.
+SECONDS_OF_ONE_CTRL_C = 1.0
 
 
 class StopRequest:
-    """A context that turns SIGTERM and SIGINT into requests to stop after an update; a second SIGINT stops at once.
+    """A context that turns SIGTERM and SIGINT into a request to stop after an update. A second Ctrl-C stops at once.
 
-    Signals reach one process or all, at different times. The processes agree on the update after which they stop. They
-    exchange their signals in the background while the next update runs, so several processes stop one update later
-    than one process does. At the end of an epoch and of an evaluation they wait for each other.
+    Signals reach one process or all, at different times. `received` makes the processes agree.
     """
 
     def __init__(self, num_processes: int):
         self.signum = 0
+        self.received_at = 0.0
         # A gloo group exchanges signals in CPU memory, so that no process waits for its GPU.
         self.group = dist.new_group(backend="gloo") if num_processes > 1 else None
-        self.exchange: tuple[dist.Work, torch.Tensor] | None = None  # the running one
 
     def __enter__(self) -> StopRequest:
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():  # only it gets signals
-            heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
-            self.before = {number: signal.signal(number, self._note) for number in heard}
+        self.handlers_before = {}
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in no other thread
+            # nohup starts a process with ignored signals.
+            numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self.handlers_before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
-    def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
-        if error_type is None:
-            self._finish_exchange()
+    def __exit__(self, *_) -> None:
         if self.signum and self.group is not None:
-            return  # the launcher ends whoever has not left when the first does: who is on the way out, leaves in peace
-        for number, handler in self.before.items():
+            return  # keep the handlers: the launcher's copy of a signal must not interrupt the end of this process
+        for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum == signum == signal.SIGINT:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if signum == self.signum == signal.SIGINT and now - self.received_at > SECONDS_OF_ONE_CTRL_C:
             raise KeyboardInterrupt
-        self.signum = signum
+        self.signum, self.received_at = signum, now
 
-    def agreed(self, *, now: bool = False) -> int:
-        """Return the signal on which the processes agree, or 0. All processes must call.
-
-        One process gets its own signal at once. Several get the largest one that any of them had received before the
-        previous call. With `now` they wait for each other and get those received before this call, too.
-        """
+    def received(self) -> int:
+        """Return the largest signal that any process has received, or 0. All processes must call."""
         if self.group is None:
             return self.signum
-        signum = self._finish_exchange()
-        if signum == 0:
-            received = torch.tensor(self.signum)
-            work = dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
-            self.exchange = work, received
-            if now:
-                signum = self._finish_exchange()
-        return signum
-
-    def _finish_exchange(self) -> int:
-        """Wait for the running exchange and return its signal; 0 if none is running."""
-        if self.exchange is None:
-            return 0
-        work, received = self.exchange
-        self.exchange = None
-        work.wait()
-        return int(received.item())
+        signum = torch.tensor(self.signum)
+        dist.all_reduce(signum, op=dist.ReduceOp.MAX, group=self.group)
+        return int(signum)

@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError, Stopped
@@ -162,6 +161,7 @@ def test_second_sigint_stops_a_run_without_a_checkpoint(base_model: Path, corpus
     class SignalTwice(Classification):
         def __call__(self, *arguments):
             signal.raise_signal(signal.SIGINT)
+            time.sleep(1.1)  # a second SIGINT within a second is the launcher's copy of the first
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("the second signal was ignored")
 
@@ -185,13 +185,15 @@ def flip_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        pytest.param("model.safetensors", truncate, "model.safetensors is not what was written", id="truncated-model"),
-        pytest.param("optimizer.bin", flip_bit, "optimizer.bin is not what was written", id="flipped-bit"),
-        pytest.param("kept.safetensors", flip_bit, "kept.safetensors is not what was written", id="best-model"),
+        pytest.param("model.safetensors", truncate, "the checksum of model.safetensors is wrong", id="truncated-model"),
+        pytest.param("optimizer.bin", flip_bit, "the checksum of optimizer.bin is wrong", id="flipped-bit"),
+        pytest.param(
+            "saved_model.safetensors", flip_bit, "the checksum of saved_model.safetensors is wrong", id="best-model"
+        ),
         pytest.param("random_states_0.pkl", Path.unlink, "random_states_0.pkl is missing", id="missing-file"),
         pytest.param("progress.json", Path.unlink, "progress.json is missing", id="missing-progress"),
         pytest.param("checksums.json", Path.unlink, "checksums.json is missing", id="missing-checksums"),
-        pytest.param("checksums.json", truncate, "checksums.json or a file of its list cannot be read", id="half-list"),
+        pytest.param("checksums.json", truncate, "checksums.json or a file in it cannot be read", id="half-list"),
         pytest.param("checksums.json", lambda path: path.write_text("{}"), "names no files", id="empty-checksums"),
         pytest.param("checksums.json", lambda path: path.write_text("[1]"), "names no files", id="list-of-checksums"),
         pytest.param(
@@ -207,13 +209,13 @@ def test_find_damage_names_what_is_wrong_with_a_checkpoint(name: str, damage: Ca
 
 
 def test_resume_from_the_checkpoint_before_a_damaged_one_is_bit_exact(
-    base_model: Path, corpus: Path, uninterrupted: Path, run: Path, capsys
+    base_model: Path, corpus: Path, uninterrupted: Path, run: Path, caplog: pytest.LogCaptureFixture
 ):
     flip_bit(run / "checkpoint-6" / "optimizer.bin")
     (run / ".checkpoint-8.partial").mkdir()  # as after a kill while a checkpoint was written
     run_finetune(base_model, corpus, run, **CHANGES, resume_from_checkpoint="auto")
-    message = f"{run / 'checkpoint-6'}: damaged (optimizer.bin is not what was written); going on from checkpoint-4"
-    assert message in capsys.readouterr().err
+    message = f"{run / 'checkpoint-6'}: damaged (the checksum of optimizer.bin is wrong); resuming from checkpoint-4"
+    assert message in caplog.messages
     assert find_differences(uninterrupted, run) == []
     assert not list(run.glob(".*partial*"))
     assert all(find_damage(folder) is None for folder in run.glob("checkpoint-*"))
@@ -223,7 +225,9 @@ def test_resume_is_refused_when_all_checkpoints_are_damaged(base_model: Path, co
     for folder in run.glob("checkpoint-*"):
         truncate(folder / "model.safetensors")
     before = read_metrics(run)
-    with pytest.raises(BertSnliError, match=r"checkpoint-6: damaged .*checkpoint-4: damaged .*start anew: "):
+    with pytest.raises(
+        BertSnliError, match=r"checkpoint-6: damaged .*checkpoint-4: damaged .*start again with overwrite_output_dir"
+    ):
         run_finetune(base_model, corpus, run, **CHANGES, resume_from_checkpoint="auto")
     assert read_metrics(run) == before
 
@@ -240,25 +244,25 @@ def test_auto_restarts_a_run_without_checkpoints_and_refuses_a_finished_one(
         run_finetune(base_model, corpus, run, **changes)
 
 
-def test_resume_with_a_larger_max_steps_continues_and_says_so(base_model: Path, corpus: Path, run: Path, capsys):
+def test_resume_with_a_larger_max_steps_continues_and_says_so(base_model: Path, corpus: Path, run: Path, caplog):
     run_finetune(base_model, corpus, run, **{**CHANGES, "max_steps": 8}, resume_from_checkpoint="auto")
-    assert "it was made with max_steps 7, not max_steps 8: the same batches" in capsys.readouterr().err
+    assert "not bit-exact: max_steps was 7, is 8; the batches are the same" in caplog.text
     assert [entry["step"] for entry in read_metrics(run)] == [3, 4, 4, 6, 8, 8]
 
 
 @pytest.mark.parametrize("max_steps", [5, 6])
 def test_resume_is_refused_when_max_steps_is_reached(max_steps: int, base_model: Path, corpus: Path, run: Path):
     changes = {**CHANGES, "max_steps": max_steps, "resume_from_checkpoint": "auto"}
-    with pytest.raises(BertSnliError, match=f"checkpoint-6: is as far as max_steps {max_steps} goes; give more"):
+    with pytest.raises(BertSnliError, match=f"checkpoint-6: is at step 6 of {max_steps}; increase max_steps"):
         run_finetune(base_model, corpus, run, **changes)
 
 
 def test_resume_from_an_older_checkpoint_removes_the_later_ones_and_is_bit_exact(
-    base_model: Path, corpus: Path, uninterrupted: Path, run: Path, capsys
+    base_model: Path, corpus: Path, uninterrupted: Path, run: Path, caplog: pytest.LogCaptureFixture
 ):
+    caplog.set_level("INFO", "bert_snli")
     run_finetune(base_model, corpus, run, **CHANGES, resume_from_checkpoint=str(run / "checkpoint-4"))
-    printed = capsys.readouterr().err
-    assert "going on from checkpoint-4" in printed and "checkpoint-6: removed" in printed
+    assert "resuming from checkpoint-4" in caplog.messages and "checkpoint-6: removed" in caplog.text
     assert find_differences(uninterrupted, run) == []
 
 
@@ -271,7 +275,7 @@ def test_resume_is_refused_with_other_labels(split: str, base_model: Path, corpu
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     other = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment", "-": "-"}
     file.write_text("".join(json.dumps({**row, "gold_label": other[row["gold_label"]]}) + "\n" for row in rows))
-    with pytest.raises(BertSnliError, match="checkpoint-2: was made of other pairs"):
+    with pytest.raises(BertSnliError, match="checkpoint-2: was made with other pairs"):
         run_finetune(base_model, tmp_path / "corpus", tmp_path / "run", **changes, resume_from_checkpoint="auto")
 
 
@@ -287,7 +291,7 @@ def test_full_disk_leaves_the_previous_checkpoint_to_resume_from(base_model: Pat
     printed = start_finetuning(base_model, corpus, run, prepare=limit_file_size, **changes).wait(code=2)
     message = printed.splitlines()[-1]
     assert f"{run / 'checkpoint-6'}: cannot be written" in message, printed
-    assert "make room, then go on from checkpoint-3" in message, printed
+    assert "free disk space and resume from checkpoint-3" in message, printed
     assert find_damage(run / "checkpoint-3") is None
     assert not list(run.glob(".checkpoint-*"))
     run_finetune(base_model, corpus, run, **changes, resume_from_checkpoint="auto")
@@ -296,7 +300,7 @@ def test_full_disk_leaves_the_previous_checkpoint_to_resume_from(base_model: Pat
 
 def test_output_folder_that_cannot_be_written_is_reported_in_one_line(base_model: Path, corpus: Path, tmp_path: Path):
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(BertSnliError, match=r"--output_dir .*run: cannot be written \(Is a directory\); name another"):
+    with pytest.raises(BertSnliError, match=r"output_dir .*run: cannot be written \(Is a directory\); name another"):
         run_finetune(base_model, corpus, tmp_path / "run", **CHANGES, overwrite_output_dir=True)
 
 
@@ -305,7 +309,7 @@ def test_resume_restores_the_best_model_of_the_checkpoint(base_model: Path, corp
     changes = {**CHANGES, "max_train_samples": 64, "max_steps": 6, "save_total_limit": 9, "learning_rate": 1e-3}
     run = tmp_path / "run"
     run_finetune(base_model, corpus, run, **changes)  # two steps an epoch
-    best_model = (run / "checkpoint-4" / "kept.safetensors").read_bytes()
+    best_model = (run / "checkpoint-4" / "saved_model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(b"of later steps")
     shutil.rmtree(run / "checkpoint-6")
     epochs = json.loads((run / "checkpoint-4" / "progress.json").read_text())["epochs"]
@@ -325,18 +329,17 @@ def test_resume_restores_the_best_model_of_the_checkpoint(base_model: Path, corp
 
 @pytest.mark.slow
 def test_resume_with_another_number_of_processes_uses_the_same_batches(
-    base_model: Path, corpus: Path, tmp_path: Path, capsys
+    base_model: Path, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     run = tmp_path / "run"
     expected = run_finetune(base_model, corpus, tmp_path / "one", **EIGHT_STEPS)
     start_finetuning(base_model, corpus, run, 2, **EIGHT_STEPS).wait()
     shutil.rmtree(run / "checkpoint-6")
     (run / "train_results.json").unlink()
-    capsys.readouterr()
+    caplog.set_level("INFO", "bert_snli")
     resumed = run_finetune(base_model, corpus, run, **EIGHT_STEPS, resume_from_checkpoint="auto")
-    printed = capsys.readouterr().err
-    assert "going on from checkpoint-3" in printed
-    assert "it was made with num_processes 2, not num_processes 1: the same batches, but from here on" in printed
+    assert "resuming from checkpoint-3" in caplog.messages
+    assert "not bit-exact: num_processes was 2, is 1" in caplog.text
     np.testing.assert_allclose(resumed, expected, rtol=1e-5)
 
 
@@ -370,6 +373,12 @@ def test_evaluation_metrics_are_equal_to_the_last_digit_on_one_two_and_four_proc
     assert others == [one, one]
 
 
+def press_ctrl_c(process: subprocess.Popen) -> None:
+    """Send SIGINT to the launcher and to the processes that it started, as a terminal does."""
+    for child in [*psutil.Process(process.pid).children(), process]:
+        child.send_signal(signal.SIGINT)
+
+
 @pytest.mark.slow
 def test_failing_process_ends_the_others_and_its_traceback_is_printed_once(
     start_command, base_model: Path, corpus: Path, tmp_path: Path
@@ -392,30 +401,12 @@ def test_second_sigint_ends_all_processes_during_an_evaluation(
     arguments = command_line(base_model, corpus, tmp_path / "run", max_steps=2)
     process = start_command(2, arguments, "slow_evaluation")
     wait_until(lambda: len(list(evaluating.iterdir())) == 2, process)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
+    press_ctrl_c(process)
+    time.sleep(2)
     assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    press_ctrl_c(process)
     _, printed = process.communicate(timeout=25)  # torchrun would wait 30 seconds before it kills the processes
     assert process.returncode == 130 and "Traceback" not in printed, printed
-
-
-def test_rows_without_a_finite_loss_are_named(base_model: Path, corpus: Path, tmp_path: Path):
-    shutil.copytree(base_model, tmp_path / "base_model")
-    weights = load_file(tmp_path / "base_model" / "model.safetensors")
-    tokenizer = json.loads((tmp_path / "base_model" / "tokenizer.json").read_text())
-    weights["bert.embeddings.word_embeddings.weight"][tokenizer["model"]["vocab"]["guitar"]] = torch.nan
-    save_file(weights, tmp_path / "base_model" / "model.safetensors", metadata={"format": "pt"})
-    rows = [json.loads(line) for line in (corpus / "snli_1.0_train.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["gold_label"] != "-"]
-    expected = [i for i, row in enumerate(rows[:97]) if "guitar" in (row["sentence1"] + row["sentence2"]).lower()]
-    assert 0 < len(expected) < 97
-    changes = {"train_batch_size": 97, "text_source": "raw"}
-    with pytest.raises(BertSnliError, match=r"the loss is not finite at step 1 \(batch 1 of epoch 1, row"):
-        run_finetune(tmp_path / "base_model", corpus, tmp_path / "run", **changes)
-    found = json.loads((tmp_path / "run" / "non_finite.json").read_text())
-    assert sorted(found["rows_without_a_finite_loss"]) == expected
-    assert sorted(found["rows"]) == list(range(97))
 
 
 class NonFiniteGradient(Classification):
@@ -426,20 +417,31 @@ class NonFiniteGradient(Classification):
         return loss + torch.sqrt(loss * 0), sums
 
 
+class NonFiniteLoss(Classification):
+    """A NaN in the first loss only. The weights are NaN from then on."""
+
+    num_calls = 0
+
+    def __call__(self, *arguments):
+        loss, sums = super().__call__(*arguments)
+        NonFiniteLoss.num_calls += 1
+        return (loss * torch.nan, sums * torch.nan) if NonFiniteLoss.num_calls == 1 else (loss, sums)
+
+
+@pytest.mark.parametrize("objective", [NonFiniteGradient, NonFiniteLoss])
 @pytest.mark.parametrize(
-    ("detect_anomalies", "message"),
-    [
-        (False, r"the gradient is not finite at step 1 \(batch 1 of epoch 1, its 32 rows together"),
-        (True, r"--detect_anomalies: Function '\w+' returned nan .* The warning above"),
-    ],
+    "changes", [{"logging_steps": 1}, {"logging_steps": 50}, {"logging_steps": 50, "save_steps": 2}]
 )
-def test_non_finite_gradient_stops_the_run_before_the_update(
-    detect_anomalies: bool, message: str, base_model: Path, corpus: Path, tmp_path: Path, monkeypatch
+def test_non_finite_loss_or_gradient_stops_the_run_before_anything_is_saved(
+    objective: type, changes: dict, base_model: Path, corpus: Path, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("bert_snli.finetune.Classification", NonFiniteGradient)
-    with pytest.raises(BertSnliError, match=message):
-        run_finetune(base_model, corpus, tmp_path / "run", detect_anomalies=detect_anomalies)
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    monkeypatch.setattr("bert_snli.finetune.Classification", objective)
+    monkeypatch.setattr(NonFiniteLoss, "num_calls", 0)
+    with pytest.raises(
+        BertSnliError, match=r"the loss or its gradient is not finite at step \d or shortly before; lower"
+    ):
+        run_finetune(base_model, corpus, tmp_path / "run", **changes)
+    assert not list((tmp_path / "run").rglob("model.safetensors"))
 
 
 def test_second_run_in_the_same_output_folder_is_refused(base_model: Path, corpus: Path, tmp_path: Path, capsys):
@@ -457,4 +459,4 @@ def test_early_stopping_ends_the_run_after_evaluations_without_improvement(
     run_finetune(base_model, corpus, tmp_path / "run", **changes, early_stopping_patience=2)
     evaluations = [entry for entry in read_metrics(tmp_path / "run") if "eval_loss" in entry]
     assert [entry["epoch"] for entry in evaluations] == [1, 2, 3]
-    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["kept_epoch"] == 1
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["saved_epoch"] == 1

@@ -23,9 +23,10 @@ from bert_snli.cli import main
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.data.sample import write_sample
 from bert_snli.finetune import finetune_model
-from bert_snli.pretrain import parse_recipe, pretrain_model
+from bert_snli.pretrain import pretrain_model
 from bert_snli.provenance import read_history
 from bert_snli.training.arguments import FinetuneArguments
+from bert_snli.training.command_line import PRETRAIN
 from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint
 from tests.support.command_line import error_line
@@ -108,7 +109,7 @@ def test_losses_equal_those_of_d2l(
     micro_batches: int, base_model: Path, wiki: Path, reference_losses: list[float], tmp_path: Path
 ):
     command = options(base_model, wiki, tmp_path / "run", *D2L_OPTIONS, "--num_micro_batches", micro_batches)
-    results = pretrain_model(parse_recipe(command))
+    results = pretrain_model(PRETRAIN.parse(command)).metrics
     np.testing.assert_allclose(step_losses(tmp_path / "run"), reference_losses, rtol=1e-5)
     assert results["train_loss"] == pytest.approx(results["train_mlm_loss"] + results["train_nsp_loss"])
 
@@ -121,7 +122,7 @@ def test_losses_of_two_processes_equal_those_of_d2l(
     done = run_python("-m", "bert_snli.cli", "pretrain", "--num_processes", 2, *command)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(step_losses(tmp_path / "two"), reference_losses, rtol=1e-5)
-    one = pretrain_model(parse_recipe(options(base_model, wiki, tmp_path / "one", *D2L_OPTIONS)))
+    one = pretrain_model(PRETRAIN.parse(options(base_model, wiki, tmp_path / "one", *D2L_OPTIONS))).metrics
     two = json.loads((tmp_path / "two" / "train_results.json").read_text())
     for name in ("eval_mlm_loss", "eval_nsp_loss", "eval_mlm_accuracy", "eval_perplexity"):
         assert two[name] == pytest.approx(one[name], rel=1e-5)
@@ -132,7 +133,7 @@ def test_resume_is_bit_exact_after_sigkill(wiki: Path, tmp_path: Path):
     """With new weights, dropout and masks that change; the run is killed in its second epoch."""
     expected, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     more = ("--num_train_epochs", 3, "--train_batch_size", 16)
-    pretrain_model(parse_recipe(options(None, wiki, expected, *more)))
+    pretrain_model(PRETRAIN.parse(options(None, wiki, expected, *more)))
     command = options(None, wiki, killed, *more, "--save_steps", 5)
     process = TrainingRun("bert_snli.pretrain", command, killed)
     while not (killed / "checkpoint-15").is_dir():
@@ -140,7 +141,7 @@ def test_resume_is_bit_exact_after_sigkill(wiki: Path, tmp_path: Path):
         time.sleep(0.005)
     process.kill()
     assert not (killed / "train_results.json").exists()
-    pretrain_model(parse_recipe([*command, "--resume_from_checkpoint", "auto"]))
+    pretrain_model(PRETRAIN.parse([*command, "--resume_from_checkpoint", "auto"]))
     assert find_differences(expected, killed) == []
 
 
@@ -153,7 +154,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = "--num_train_epochs 5 --train_batch_size 32 --learning_rate 6e-3 --dropout 0 --max_position_embeddings 64"
     words = ["--dataset_name_or_path", str(corpus), "--output_dir", str(folder), "--max_length", "64"]
     words += ["--mixed_precision", "no"]
-    pretrain_model(parse_recipe([*words, *sizes.split(), *recipe.split()]))
+    pretrain_model(PRETRAIN.parse([*words, *sizes.split(), *recipe.split()]))
     return folder
 
 
@@ -191,7 +192,7 @@ def test_pretrained_model_of_the_d2l_recipe_can_be_fine_tuned_with_an_mlp_head(
 ):
     """The first edition of d2l 15.7: its recipe in the repository, at its size."""
     recipe = ["--config", "recipes/d2l_book_pretrain.yaml", "--dataset_name_or_path", str(wiki), "--max_steps", "2"]
-    pretrain_model(parse_recipe([*recipe, "--output_dir", str(tmp_path / "pretrained")]))
+    pretrain_model(PRETRAIN.parse([*recipe, "--output_dir", str(tmp_path / "pretrained")]))
     config = json.loads((tmp_path / "pretrained" / "config.json").read_text())
     assert [config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")] == [128, 128, 2]
     finetune_model(
@@ -203,17 +204,16 @@ def test_pretrained_model_of_the_d2l_recipe_can_be_fine_tuned_with_an_mlp_head(
 
 
 def test_extended_vocabulary_keeps_the_known_ids_and_weights(
-    base_model: Path, corpus: Path, wiki_vocabulary: list[str], tmp_path: Path, capsys
+    base_model: Path, corpus: Path, wiki_vocabulary: list[str], tmp_path: Path
 ):
     """The frequent words of SNLI are added to the embedding and to the language-model head."""
     run = tmp_path / "run"
     more = ("--extend_vocab_from", corpus, "--min_freq", 3, "--max_steps", 1, "--learning_rate", 1e-30)
-    results = pretrain_model(parse_recipe(options(base_model, corpus, run, *more, "--weight_decay", 0)))
+    results = pretrain_model(PRETRAIN.parse(options(base_model, corpus, run, *more, "--weight_decay", 0))).metrics
     tokenizer = AutoTokenizer.from_pretrained(run)
     words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     assert words[: len(wiki_vocabulary)] == wiki_vocabulary
     assert results["vocab_size"] == len(words) > len(wiki_vocabulary)
-    assert f"{len(words)} words, of which {len(words) - len(wiki_vocabulary)} new" in capsys.readouterr().out
     before, after = (load_file(folder / "model.safetensors") for folder in (base_model, run))
     for name in before:
         torch.testing.assert_close(after[name][: len(before[name])], before[name], rtol=0, atol=1e-20)
@@ -222,8 +222,8 @@ def test_extended_vocabulary_keeps_the_known_ids_and_weights(
         assert after[name][len(wiki_vocabulary) :].isfinite().all() and after[name][len(wiki_vocabulary) :].any()
     assert json.loads((run / "config.json").read_text())["vocab_size"] == len(words)
     assert read_history(run) == [
-        f"{len(words) - len(wiki_vocabulary):,} words of `{corpus.name}` were added to its vocabulary.",
-        f"Pretrained on pairs of sentences of `{corpus.name}`, without labels.",
+        f"{len(words) - len(wiki_vocabulary):,} tokens of `{corpus.name}` were added to its vocabulary.",
+        f"Pretrained on sentence pairs of `{corpus.name}`, without labels.",
     ]
     assert main(["export", str(run), "--format", "d2l-torch", "--output_dir", str(tmp_path / "d2l")]) == 0
 
@@ -233,16 +233,16 @@ def test_extended_vocabulary_keeps_the_known_ids_and_weights(
     [
         (["--hidden_size", 30, "--num_attention_heads", 4], "hidden_size (30) is not a multiple"),
         (["--hidden_size", 0], "--hidden_size 0: give a number above 0"),
-        (["--max_length", 600], "--max_length 600: the model takes 512 at most"),
+        (["--max_length", 600], "--max_length 600: the model has 512 positions"),
         (["--max_length", 4], "--max_length 4: give 5 or more"),
         (["--dataset_name_or_path", "nowhere/text.txt"], "nowhere/text.txt: no such file or folder"),
         (["--dataset_name_or_path", "someone/text"], "someone/text: cannot be loaded from the hub"),
-        (["--extend_vocab_from", "sample"], "--extend_vocab_from: goes with --model_name_or_path"),
+        (["--extend_vocab_from", "sample"], "--extend_vocab_from: needs --model_name_or_path"),
         (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
         (["--num_train_epochs", 0], "--num_train_epochs 0: give 1 or more"),
         (["--initializer_range", "inf"], "--initializer_range inf: give a number"),
         (["--min_freq", 10_000], "--min_freq 10000: no word comes so often"),
-        (["--hidden_size", 2**40], "no memory for a model of these sizes"),
+        (["--hidden_size", 2**40], "the model does not fit into memory"),
         (["--dataset_name_or_path", "a" * 300], "cannot be read (File name too long)"),
         (["--dataset_config_name", "wikitext-2-v1"], "--dataset_config_name wikitext-2-v1: only for the hub"),
         (
@@ -286,7 +286,7 @@ def test_folder_of_text_with_an_unclear_train_split_is_refused(
 
 def test_hidden_size_with_a_base_model_is_refused(base_model: Path, wiki: Path, tmp_path: Path, capsys):
     command = ["pretrain", *options(base_model, wiki, tmp_path / "run"), "--hidden_size", 16]
-    assert f"--hidden_size: {base_model} has its own" in error_line(command, capsys)
+    assert f"--hidden_size: is fixed by {base_model}" in error_line(command, capsys)
 
 
 def test_base_model_without_pretraining_heads_is_refused(
@@ -324,7 +324,7 @@ def test_data_options_change_casing_samples_and_batches(corpus: Path, tmp_path: 
         "--do_lower_case false --text_source parse --max_train_samples 50 --max_eval_samples 9 --train_batch_tokens 200"
     )
     more += " --preprocessing_num_workers 2 --num_train_epochs 1 --learning_rate 1e-4"
-    results = pretrain_model(parse_recipe(options(None, corpus, tmp_path / "run", *more.split())))
+    results = pretrain_model(PRETRAIN.parse(options(None, corpus, tmp_path / "run", *more.split()))).metrics
     assert results["train_samples"] == 50
     assert results["train_steps"] > 50 / BATCH + 1  # batches of 200 tokens are smaller than those of 32 pairs
     assert {"A", "a"} <= AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab().keys()
@@ -335,7 +335,7 @@ def test_load_best_model_at_end_saves_the_epoch_with_the_lowest_loss_and_otherwi
     losses = {}
     for best in ("true", "false"):
         more = ("--num_train_epochs", 4, "--learning_rate", 0.3, "--load_best_model_at_end", best)
-        results = pretrain_model(parse_recipe(options(None, wiki, tmp_path / best, *more)))
+        results = pretrain_model(PRETRAIN.parse(options(None, wiki, tmp_path / best, *more))).metrics
         epochs = [entry["eval_loss"] for entry in read_metrics(tmp_path / best) if "eval_loss" in entry]
         losses[best] = (results["eval_loss"], epochs)
     assert losses["true"][0] == min(losses["true"][1]) < losses["true"][1][-1]
@@ -346,24 +346,24 @@ def test_resume_is_refused_with_other_options_or_training_text(wiki: Path, tmp_p
     for name in ("wiki.train.tokens", "wiki.valid.tokens"):
         shutil.copy(wiki / name, tmp_path)
     command = options(None, tmp_path, tmp_path / "run", "--max_steps", 4, "--save_steps", 2)
-    pretrain_model(parse_recipe(command))
+    pretrain_model(PRETRAIN.parse(command))
     resume = ["pretrain", *command, "--resume_from_checkpoint", "auto"]
     assert "was made with --hidden_size 16, not 32" in error_line([*resume, "--hidden_size", "32"], capsys)
     assert "was made with --do_lower_case None, not False" in error_line([*resume, "--do_lower_case", "false"], capsys)
     text = (wiki / "wiki.train.tokens").read_text()
     (tmp_path / "wiki.train.tokens").write_text(text.replace(" dog", " zebra"), encoding="utf-8")
-    assert "was made of other pairs, labels or words" in error_line(resume, capsys)
+    assert "was made with other pairs, labels or tokens" in error_line(resume, capsys)
 
 
 def test_resume_is_refused_with_another_evaluation_set(wiki: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     data = tmp_path / "data"
     shutil.copytree(wiki, data)
     command = options(None, data, tmp_path / "run", "--max_steps", 4, "--save_steps", 2)
-    pretrain_model(parse_recipe(command))
+    pretrain_model(PRETRAIN.parse(command))
     text = "".join(reversed((data / "wiki.valid.tokens").read_text().splitlines(keepends=True)))
     (data / "wiki.valid.tokens").write_text(text, encoding="utf-8")
     resume = ["pretrain", *command, "--resume_from_checkpoint", "auto"]
-    assert "was made of other pairs, labels or words" in error_line(resume, capsys)
+    assert "was made with other pairs, labels or tokens" in error_line(resume, capsys)
 
 
 def test_vocabulary_of_a_tokenizer_with_fallback_rules_is_not_extended(
@@ -372,5 +372,5 @@ def test_vocabulary_of_a_tokenizer_with_fallback_rules_is_not_extended(
     checkpoint = save_d2l_checkpoint(tmp_path / "d2l", d2l_weights, wiki_vocabulary)
     convert_checkpoint(checkpoint, tmp_path / "hf", num_attention_heads=2, oov_fallback=True)
     command = ["pretrain", *options(tmp_path / "hf", wiki, tmp_path / "run"), "--extend_vocab_from"]
-    assert "has rules of its own" in error_line([*command, wiki], capsys)
+    assert "has other rules" in error_line([*command, wiki], capsys)
     assert "--extend_vocab_from nowhere/text" in error_line([*command, "nowhere/text"], capsys)

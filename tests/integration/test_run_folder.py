@@ -15,10 +15,12 @@ from transformers import TrainerState
 
 from bert_snli.errors import BertSnliError
 from bert_snli.files import sha256_of_file
-from bert_snli.finetune import finetune_model, parse_recipe
-from bert_snli.pretrain import parse_recipe as parse_pretraining
+from bert_snli.finetune import finetune_model
+from bert_snli.modeling import D2LBertConfig
+from bert_snli.modeling.labels import ID2LABEL
 from bert_snli.pretrain import pretrain_model
-from bert_snli.training import record
+from bert_snli.training import run_folder
+from bert_snli.training.command_line import FINETUNE, PRETRAIN
 from tests.support.finetuning import find_differences, read_metrics, run_finetune
 from tests.support.training_processes import start_finetuning
 
@@ -53,23 +55,23 @@ def test_git_commit_has_a_suffix_when_the_code_has_uncommitted_changes(tmp_path:
             ["git", *options, *words], cwd=tmp_path, capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    monkeypatch.setattr(record, "REPOSITORY", tmp_path)
-    assert record.git_commit() is None
+    monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path)
+    assert run_folder.git_commit() is None
     git("init", "-q")
-    assert record.git_commit() is None
+    assert run_folder.git_commit() is None
     (tmp_path / "code.py").write_text("1")
     git("add", ".")
     git("commit", "-qm", "first")
-    assert record.git_commit() == git("rev-parse", "HEAD")
+    assert run_folder.git_commit() == git("rev-parse", "HEAD")
     (tmp_path / "code.py").write_text("2")
-    assert record.git_commit() == git("rev-parse", "HEAD") + "+changes"
+    assert run_folder.git_commit() == git("rev-parse", "HEAD") + "-dirty"
     monkeypatch.setenv("PATH", "")
-    assert record.git_commit() is None
+    assert run_folder.git_commit() is None
 
 
 def test_saved_recipe_repeats_the_run_bit_exactly(finished_run: Path, tmp_path: Path):
     finetune_model(
-        parse_recipe(["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
+        FINETUNE.parse(["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
     )
     assert find_differences(finished_run, tmp_path / "again") == []
     first, second = (read_json(folder / "run.json") for folder in (finished_run, tmp_path / "again"))
@@ -96,8 +98,8 @@ def test_trainer_state_of_transformers_holds_the_metrics(finished_run: Path):
 def test_report_shows_metrics_and_plots(finished_run: Path):
     text = (finished_run / "report.md").read_text(encoding="utf-8")
     results = read_json(finished_run / "train_results.json")
-    assert f"| {results['kept_epoch']:g} (kept) |" in text and f"{results['eval_accuracy']:.4f}" in text
-    for name in ("curve.png", "course.png", "confusion_matrix.png"):
+    assert f"| {results['saved_epoch']:g} (saved) |" in text and f"{results['eval_accuracy']:.4f}" in text
+    for name in ("curve.png", "training.png", "confusion_matrix.png"):
         assert f"({name})" in text
         with Image.open(finished_run / name) as plot:
             assert min(plot.size) > 500 and len(plot.convert("RGB").getcolors(1 << 24)) > 10  # not blank
@@ -105,7 +107,7 @@ def test_report_shows_metrics_and_plots(finished_run: Path):
 
 
 def test_confusion_matrix_is_that_of_the_best_checkpoint(finished_run: Path):
-    best = read_json(finished_run / "checkpoint-6" / "progress.json")["kept"]
+    best = read_json(finished_run / "checkpoint-6" / "progress.json")["saved_model"]
     first = next(entry for entry in read_metrics(finished_run) if "eval_loss" in entry)
     matrix = best["confusion_matrix"]
     assert best["step"] == first["step"]
@@ -119,7 +121,7 @@ def test_resumed_run_is_recorded_and_tensorboard_shows_each_step_once(finished_r
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
     recipe = ["--config", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
-    finetune_model(parse_recipe([*recipe, "--resume_from_checkpoint", "auto"]))
+    finetune_model(FINETUNE.parse([*recipe, "--resume_from_checkpoint", "auto"]))
     assert [entry["step"] for entry in read_json(tmp_path / "run" / "run.json")["resumed"]] == [4]
     assert read_json(tmp_path / "run" / "run.json")["id"] == read_json(finished_run / "run.json")["id"]
     assert "from step 4" in (tmp_path / "run" / "report.md").read_text()
@@ -155,12 +157,13 @@ def test_tensorboard_shows_all_steps_of_a_killed_and_resumed_run(base_model: Pat
 def test_pretraining_writes_the_same_records(corpus: Path, tmp_path: Path):
     sizes = "--hidden_size 16 --intermediate_size 16 --num_attention_heads 2 --min_freq 1 --max_steps 3".split()
     paths = ["--dataset_name_or_path", str(corpus), "--output_dir", str(tmp_path / "run")]
-    pretrain_model(parse_pretraining([*paths, *sizes, "--logging_steps", "1"]))
+    pretrain_model(PRETRAIN.parse([*paths, *sizes, "--logging_steps", "1"]))
     state = TrainerState.load_from_json(str(tmp_path / "run" / "trainer_state.json"))
     assert state.best_metric == read_metrics(tmp_path / "run")[-1]["eval_loss"]
     text = (tmp_path / "run" / "report.md").read_text()
-    assert "fresh weights" in text and "confusion" not in text
+    assert "new weights" in text and "confusion" not in text
     assert read_json(tmp_path / "run" / "run.json")["model_sha256"] is None
+    assert D2LBertConfig.from_pretrained(tmp_path / "run").id2label == ID2LABEL  # a classifier has the labels of SNLI
 
 
 def test_overwrite_output_dir_removes_the_records_of_the_earlier_run(
@@ -171,5 +174,4 @@ def test_overwrite_output_dir_removes_the_records_of_the_earlier_run(
     with pytest.raises(BertSnliError, match="not finite"):
         run_finetune(base_model, corpus, tmp_path / "run", **changes)
     found = {path.name for path in (tmp_path / "run").iterdir()}
-    assert not found & {"report.md", "course.png", "confusion_matrix.png", "trainer_state.json", "train_results.json"}
-    assert "non_finite.json" in found
+    assert not found & {"report.md", "training.png", "confusion_matrix.png", "trainer_state.json", "train_results.json"}

@@ -113,7 +113,7 @@ def test_command_that_loads_large_libraries_says_so_first(run_python, tmp_path):
 def test_choices_equal_the_implemented_ones():
     from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
     from bert_snli.modeling.pair_truncation import TRUNCATIONS
-    from bert_snli.training.optimisation import OPTIMIZERS
+    from bert_snli.training.setup import OPTIMIZERS
 
     assert choices.CLASSIFIER_HEADS == CLASSIFIER_HEADS
     assert tuple(TRUNCATIONS) == choices.TRUNCATIONS

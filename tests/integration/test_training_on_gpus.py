@@ -19,9 +19,9 @@ from accelerate.utils import InitProcessGroupKwargs
 from bert_snli.errors import Stopped
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.files import sha256_of_file
-from bert_snli.training import loop, session
+from bert_snli.training import loop, setup
 from bert_snli.training.checkpointing import read_progress
-from bert_snli.training.session import main_process_first
+from bert_snli.training.setup import main_process_first
 from tests.support.classifiers import save_random_classifier
 from tests.support.finetuning import read_metrics, run_finetune
 from tests.support.processes import unused_port
@@ -112,11 +112,11 @@ def test_time_of_an_evaluation_is_not_training_time_when_a_signal_stops_the_run(
 
 
 def test_resume_from_a_checkpoint_of_an_earlier_version_says_what_is_unknown(
-    base_model: Path, corpus: Path, run: Path, capsys: pytest.CaptureFixture
+    base_model: Path, corpus: Path, run: Path, caplog: pytest.LogCaptureFixture
 ):
-    edit_progress(run / "checkpoint-4", lambda progress: progress["means"].pop("num_gpus"))
+    edit_progress(run / "checkpoint-4", lambda progress: progress["free_options"].pop("num_gpus"))
     run_finetune(base_model, corpus, run, **{**STEPS, "max_steps": 6}, resume_from_checkpoint="auto", seed=5)
-    assert "num_gpus unknown" in capsys.readouterr().err
+    assert "num_gpus was unknown, is 0" in caplog.text
 
 
 def edit_progress(checkpoint: Path, change: Callable[[dict], object]) -> None:
@@ -130,15 +130,15 @@ def edit_progress(checkpoint: Path, change: Callable[[dict], object]) -> None:
 
 
 def test_resume_with_another_number_of_gpus_draws_new_random_numbers_and_says_so(
-    base_model: Path, corpus: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    base_model: Path, corpus: Path, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Accelerate does not warn when the random states of a checkpoint do not fit the number of GPUs."""
     seeds = []
-    set_seed = session.set_seed
-    monkeypatch.setattr(session, "set_seed", lambda seed, **options: seeds.append(seed) or set_seed(seed, **options))
-    edit_progress(run / "checkpoint-4", lambda progress: progress["means"].update(num_gpus=2))
+    set_seed = setup.set_seed
+    monkeypatch.setattr(setup, "set_seed", lambda seed, **options: seeds.append(seed) or set_seed(seed, **options))
+    edit_progress(run / "checkpoint-4", lambda progress: progress["free_options"].update(num_gpus=2))
     run_finetune(base_model, corpus, run, **{**STEPS, "max_steps": 6}, resume_from_checkpoint="auto", seed=5)
-    assert "it was made with" in capsys.readouterr().err
+    assert "num_gpus was 2, is 0" in caplog.text
     assert seeds == [5 + 4]
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 from bert_snli import finetune
-from bert_snli.finetune import PROG, RECIPE, check_recipe, parse_recipe  # noqa: F401 - the launcher reads them
+from bert_snli.finetune import COMMAND, check_arguments  # noqa: F401 - the launcher reads them
 from bert_snli.training.objectives import Classification
 
 

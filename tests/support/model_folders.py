@@ -13,8 +13,7 @@ from bert_snli.evaluation.report import evaluate_model, save_figures
 from bert_snli.files import atomic_folder
 from bert_snli.finetune import finetune_model
 from bert_snli.pretrain import pretrain_model
-from bert_snli.training.arguments import FinetuneArguments
-from bert_snli.training.pretrain_arguments import PretrainArguments
+from bert_snli.training.arguments import FinetuneArguments, PretrainArguments
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT
 

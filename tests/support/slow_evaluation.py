@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from bert_snli import finetune
-from bert_snli.finetune import PROG, RECIPE, check_recipe, parse_recipe  # noqa: F401 - the launcher reads them
+from bert_snli.finetune import COMMAND, check_arguments  # noqa: F401 - the launcher reads them
 
 
 def evaluate_slowly(*_) -> None:

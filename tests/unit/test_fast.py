@@ -19,7 +19,7 @@ from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import choose_precision, training_flops
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
-from bert_snli.training.optimisation import make_optimizer
+from bert_snli.training.setup import make_optimizer
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 60

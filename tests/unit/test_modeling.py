@@ -26,7 +26,6 @@ from transformers import (
 )
 from transformers.utils import TransformersKwargs
 
-from bert_snli import pretrain
 from bert_snli.modeling import (
     D2LBertConfig,
     D2LBertForMaskedLM,
@@ -36,7 +35,6 @@ from bert_snli.modeling import (
 )
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.tokenization import build_tokenizer
 from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
 from tests.support.d2l_reference import ReferenceBERT
@@ -765,16 +763,6 @@ def assert_loads_with_snli_labels(folder: Path) -> None:
 
 def test_converted_folder_loads_as_classifier_with_snli_labels(converted: str):
     assert_loads_with_snli_labels(Path(converted))
-
-
-@pytest.mark.parametrize("origin", ["new weights", "folder without label names"])
-def test_pretrained_folder_loads_as_classifier_with_snli_labels(origin: str, tmp_path: Path):
-    tokenizer = build_tokenizer(small_vocabulary(VOCAB_SIZE), model_max_length=20)
-    sizes = "--hidden_size 16 --intermediate_size 24 --num_attention_heads 2 --max_position_embeddings 20".split()
-    recipe = pretrain.parse_recipe(["--output_dir", str(tmp_path), *sizes])
-    base_model = None if origin == "new weights" else (make_model(D2LBertForPreTraining, num_labels=2), tokenizer)
-    pretrain.make_model(recipe, tokenizer, base_model, "sdpa").save_pretrained(tmp_path)
-    assert_loads_with_snli_labels(tmp_path)
 
 
 def test_fill_mask_pipeline_returns_top_tokens_of_masked_lm(converted: str):

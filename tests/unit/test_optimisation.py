@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bert_snli.training.optimisation import make_optimizer, make_scheduler
+from bert_snli.training.setup import make_optimizer, make_scheduler
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adam_torch"])

@@ -19,7 +19,7 @@ from bert_snli.data.pretraining import (
 from bert_snli.data.text import _read_hub, count_words, open_text
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import build_tokenizer
-from bert_snli.training.session import fingerprint
+from bert_snli.training.setup import fingerprint
 from tests.support.checkpoints import SPECIALS
 from tests.support.d2l_pretraining_reference import read_paragraphs
 from tests.support.pretraining import d2l_examples, masked_pairs, split_paragraphs

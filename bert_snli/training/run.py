@@ -1,0 +1,294 @@
+"""One training run around its loop, for fine-tuning and pretraining: output folder, trackers and results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_snli.console import configure_logging, quiet_libraries, run_and_leave
+from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
+from bert_snli.errors import Stopped
+from bert_snli.fast.forward import FastClassifier
+from bert_snli.fast.machine import Precision, keep_freed_memory
+from bert_snli.files import (
+    RECIPE_FILE,
+    TRAIN_RESULTS,
+    atomic_folder,
+    create_output_dir,
+    explain_write_errors,
+    lock_folder,
+    write_atomically,
+)
+from bert_snli.training.arguments import BaseTrainingArguments
+from bert_snli.training.checkpointing import restore_output_dir
+from bert_snli.training.command_line import TrainingCommand
+from bert_snli.training.loop import Evaluation, TrainingLoop, num_updates
+from bert_snli.training.objectives import Objective
+from bert_snli.training.run_folder import (
+    TRAINER_STATE,
+    describe_origin,
+    read_metrics,
+    read_origin,
+    restore_metrics,
+    tracker_metrics,
+    write_origin,
+    write_trainer_state,
+)
+from bert_snli.training.run_report import CONFUSION_MATRIX, RUN_REPORT, TRAINING_PLOT, write_run_report
+from bert_snli.training.setup import make_optimizer, make_scheduler, resume_or_start
+
+# Files of an earlier run that a new run replaces at its end.
+FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX, TRAINER_STATE)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training returns.
+
+    Args:
+        output_dir: the model folder.
+        metrics: the content of `train_results.json`: metrics of the saved model, throughput and machine.
+    """
+
+    output_dir: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What fine-tuning and pretraining do differently.
+
+    Args:
+        model: the model that is saved.
+        tokenizer: is saved with the model.
+        module: the module that is trained; it holds the parameters of `model`, or faster equivalents.
+        objective: the loss and its metrics.
+        pairs: the training data.
+        data: fingerprint of training and evaluation data.
+        eval_split: name of the evaluation split.
+        evaluate: evaluates the model. All processes call it.
+        plot: draws the training curve from the lines of `metrics.jsonl`, the name of the split and the folder.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    module: nn.Module
+    objective: Objective
+    pairs: PaddedPairs
+    data: str
+    eval_split: str
+    evaluate: Callable[[], Evaluation]
+    plot: Callable[[list[dict[str, Any]], str, Path], None]
+
+
+def run_training(
+    arguments: BaseTrainingArguments,
+    accelerator: Accelerator,
+    task: TrainingTask,
+    prepare_output_dir: Callable[[Path], None],
+    more_results: dict[str, Any],
+) -> TrainingResult:
+    """Train, evaluate after each epoch, and write the output folder.
+
+    Args:
+        arguments: the options.
+        accelerator: devices and processes.
+        task: model, data and objective.
+        prepare_output_dir: is called with the output folder before the first update.
+        more_results: additional entries of `train_results.json`.
+
+    Raises:
+        Stopped: a signal stopped the run after a checkpoint.
+        BertSnliError: a checkpoint does not fit, a loss is not finite, or a file cannot be written.
+    """
+    loop = make_loop(arguments, accelerator, task)
+    output_dir, is_main = Path(arguments.output_dir), accelerator.is_main_process
+    if is_main:
+        create_output_dir(output_dir)
+    with lock_folder(output_dir) if is_main else nullcontext(), explain_write_errors(output_dir):
+        if is_main:
+            start_output_dir(loop, prepare_output_dir)
+        accelerator.wait_for_everyone()
+        with open_trackers(loop):
+            try:
+                loop.run()
+            except Stopped:
+                accelerator.wait_for_everyone()  # the launcher ends the others as soon as one process has ended
+                raise
+            finally:
+                if is_main and loop.progress.epochs:
+                    finish_plots(loop, task)
+        results = summarise(loop) | more_results
+        if is_main:
+            write_run_report(output_dir, results, loop.progress)
+            write_atomically(output_dir / TRAIN_RESULTS, json.dumps(results, indent=2) + "\n")  # marks a finished run
+    return TrainingResult(output_dir, results)
+
+
+def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: TrainingTask) -> TrainingLoop:
+    """Make optimizer, schedule and batches, and load the checkpoint if the run is resumed."""
+    sampler = GlobalBatchSampler(
+        task.pairs.lengths,
+        arguments.train_batch_size,
+        seed=arguments.seed,
+        strategy=arguments.train_sampling_strategy,
+        max_tokens=arguments.train_batch_tokens,
+        num_micro_batches=arguments.num_micro_batches,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    total_updates = num_updates(arguments, sampler.batches_per_epoch)
+    optimizer = make_optimizer(task.module, arguments.optim, arguments.learning_rate, arguments.weight_decay)
+    scheduler = make_scheduler(optimizer, arguments.lr_scheduler_type, arguments.warmup_steps, total_updates)
+    if isinstance(task.module, FastClassifier):
+        task.module.follow(optimizer)
+    # The buffers are equal in all processes: without this, DDP would send them before each forward pass.
+    buffers = [name for name, _ in task.module.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task.module, buffers)
+    module, optimizer = accelerator.prepare(task.module, optimizer)
+
+    def save_model() -> None:
+        if accelerator.is_main_process:
+            with atomic_folder(Path(arguments.output_dir), overwrite=True) as folder:
+                task.model.save_pretrained(folder)
+                task.tokenizer.save_pretrained(folder)
+        accelerator.wait_for_everyone()
+
+    return TrainingLoop(
+        arguments=arguments,
+        objective=task.objective,
+        accelerator=accelerator,
+        model=module,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        pairs=task.pairs,
+        sampler=sampler,
+        eval_split=task.eval_split,
+        evaluate=task.evaluate,
+        save_model=save_model,
+        progress=resume_or_start(arguments, accelerator, scheduler, task.data, total_updates),
+    )
+
+
+def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], None]) -> None:
+    """Write the first files of a run, and remove what was written after the point from which it starts."""
+    output_dir, progress = loop.output_dir, loop.progress
+    removed = restore_output_dir(output_dir, progress.step)
+    if removed and progress.step:
+        logger.info("%s: removed, because the run resumes from an earlier checkpoint", ", ".join(removed))
+    write_origin(output_dir, describe_origin(loop.arguments, progress.data, describe_machine(loop)), progress.step)
+    loop.arguments.save_recipe(output_dir / RECIPE_FILE)
+    prepare_output_dir(output_dir)
+    for name in FILES_OF_EARLIER_RUN:
+        (output_dir / name).unlink(missing_ok=True)
+    restore_metrics(output_dir, progress)
+
+
+@contextmanager
+def open_trackers(loop: TrainingLoop) -> Iterator[None]:
+    """Start the experiment tracker of the main process, and finish it at the end of the block, also after an error."""
+    if loop.accelerator.is_main_process and loop.arguments.report_to != "none":
+        run_id, step = read_origin(loop.output_dir)["id"], loop.progress.step
+        settings: dict[str, dict[str, Any]] = {
+            "tensorboard": {"purge_step": step},  # hides what a killed run logged after this step
+            "wandb": {"id": run_id, "name": loop.output_dir.name, "resume": "allow"},
+            "trackio": {"name": run_id, "resume": "allow"},
+        }
+        options = {name: value for name, value in asdict(loop.arguments).items() if value is not None}
+        loop.accelerator.init_trackers("bert-snli", options, init_kwargs=settings)
+        if loop.arguments.report_to == "tensorboard":
+            for entry in read_metrics(loop.output_dir):
+                if entry["step"] == step:  # purged, but not logged again
+                    loop.accelerator.log(tracker_metrics(entry), step=step)
+    try:
+        yield
+    finally:
+        for tracker in loop.accelerator.trackers:
+            tracker.finish()
+
+
+def finish_plots(loop: TrainingLoop, task: TrainingTask) -> None:
+    """Draw the training curve and write `trainer_state.json`."""
+    task.plot(read_metrics(loop.output_dir), loop.eval_split, loop.output_dir)
+    metric = loop.objective.best_metric
+    write_trainer_state(loop.output_dir, loop.arguments, loop.progress, loop.total_updates, metric)
+
+
+def describe_machine(loop: TrainingLoop) -> dict[str, Any]:
+    """Return device, number of processes and precision."""
+    return {
+        "num_processes": loop.accelerator.num_processes,
+        "mixed_precision": str(loop.accelerator.mixed_precision),
+        "device": str(loop.accelerator.device),
+    }
+
+
+def summarise(loop: TrainingLoop) -> dict[str, Any]:
+    """Return metrics of the saved model, throughput and machine, for `train_results.json`."""
+    progress = loop.progress
+    saved = next(entry for entry in progress.epochs if entry["step"] == progress.saved_model["step"])
+    metrics = {name: value for name, value in saved.items() if name.startswith(("train_", "eval_"))}
+    del metrics["train_seconds"]
+    return {
+        "saved_epoch": round(saved["epoch"], 4),
+        **metrics,
+        "eval_split": loop.eval_split,
+        "train_samples": len(loop.pairs),
+        "train_steps": progress.step,
+        "train_runtime": progress.seconds,
+        "train_samples_per_second": len(loop.pairs) * progress.epochs[-1]["epoch"] / progress.seconds,
+        **describe_machine(loop),
+    }
+
+
+def run_command(
+    command: TrainingCommand,
+    argv: Sequence[str] | None,
+    train: Callable[[Any], TrainingResult],
+    labels: Mapping[str, str],
+) -> int:
+    """Run `bert-snli finetune` or `pretrain` in this process. Return the exit code.
+
+    Args:
+        command: its options.
+        argv: the command line; by default that of the process.
+        train: the function that trains.
+        labels: the results to print, by name, and their labels.
+    """
+
+    def run() -> None:
+        configure_logging()
+        quiet_libraries()
+        keep_freed_memory()
+        result = train(command.parse(sys.argv[1:] if argv is None else argv))
+        if PartialState().is_main_process:
+            results = result.metrics
+            values = ", ".join(f"{label} {results[name]:.3f}" for name, label in labels.items())
+            speed = f"{results['train_samples_per_second']:,.0f} pairs/s"
+            print(f"{result.output_dir}: epoch {results['saved_epoch']:g}: {values}; {speed}; see report.md there")
+
+    return run_and_leave(command.prog, run, command.option_names)
+
+
+def describe_precision(accelerator: Accelerator, precision: Precision) -> str:
+    """Describe the device and the precision of a run in one line."""
+    name = "fp32" if precision.name == "no" else precision.name
+    return f"{accelerator.device.type}, {name} ({precision.reason}): {precision.rate / 1e9:,.0f} GFLOP/s"
+
+
+def choose_attention(requested: str | None, device: torch.device) -> str:
+    """Return the attention implementation. At SNLI's lengths, eager attention is faster than sdpa on a CPU."""
+    return requested or ("eager" if device.type == "cpu" else "sdpa")

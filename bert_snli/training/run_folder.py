@@ -1,0 +1,157 @@
+"""The files of a run: its origin (`run.json`), its metrics (`metrics.jsonl`) and `trainer_state.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+
+from bert_snli.files import METRICS, WEIGHTS, sha256_of_file, write_atomically
+from bert_snli.training.arguments import BaseTrainingArguments
+from bert_snli.training.checkpointing import Progress
+
+RUN, TRAINER_STATE = "run.json", "trainer_state.json"
+LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def describe_origin(arguments: BaseTrainingArguments, data: str, machine: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of `run.json`: versions, commit, initial weights and data.
+
+    Args:
+        arguments: the options of the run.
+        data: fingerprint of the training data.
+        machine: devices, processes and precision.
+    """
+    weights = Path(arguments.model_name_or_path or ".") / WEIGHTS
+    is_local = bool(arguments.model_name_or_path) and weights.is_file()
+    return {
+        "id": re.sub(r"[^\w.-]", "-", Path(arguments.output_dir).name) + f"-{uuid.uuid4().hex[:8]}",
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model_name_or_path": arguments.model_name_or_path or None,
+        "model_sha256": sha256_of_file(weights) if is_local else None,
+        "dataset_name_or_path": arguments.dataset_name_or_path,
+        "train_file": getattr(arguments, "train_file", None),
+        "data_fingerprint": data,
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}},
+        "machine": {"platform": platform.platform(), **machine},
+        "resumed": [],
+    }
+
+
+def installed_version(library: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """Return the commit of this checkout, with `-dirty` if files have changed; None outside a checkout."""
+    if not (REPOSITORY / ".git").exists():  # git would describe an outer repository
+        return None
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def write_origin(output_dir: Path, origin: dict[str, Any], resumed_at: int) -> None:
+    """Write `run.json`. If the run is resumed, add an entry to the existing one."""
+    path = output_dir / RUN
+    if resumed_at and path.is_file():
+        first = read_origin(output_dir)
+        now = {name: origin[name] for name in ("started", "git_commit", "versions", "machine")}
+        origin = {**first, "resumed": [*first["resumed"], {"step": resumed_at, **now}]}
+    write_atomically(path, json.dumps(origin, indent=2) + "\n")
+
+
+def read_origin(output_dir: Path) -> dict[str, Any]:
+    """Read `run.json`."""
+    return json.loads((output_dir / RUN).read_text(encoding="utf-8"))
+
+
+def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
+    """Read the lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (output_dir / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def append_metrics(output_dir: Path, entry: dict[str, Any]) -> None:
+    """Write a line of `metrics.jsonl`."""
+    with (output_dir / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def restore_metrics(output_dir: Path, progress: Progress) -> None:
+    """Remove the lines of `metrics.jsonl` that were written after the checkpoint of `progress`; all for a new run."""
+    path = output_dir / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if progress.step and path.exists() else []
+    write_atomically(path, "".join(f"{line}\n" for line in lines if _was_written_before(line, progress)))
+
+
+def _was_written_before(line: str, progress: Progress) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # a killed run may leave half a line
+        return False
+    return entry in progress.epochs if "eval_loss" in entry else entry["step"] <= progress.step
+
+
+def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
+    """Rename a line of `metrics.jsonl` as `transformers` names metrics for trackers: `train/loss`, `eval/loss`.
+
+    For an evaluation only the evaluation metrics are logged, because its training metrics are means over the epoch.
+    """
+    prefix = "eval_" if "eval_loss" in entry else "train_"
+    return {
+        f"{prefix[:-1]}/{name.removeprefix(prefix)}": value
+        for name, value in entry.items()
+        if name.startswith("eval_") or (prefix == "train_" and name != "step")
+    }
+
+
+def write_trainer_state(
+    output_dir: Path, arguments: BaseTrainingArguments, progress: Progress, max_steps: int, best_metric: str
+) -> None:
+    """Write `trainer_state.json` as `transformers.Trainer` does, from the lines of `metrics.jsonl`."""
+    entries = read_metrics(output_dir)
+    best = next(entry for entry in progress.epochs if entry["step"] == progress.best_step)
+    state = TrainerState(
+        epoch=entries[-1]["epoch"],
+        global_step=entries[-1]["step"],
+        max_steps=max_steps,
+        num_train_epochs=arguments.num_train_epochs,
+        logging_steps=arguments.logging_steps,
+        save_steps=arguments.save_steps,
+        train_batch_size=arguments.train_batch_size,
+        log_history=trainer_log_history(entries),
+        best_metric=best[f"eval_{best_metric}"],
+        best_global_step=best["step"],
+        best_model_checkpoint=str(output_dir),
+    )
+    state.save_to_json(str(output_dir / TRAINER_STATE))
+
+
+def trainer_log_history(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rename metrics as `Trainer` does: `loss` while training; evaluations without training metrics."""
+    return [
+        {name: value for name, value in entry.items() if not name.startswith("train_")}
+        if "eval_loss" in entry
+        else {name.removeprefix("train_"): value for name, value in entry.items()}
+        for entry in entries
+    ]

@@ -1,0 +1,205 @@
+"""Prepare a run: checks, processes and precision, optimizer and schedule, and the state to resume from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, parse_flag_from_env, set_seed
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase, get_scheduler
+
+from bert_snli.errors import BertSnliError
+from bert_snli.fast.machine import Precision, choose_precision
+from bert_snli.files import TRAIN_RESULTS, check_output_dir
+from bert_snli.training.arguments import BaseTrainingArguments
+from bert_snli.training.checkpointing import (
+    Progress,
+    check_checkpoint_folder,
+    find_valid_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    read_progress,
+)
+from bert_snli.training.run_folder import RUN
+
+UNSUPPORTED_LAUNCHES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process has all weights
+ENCODING_TIMEOUT = timedelta(hours=6)  # NCCL's own limit is 10 minutes
+# adam_torch is that of d2l (15.7.4): Adam without weight decay.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw_torch_fused": partial(torch.optim.AdamW, fused=True),
+    "adamw_torch": torch.optim.AdamW,
+    "adam_torch": torch.optim.Adam,
+}
+Arguments = TypeVar("Arguments", bound=BaseTrainingArguments)
+logger = logging.getLogger(__name__)
+
+
+def check_arguments(arguments: BaseTrainingArguments) -> None:
+    """Check what can be checked before anything is loaded or written.
+
+    Raises:
+        BertSnliError: the output folder holds files, there is nothing to resume from, or a package is not installed.
+    """
+    output_dir, checkpoint = Path(arguments.output_dir), arguments.resume_from_checkpoint
+    if checkpoint not in (None, "auto"):
+        check_checkpoint_folder(Path(checkpoint), output_dir)
+    elif checkpoint is None or not (list_checkpoints(output_dir) or is_unfinished(output_dir)):
+        check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir)
+    if arguments.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise BertSnliError("mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
+    tracker = arguments.report_to
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise BertSnliError(f"report_to {tracker}: is not installed; pip install 'bert-snli[{tracker}]'")
+
+
+def is_unfinished(output_dir: Path) -> bool:
+    """Return whether a run was started in `output_dir` and did not finish."""
+    return (output_dir / RUN).is_file() and not (output_dir / TRAIN_RESULTS).is_file()
+
+
+def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments, Precision]:
+    """Join the processes of the run, and choose the precision and the checkpoint to resume from.
+
+    Returns:
+        The accelerator; the arguments with the chosen precision and checkpoint; the precision.
+
+    Raises:
+        BertSnliError: Accelerate was launched in an unsupported way, or there is no valid checkpoint.
+    """
+    for name in UNSUPPORTED_LAUNCHES:
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise BertSnliError(f"accelerate's {name} is not supported; use distributed_type: MULTI_GPU")
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=on_cpu)
+    choices: list = [choose_checkpoint_and_precision(arguments, state.device) if state.is_main_process else None]
+    ((checkpoint, precision),) = broadcast_object_list(choices)
+    arguments = replace(arguments, resume_from_checkpoint=checkpoint, mixed_precision=precision.name)
+    # After the first update DDP reorders the gradients in its buckets, which changes the order in which those of more
+    # than two processes are added; a resumed run would start with the first order again. DDP keeps the order when it
+    # looks for unused parameters.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=state.num_processes > 2, gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        mixed_precision=precision.name,
+        cpu=on_cpu,
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_dir=arguments.output_dir,
+        kwargs_handlers=[ddp],
+    )
+    return accelerator, arguments, precision
+
+
+def choose_checkpoint_and_precision(
+    arguments: BaseTrainingArguments, device: torch.device
+) -> tuple[str | None, Precision]:
+    """Choose the checkpoint to resume from, and the precision: with 'auto', that of the checkpoint if there is one."""
+    checkpoint, precision = None, arguments.mixed_precision
+    if arguments.resume_from_checkpoint:
+        checkpoint = find_valid_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
+    if checkpoint and precision == "auto":
+        precision = read_progress(checkpoint).free_options["mixed_precision"]
+    return (str(checkpoint) if checkpoint else None), choose_precision(precision, device)
+
+
+@contextmanager
+def main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Run the block in the main process, then in the others, which wait for up to `ENCODING_TIMEOUT`.
+
+    `Accelerator.main_process_first` gives up after 10 minutes on GPUs. This barrier has its own gloo group, so that
+    a GPU that hangs during training is still noticed after 10 minutes.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=ENCODING_TIMEOUT)
+    if not accelerator.is_main_process:
+        dist.barrier(group)
+    yield
+    if accelerator.is_main_process:
+        dist.barrier(group)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase, arrays: Iterable[np.ndarray]) -> str:
+    """Return a SHA-256 of the vocabulary and of the training and evaluation data."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])).encode())
+    return digest.hexdigest()
+
+
+def make_optimizer(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Make an optimizer of the trainable parameters. Vectors (biases, LayerNorm weights) have no weight decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[name](groups, lr=learning_rate)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, name: str, warmup_steps: float, num_training_steps: int
+) -> LRScheduler:
+    """Make a learning rate schedule. `warmup_steps` below 1 is a fraction of `num_training_steps`."""
+    if warmup_steps < 1:
+        warmup_steps = round(warmup_steps * num_training_steps)
+    return get_scheduler(name, optimizer, num_warmup_steps=int(warmup_steps), num_training_steps=num_training_steps)
+
+
+def resume_or_start(
+    arguments: BaseTrainingArguments, accelerator: Accelerator, scheduler: LRScheduler, data: str, total_updates: int
+) -> Progress:
+    """Load the checkpoint that the arguments name, if any. Return the progress of the run.
+
+    Args:
+        arguments: the options, with the checkpoint that was chosen.
+        accelerator: the accelerator that prepared the model and the optimizer.
+        scheduler: is restored, too.
+        data: fingerprint of the data.
+        total_updates: number of updates of the run.
+
+    Raises:
+        BertSnliError: the checkpoint does not fit, or the run is already complete.
+    """
+    num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
+    machine = {"num_processes": accelerator.num_processes, "num_gpus": num_gpus}
+    fixed, free = arguments.options_fixed_on_resume(), arguments.options_free_on_resume() | machine
+    progress = Progress()
+    if arguments.resume_from_checkpoint:
+        folder = Path(arguments.resume_from_checkpoint)
+        progress = load_checkpoint(accelerator, folder, fixed, data)
+        scheduler.load_state_dict(progress.scheduler)
+        changed = {name: value for name, value in free.items() if progress.free_options.get(name) != value}
+        if {"num_train_epochs", "max_steps"} & changed.keys() and total_updates <= progress.step:
+            raise BertSnliError(
+                f"resume_from_checkpoint {folder}: is at step {progress.step} of {total_updates}; increase max_steps "
+                "or num_train_epochs to continue"
+            )
+        if machine.keys() & changed.keys():  # the random states of the checkpoint do not fit
+            set_seed((arguments.seed + progress.step) % 2**32, device_specific=True)
+        if accelerator.is_main_process:
+            logger.info("resuming from %s", folder.name)
+            if changed:
+                logger.warning("%s", _describe_changes(progress.free_options, changed))
+    progress.fixed_options, progress.free_options, progress.data = fixed, free, data
+    return progress
+
+
+def _describe_changes(before: dict[str, Any], changed: dict[str, Any]) -> str:
+    changes = ", ".join(f"{name} was {before.get(name, 'unknown')}, is {value}" for name, value in changed.items())
+    return f"not bit-exact: {changes}; the batches are the same, but rounding, dropout or the schedule may differ"
