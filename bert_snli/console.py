@@ -19,6 +19,8 @@ INTERRUPTED, BROKEN_PIPE = BY_SIGNAL + 2, BY_SIGNAL + 13
 LONGEST_MESSAGE = 1000
 # gloo reports a lost connection as a plain RuntimeError with one of these texts.
 GLOO_LOST_CONNECTION = re.compile("Connection (closed|reset) by peer|Broken pipe")
+# NCCL errors of this process. torch.distributed raises them as the same class as a lost connection.
+NCCL_LOCAL_FAULT = re.compile("ncclUnhandledCudaError|ncclInternalError|ncclInvalidArgument|ncclInvalidUsage")
 # NCCL errors that begin in this process. torch.distributed raises them as the same class as a lost connection.
 NCCL_LOCAL_FAULT = re.compile("ncclUnhandledCudaError|ncclInternalError|ncclInvalidArgument|ncclInvalidUsage")
 # The name under which a package is imported, and the extra in pyproject.toml that installs it.

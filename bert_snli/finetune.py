@@ -38,18 +38,11 @@ from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.provenance import read_history, write_history
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import FINETUNE as COMMAND
-from bert_snli.training.loop import Evaluation
 from bert_snli.training.objectives import Classification
-from bert_snli.training.run import (
-    TrainingResult,
-    TrainingTask,
-    choose_attention,
-    describe_precision,
-    run_command,
-    run_training,
-)
+from bert_snli.training.run import TrainingResult, choose_attention, describe_precision, run_command, run_training
 from bert_snli.training.setup import check_arguments as check_training_arguments
 from bert_snli.training.setup import fingerprint, main_process_first, open_accelerator
+from bert_snli.training.task import Evaluation, TrainingTask
 
 IN_MEMORY = "(in memory)"  # recorded instead of a path if a model or a dataset is given as an object
 MIN_UPDATES_TO_LEARN = 100  # in a shorter run, the accuracy says little

@@ -28,17 +28,10 @@ from bert_snli.provenance import read_history, write_history
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.arguments import DEFAULT_SIZES, PretrainArguments
 from bert_snli.training.command_line import PRETRAIN as COMMAND
-from bert_snli.training.loop import Evaluation
 from bert_snli.training.objectives import Pretraining
-from bert_snli.training.run import (
-    TrainingResult,
-    TrainingTask,
-    choose_attention,
-    describe_precision,
-    run_command,
-    run_training,
-)
+from bert_snli.training.run import TrainingResult, choose_attention, describe_precision, run_command, run_training
 from bert_snli.training.setup import check_arguments, fingerprint, main_process_first, open_accelerator
+from bert_snli.training.task import Evaluation, TrainingTask
 
 EVALUATION_SEED = 0  # of evaluation pairs and masks: independent of the run, so that runs can be compared
 logger = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,23 +19,16 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
+from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import BertSnliError, Stopped
-from bert_snli.files import METRICS, flush_to_disk
+from bert_snli.files import METRICS, atomic_folder, flush_to_disk
 from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import Progress, save_checkpoint
-from bert_snli.training.objectives import Objective
 from bert_snli.training.run_folder import append_metrics, tracker_metrics
 from bert_snli.training.stopping import StopRequest
+from bert_snli.training.task import TrainingTask
 
 logger = logging.getLogger(__name__)
-
-
-class Evaluation(NamedTuple):
-    """Metrics of an evaluation, and details that are stored with the best model, such as its confusion matrix."""
-
-    metrics: dict[str, float]
-    details: dict[str, Any]
 
 
 def num_updates(arguments: BaseTrainingArguments, batches_per_epoch: int) -> int:
@@ -49,30 +42,22 @@ class TrainingLoop:
 
     Args:
         arguments: the options.
-        objective: the loss and its metrics.
         accelerator: devices and processes.
-        model: the module that is trained, as prepared by the accelerator.
+        task: data, objective and evaluation.
+        module: the module that is trained, as prepared by the accelerator.
         optimizer: as prepared by the accelerator.
         scheduler: the learning rate schedule.
-        pairs: the training data.
         sampler: the batches.
-        eval_split: name of the evaluation split.
-        evaluate: evaluates the model. All processes call it.
-        save_model: writes the model to the output folder. All processes call it.
         progress: the state of the run, which `run` updates.
     """
 
     arguments: BaseTrainingArguments
-    objective: Objective
     accelerator: Accelerator
-    model: nn.Module
+    task: TrainingTask
+    module: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
-    pairs: PaddedPairs
     sampler: GlobalBatchSampler
-    eval_split: str
-    evaluate: Callable[[], Evaluation]
-    save_model: Callable[[], None]
     progress: Progress
 
     def __post_init__(self):
@@ -105,11 +90,11 @@ class TrainingLoop:
 
     def _train_epoch(self, request: StopRequest) -> None:
         progress, arguments = self.progress, self.arguments
-        self.model.train()
+        self.module.train()
         self.sampler.set_epoch(progress.epoch, first_batch=progress.batch)
-        self.pairs.set_epoch(progress.epoch)
+        self.task.pairs.set_epoch(progress.epoch)
         batches = self.sampler.global_batches()
-        micro_batches = (self.pairs[micro_batch] for micro_batch in self.sampler)
+        micro_batches = (self.task.pairs[micro_batch] for micro_batch in self.sampler)
         self._start_interval(progress.interval_sums)
         self.clock = time.perf_counter()
         with self._progress_bar(batches) as bar:
@@ -128,7 +113,7 @@ class TrainingLoop:
 
     def _progress_bar(self, batches: Sequence[np.ndarray]) -> tqdm:
         return tqdm(
-            total=len(self.pairs),
+            total=len(self.task.pairs),
             initial=sum(map(len, batches[: self.progress.batch])),
             desc=f"Epoch {self.progress.epoch + 1}",
             unit="pair",
@@ -139,13 +124,13 @@ class TrainingLoop:
         """Make one update on the global batch `rows`."""
         accelerator = self.accelerator
         for remaining in reversed(range(self.arguments.num_micro_batches)):
-            with accelerator.no_sync(self.model) if remaining else nullcontext():
-                loss, sums = self.objective(self.model, next(micro_batches), rows)
+            with accelerator.no_sync(self.module) if remaining else nullcontext():
+                loss, sums = self.task.objective(self.module, next(micro_batches), rows)
                 # DistributedDataParallel averages gradients over processes, but the loss is a sum over their shares.
                 accelerator.backward(loss * accelerator.num_processes)
             self.interval_sums += sums
         self.interval_rows += len(rows)
-        self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm or math.inf)
+        self.grad_norm = accelerator.clip_grad_norm_(self.module.parameters(), self.arguments.max_grad_norm or math.inf)
         self.optimizer.step()
         # The learning rate depends on the number of the update only. It also changes after an fp16 overflow, when the
         # optimizer skips the update: with fused AdamW, the host would have to wait for the GPU to know of that.
@@ -158,7 +143,7 @@ class TrainingLoop:
         Sums of float32 losses in float64 are exact, so the order of the processes does not matter.
         """
         is_initial = self.accelerator.is_main_process and sums
-        start = sums if is_initial else [0.0] * self.objective.num_sums
+        start = sums if is_initial else [0.0] * self.task.objective.num_sums
         self.interval_sums = torch.tensor(start, dtype=torch.float64, device=self.accelerator.device)
         self.interval_rows, self.interval_start = 0, self.progress.seconds
         self.progress.interval_sums = []
@@ -185,7 +170,7 @@ class TrainingLoop:
         progress, sums = self.progress, self._read_interval_sums()
         epoch_sums = progress.epoch_sums or [0.0] * len(sums)
         progress.epoch_sums = [total + value for total, value in zip(epoch_sums, sums, strict=True)]
-        metrics = self.objective.metrics(sums)
+        metrics = self.task.objective.metrics(sums)
         self._log(
             {
                 "step": progress.step,
@@ -238,12 +223,12 @@ class TrainingLoop:
     def _end_epoch(self) -> None:
         """Evaluate, and save the model if it is the best so far."""
         progress = self.progress
-        metrics, details = self.evaluate()
+        metrics, details = self.task.evaluate()
         if not all(map(math.isfinite, metrics.values())):
             raise BertSnliError(
                 f"the evaluation after step {progress.step} is not finite; lower learning_rate or set max_grad_norm"
             )
-        train_metrics = self.objective.metrics(progress.epoch_sums)
+        train_metrics = self.task.objective.metrics(progress.epoch_sums)
         entry = {
             "step": progress.step,
             "epoch": self._epochs_done(),
@@ -254,17 +239,24 @@ class TrainingLoop:
         progress.epochs.append(entry)
         self._log(entry)
         if self.accelerator.is_main_process:
-            logger.info("Epoch %d: %s", progress.epoch + 1, self.objective.describe(entry, self.eval_split))
-        score = self.objective.score(metrics)
+            logger.info("Epoch %d: %s", progress.epoch + 1, self.task.objective.describe(entry, self.task.eval_split))
+        score = self.task.objective.score(metrics)
         is_best = progress.best_score is None or score > progress.best_score
         progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
         if is_best:
             progress.best_score, progress.best_step = score, progress.step
         if is_best or not self.arguments.load_best_model_at_end:
             progress.saved_model = {"step": progress.step, **details}
-            self.save_model()
+            self._save_model()
         progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, []
         self.clock = time.perf_counter()  # the evaluation is not training time
+
+    def _save_model(self) -> None:
+        if self.accelerator.is_main_process:
+            with atomic_folder(self.output_dir, overwrite=True) as folder:
+                self.task.model.save_pretrained(folder)
+                self.task.tokenizer.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -13,19 +13,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_snli.console import configure_logging, quiet_libraries, run_and_leave
-from bert_snli.data.batching import GlobalBatchSampler, PaddedPairs
+from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import Stopped
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import Precision, keep_freed_memory
 from bert_snli.files import (
     RECIPE_FILE,
     TRAIN_RESULTS,
-    atomic_folder,
     create_output_dir,
     explain_write_errors,
     lock_folder,
@@ -34,8 +31,7 @@ from bert_snli.files import (
 from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import restore_output_dir
 from bert_snli.training.command_line import TrainingCommand
-from bert_snli.training.loop import Evaluation, TrainingLoop, num_updates
-from bert_snli.training.objectives import Objective
+from bert_snli.training.loop import TrainingLoop, num_updates
 from bert_snli.training.run_folder import (
     TRAINER_STATE,
     describe_origin,
@@ -48,6 +44,7 @@ from bert_snli.training.run_folder import (
 )
 from bert_snli.training.run_report import CONFUSION_MATRIX, RUN_REPORT, TRAINING_PLOT, write_run_report
 from bert_snli.training.setup import make_optimizer, make_scheduler, resume_or_start
+from bert_snli.training.task import TrainingTask
 
 # Files of an earlier run that a new run replaces at its end.
 FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX, TRAINER_STATE)
@@ -65,33 +62,6 @@ class TrainingResult:
 
     output_dir: Path
     metrics: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """What fine-tuning and pretraining do differently.
-
-    Args:
-        model: the model that is saved.
-        tokenizer: is saved with the model.
-        module: the module that is trained; it holds the parameters of `model`, or faster equivalents.
-        objective: the loss and its metrics.
-        pairs: the training data.
-        data: fingerprint of training and evaluation data.
-        eval_split: name of the evaluation split.
-        evaluate: evaluates the model. All processes call it.
-        plot: draws the training curve from the lines of `metrics.jsonl`, the name of the split and the folder.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    module: nn.Module
-    objective: Objective
-    pairs: PaddedPairs
-    data: str
-    eval_split: str
-    evaluate: Callable[[], Evaluation]
-    plot: Callable[[list[dict[str, Any]], str, Path], None]
 
 
 def run_training(
@@ -130,7 +100,7 @@ def run_training(
                 raise
             finally:
                 if is_main and loop.progress.epochs:
-                    finish_plots(loop, task)
+                    finish_plots(loop)
         results = summarise(loop) | more_results
         if is_main:
             write_run_report(output_dir, results, loop.progress)
@@ -139,7 +109,7 @@ def run_training(
 
 
 def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: TrainingTask) -> TrainingLoop:
-    """Make optimizer, schedule and batches, and load the checkpoint if the run is resumed."""
+    """Make batches, optimizer and schedule, and load the checkpoint if the run is resumed."""
     sampler = GlobalBatchSampler(
         task.pairs.lengths,
         arguments.train_batch_size,
@@ -159,28 +129,8 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
     buffers = [name for name, _ in task.module.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task.module, buffers)
     module, optimizer = accelerator.prepare(task.module, optimizer)
-
-    def save_model() -> None:
-        if accelerator.is_main_process:
-            with atomic_folder(Path(arguments.output_dir), overwrite=True) as folder:
-                task.model.save_pretrained(folder)
-                task.tokenizer.save_pretrained(folder)
-        accelerator.wait_for_everyone()
-
-    return TrainingLoop(
-        arguments=arguments,
-        objective=task.objective,
-        accelerator=accelerator,
-        model=module,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        pairs=task.pairs,
-        sampler=sampler,
-        eval_split=task.eval_split,
-        evaluate=task.evaluate,
-        save_model=save_model,
-        progress=resume_or_start(arguments, accelerator, scheduler, task.data, total_updates),
-    )
+    progress = resume_or_start(arguments, accelerator, scheduler, task.data, total_updates)
+    return TrainingLoop(arguments, accelerator, task, module, optimizer, scheduler, sampler, progress)
 
 
 def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], None]) -> None:
@@ -220,10 +170,10 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
             tracker.finish()
 
 
-def finish_plots(loop: TrainingLoop, task: TrainingTask) -> None:
+def finish_plots(loop: TrainingLoop) -> None:
     """Draw the training curve and write `trainer_state.json`."""
-    task.plot(read_metrics(loop.output_dir), loop.eval_split, loop.output_dir)
-    metric = loop.objective.best_metric
+    loop.task.plot(read_metrics(loop.output_dir), loop.task.eval_split, loop.output_dir)
+    metric = loop.task.objective.best_metric
     write_trainer_state(loop.output_dir, loop.arguments, loop.progress, loop.total_updates, metric)
 
 
@@ -245,11 +195,11 @@ def summarise(loop: TrainingLoop) -> dict[str, Any]:
     return {
         "saved_epoch": round(saved["epoch"], 4),
         **metrics,
-        "eval_split": loop.eval_split,
-        "train_samples": len(loop.pairs),
+        "eval_split": loop.task.eval_split,
+        "train_samples": len(loop.task.pairs),
         "train_steps": progress.step,
         "train_runtime": progress.seconds,
-        "train_samples_per_second": len(loop.pairs) * progress.epochs[-1]["epoch"] / progress.seconds,
+        "train_samples_per_second": len(loop.task.pairs) * progress.epochs[-1]["epoch"] / progress.seconds,
         **describe_machine(loop),
     }
 

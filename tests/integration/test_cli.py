@@ -26,6 +26,7 @@ from bert_snli.prediction import predict_pairs
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import FINETUNE, split_arguments
+from bert_snli.training.run import TrainingResult
 from tests.support.classifiers import random_pairs
 from tests.support.command_line import error_line
 from tests.support.processes import LAUNCH, REPOSITORY

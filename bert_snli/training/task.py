@@ -1,0 +1,48 @@
+"""What fine-tuning and pretraining do differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_snli.data.batching import PaddedPairs
+from bert_snli.training.objectives import Objective
+
+
+class Evaluation(NamedTuple):
+    """Metrics of an evaluation, and details that are stored with the best model, such as its confusion matrix."""
+
+    metrics: dict[str, float]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What fine-tuning and pretraining do differently.
+
+    Args:
+        model: the model that is saved.
+        tokenizer: is saved with the model.
+        module: the module that is trained; it holds the parameters of `model`, or faster equivalents.
+        objective: the loss and its metrics.
+        pairs: the training data.
+        data: fingerprint of training and evaluation data.
+        eval_split: name of the evaluation split.
+        evaluate: evaluates the model. All processes call it.
+        plot: draws the training curve from the lines of `metrics.jsonl`, the name of the split and the folder.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    module: nn.Module
+    objective: Objective
+    pairs: PaddedPairs
+    data: str
+    eval_split: str
+    evaluate: Callable[[], Evaluation]
+    plot: Callable[[list[dict[str, Any]], str, Path], None]
