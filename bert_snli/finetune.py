@@ -25,8 +25,8 @@ from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import training_flops
-from bert_snli.files import atomic_folder
-from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push, remove_measurements, stage
+from bert_snli.files import atomic_folder, read_history, write_history
+from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push_to_hub, remove_results
 from bert_snli.inference import (
     label_names,
     load_config,
@@ -38,7 +38,6 @@ from bert_snli.inference import (
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.provenance import read_history, write_history
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import FINETUNE
 from bert_snli.training.loop import Evaluation, TrainingLoop
@@ -78,7 +77,7 @@ def check_recipe(recipe: FinetuneArguments) -> None:
     """
     check_start(recipe)
     if recipe.hub_model_id:
-        check_repo_id(recipe.hub_model_id, "--hub_model_id")
+        check_repo_id(recipe.hub_model_id, "hub_model_id")
 
 
 def finetune_model(recipe: FinetuneArguments) -> dict:
@@ -114,8 +113,8 @@ def finetune_model(recipe: FinetuneArguments) -> dict:
 
     def prepare_folder(output_dir: Path) -> None:
         copy_initial_certificate(Path(recipe.model_name_or_path), output_dir)
-        remove_measurements(output_dir)
-        write_history(output_dir, [*steps, f"Fine-tuned on pairs of {describe_data(source).name}."])
+        remove_results(output_dir)
+        write_history(output_dir, [*steps, f"Fine-tuned on pairs of {describe_data(source)}."])
 
     flops = training_flops(config, loop.pairs.lengths)
     results = run_loop(loop, prepare_folder, precision=precision, flops=flops, without_gold_label=num_dropped)
@@ -145,7 +144,7 @@ def push_finished(recipe: FinetuneArguments) -> str:
     """
     folder, repo_id = Path(recipe.output_dir), str(recipe.hub_model_id)
     try:
-        return push(stage(folder, repo_id), repo_id, private=recipe.hub_private_repo)
+        return push_to_hub(folder, repo_id, private=recipe.hub_private_repo)
     except BertSnliError as error:
         again = f"bert-snli push {shlex.quote(recipe.output_dir)} --repo_id {repo_id}"
         private = " --private" if recipe.hub_private_repo else ""

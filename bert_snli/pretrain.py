@@ -19,13 +19,12 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
 from bert_snli.fast.machine import pretraining_flops
-from bert_snli.files import atomic_folder
-from bert_snli.hub import remove_measurements
+from bert_snli.files import atomic_folder, read_history, write_history
+from bert_snli.hub import remove_results
 from bert_snli.inference import batches_by_length, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.provenance import read_history, write_history
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.command_line import PRETRAIN
 from bert_snli.training.loop import Evaluation, TrainingLoop
@@ -92,11 +91,11 @@ def pretrain_model(recipe: PretrainArguments) -> dict:
     loop = prepare(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
     flops = pretraining_flops(model.config, train.lengths, train.predictions_R)
     if recipe.extend_vocab_from:
-        steps.append(f"{more:,} words of {describe_data(recipe.extend_vocab_from).name} were added to its vocabulary.")
-    data = describe_data(recipe.dataset_name_or_path).name
+        steps.append(f"{more:,} words of {describe_data(recipe.extend_vocab_from)} were added to its vocabulary.")
+    data = describe_data(recipe.dataset_name_or_path)
 
     def prepare_folder(output_dir: Path) -> None:
-        remove_measurements(output_dir)
+        remove_results(output_dir)
         write_history(output_dir, [*steps, f"Pretrained on pairs of sentences of {data}, without labels."])
 
     return run_loop(loop, prepare_folder, precision=precision, flops=flops, vocab_size=len(tokenizer))

@@ -267,7 +267,7 @@ def recipe_arguments(path: Path, recipe_class: type[BaseTrainingArguments], comm
         raise BertSnliError(f"--config {path}: {error.strerror}; give a YAML recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise BertSnliError(f"--config {path}: not YAML ({reason}); see the files in recipes/") from error
+        raise BertSnliError(f"--config {path}: not YAML ({reason}); give a YAML recipe") from error
     if not isinstance(content, dict):
         raise BertSnliError(f"--config {path}: holds no options; write lines such as 'learning_rate: 1e-4'")
     known = {entry.name for entry in fields(recipe_class)}

@@ -9,10 +9,10 @@ import argparse
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bert_snli.console import OneLineErrorParser
+from bert_snli.recipes import RECIPES, find_recipe
 from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, recipe_arguments
 from bert_snli.training.pretrain_arguments import PretrainArguments
 
@@ -41,11 +41,11 @@ LAUNCH_OPTIONS = {
 }
 FINETUNE_DESCRIPTION = """\
 Fine-tune a model on SNLI and keep it as a normal model folder, with metrics.jsonl and the book's curve beside it.
-Without --config it follows recipes/default.yaml, whose values are the defaults below.
+Without --config it follows the recipe `default`, whose values are the defaults below.
 
 examples:
   bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
-  bert-snli finetune --config recipes/d2l_book.yaml --model_name_or_path models/small --output_dir runs/book
+  bert-snli finetune --config d2l_book --model_name_or_path models/small --output_dir runs/d2l
   bert-snli finetune ... --num_processes 2          options of `accelerate launch` are taken as well
   accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune ...      the same, launched by hand
 """
@@ -56,7 +56,7 @@ as a normal model folder, to be fine-tuned, asked by pipeline("fill-mask"), or e
 examples:
   bert-snli pretrain --dataset_name_or_path path/to/wikitext-2 --output_dir runs/wiki
   bert-snli pretrain --dataset_name_or_path snli_1.0.zip --model_name_or_path runs/wiki --output_dir runs/captions
-  bert-snli pretrain --config recipes/d2l_book_pretrain.yaml --output_dir runs/book       WikiText-2 from the hub
+  bert-snli pretrain --config d2l_book_pretrain --output_dir runs/d2l       WikiText-2 from the hub
   bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are taken as well
 """
 
@@ -80,10 +80,12 @@ class TrainingCommand(Generic[Recipe]):
         parser = OneLineErrorParser(prog=self.prog, description=self.description)
         add_fields(parser, self.recipe_class)
         parser.add_argument(
-            "--config", type=Path, help="YAML recipe: any of these options; the command line overrides it."
+            "--config",
+            help=f"Recipe: a YAML file with any of these options, which the command line overrides, or the name of one "
+            f"of bert-snli's own: {', '.join(RECIPES)}.",
         )
         config = parser.parse_known_args(argv)[0].config
-        from_file = recipe_arguments(config, self.recipe_class, self.prog) if config else []
+        from_file = recipe_arguments(find_recipe(config), self.recipe_class, self.prog) if config else []
         options = vars(parser.parse_args([*from_file, *argv]))
         del options["config"]
         return self.recipe_class(**options)

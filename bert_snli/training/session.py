@@ -73,8 +73,6 @@ def check_start(recipe: BaseTrainingArguments) -> None:
         check_output_dir(output_dir, overwrite=recipe.overwrite_output_dir)
     if recipe.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise BertSnliError("--mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
-    if importlib.util.find_spec("matplotlib") is None:  # it draws the curve when the run ends
-        raise BertSnliError("matplotlib is not installed; pip install 'bert-snli[train]'")
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise BertSnliError(
             f"--report_to {recipe.report_to}: is not installed; pip install 'bert-snli[{recipe.report_to}]'"
