@@ -80,6 +80,7 @@ def push_to_hub(
         BertSnliError: the folder holds no model, or the Hub refuses it; the repository is then unchanged.
 
     Example:
+        >>> from bert_snli import push_to_hub
         >>> address = push_to_hub("quickstart/finetuned", "user/snli", private=True)
         >>> "user/snli/commit/" in address
         True

@@ -67,7 +67,8 @@ def export_onnx(
         BertSnliError: not a fine-tuned model, a wrong folder, or an export whose logits differ from PyTorch's.
 
     Example:
-        >>> result = export_onnx("quickstart/finetuned", "quickstart/onnx")
+        >>> from bert_snli import export_onnx
+        >>> result = export_onnx("quickstart/finetuned", "quickstart/onnx", overwrite_output_dir=True)
         >>> result.difference < 1e-4
         True
     """

@@ -22,7 +22,7 @@ PACKAGES = ("bert_snli", "conversion")
 def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run a command, which must succeed, and return its standard output."""
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        list(map(str, command)), cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
