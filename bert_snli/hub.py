@@ -12,24 +12,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from bert_snli import files
 from bert_snli.errors import BertSnliError
-from bert_snli.files import (
-    CARD,
-    CERTIFICATE,
-    CONFIG,
-    CONFUSION_MATRICES,
-    CURVE,
-    EVALUATION_REPORT,
-    EVALUATIONS,
-    HISTORY,
-    INITIAL_CERTIFICATE,
-    METRICS,
-    RECIPE_FILE,
-    TOKENIZER,
-    TRAIN_RESULTS,
-    WEIGHTS,
-    atomic_folder,
-)
 from bert_snli.inference import causes_of, hub_failure, load_classifier, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import (
     GENERATED,
@@ -41,13 +25,23 @@ from bert_snli.model_card import (
 from bert_snli.modeling import D2LBertForPreTraining
 
 CODE_FILES = ("configuration_d2l_bert.py", "modeling_d2l_bert.py")
-REQUIRED_FILES = (CONFIG, WEIGHTS, TOKENIZER, "tokenizer_config.json", *CODE_FILES)
-REPORT_FILES = (EVALUATION_REPORT, "report/report.html", "report/report.json", "report/*.png")
+REQUIRED_FILES = (files.CONFIG, files.WEIGHTS, files.TOKENIZER, "tokenizer_config.json", *CODE_FILES)
+OPTIONAL_FILES = (
+    "nli_pipeline.py",
+    "pair_truncation.py",
+    files.CARD,
+    files.CERTIFICATE,
+    files.INITIAL_CERTIFICATE,
+    files.HISTORY,
+    files.RECIPE_FILE,
+    files.METRICS,
+    files.CURVE,
+)
 # Results of training and evaluation are valid for these weights only.
-RESULT_FILES = (TRAIN_RESULTS, EVALUATIONS, CONFUSION_MATRICES, *REPORT_FILES)
-OTHER_FILES = ("nli_pipeline.py", "pair_truncation.py", CARD, CERTIFICATE, INITIAL_CERTIFICATE, HISTORY)
-# Names and patterns of the files that are pushed. All others stay.
-UPLOAD_PATTERNS = (*REQUIRED_FILES, *OTHER_FILES, RECIPE_FILE, METRICS, CURVE, *RESULT_FILES)
+REPORT_FILES = (files.EVALUATION_REPORT, "report/report.html", "report/report.json", "report/*.png")
+RESULT_FILES = (files.TRAIN_RESULTS, files.EVALUATIONS, files.CONFUSION_MATRICES, *REPORT_FILES)
+# Names and patterns of the files that are pushed; all others are not.
+UPLOAD_PATTERNS = REQUIRED_FILES + OPTIONAL_FILES + RESULT_FILES
 LICENSE, COMMIT_MESSAGE = "apache-2.0", "Push with bert-snli"
 
 
@@ -106,34 +100,30 @@ def stage(
     """
     check_repo_id(repo_id)
     check_model(folder)
-    converted = is_converted_model(folder)
-    outdated = results_of_other_weights(folder)
-    left_out = {*outdated, HISTORY if converted else CERTIFICATE}  # an earlier run in this folder left the latter
-    notes = []
-    if outdated:
-        notes.append(f"not pushed, because they were measured on other weights: {', '.join(sorted(outdated))}")
     paths = {path for pattern in UPLOAD_PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
-    with atomic_folder(output_dir) as target:
-        for name in files.keys() - left_out:
-            if files[name].is_symlink():
-                raise BertSnliError(f"{files[name]}: a link; put the file itself there, or move it away")
+    uploads = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    # An earlier run in the same folder may have left the other one of these two.
+    uploads.pop(files.HISTORY if is_converted_model(folder) else files.CERTIFICATE, None)
+    notes = []
+    if outdated := sorted(results_of_other_weights(folder) & uploads.keys()):
+        notes.append(f"not pushed, because they were measured on other weights: {', '.join(outdated)}")
+    with files.atomic_folder(output_dir) as target:
+        for name in uploads.keys() - outdated:
+            if uploads[name].is_symlink():
+                raise BertSnliError(f"{uploads[name]}: a link; put the file itself there, or move it away")
             (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(files[name], target / name)
-        if CARD in files and GENERATED not in files[CARD].read_text(encoding="utf-8", errors="replace"):
-            notes.append(f"{folder / CARD}: your own file is pushed unchanged")
+            shutil.copyfile(uploads[name], target / name)
+        card = target / files.CARD
+        if card.is_file() and GENERATED not in card.read_text(encoding="utf-8", errors="replace"):
+            notes.append(f"{folder / files.CARD}: your own file is pushed unchanged")
         else:
-            card = make_card(folder, repo_id, license=license, revision=revision)
-            (target / CARD).write_text(card, encoding="utf-8")
+            text = make_card(folder, repo_id, license=license, revision=revision)
+            card.write_text(text, encoding="utf-8")
     return notes
 
 
 def check_model(folder: Path) -> None:
-    """Load a model folder, and check that it has the files that others need to load it.
-
-    Raises:
-        BertSnliError: it is not a converted, pretrained or fine-tuned model.
-    """
+    """Check that a folder is a complete converted, pretrained or fine-tuned model."""
     if not folder.is_dir():
         raise BertSnliError(f"{folder}: no such folder; give a converted, pretrained or fine-tuned model")
     if is_pretraining_model(config := load_config(str(folder))):
@@ -165,7 +155,7 @@ def upload(
         BertSnliError: the Hub refuses it; the files in the repository are then unchanged.
     """
     check_login(repo_id)
-    files = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
+    uploads = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
     with hub_errors(repo_id):
         api = HfApi()
         api.create_repo(repo_id, private=private or None, exist_ok=True)
@@ -179,20 +169,15 @@ def upload(
             for pattern in UPLOAD_PATTERNS
             if path.count("/") == pattern.count("/") and PurePosixPath(path).match(pattern)
         }
-        operations = [
-            *(CommitOperationDelete(path_in_repo=name) for name in sorted(earlier - files.keys())),
-            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
-        ]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        operations += [CommitOperationDelete(name) for name in sorted(earlier - uploads.keys())]
+        operations += [CommitOperationAdd(name, path) for name, path in uploads.items()]
         # `upload_folder` may split a push into several commits.
         return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
 
 
 def check_repo_id(repo_id: str, name: str = "repo_id") -> None:
-    """Check that `repo_id`, the value of the parameter `name`, is `user/name` or `organisation/name`.
-
-    Raises:
-        BertSnliError: it is not.
-    """
+    """Check that `repo_id`, the value of the caller's parameter `name`, is `user/name` or `organisation/name`."""
     try:
         validate_repo_id(repo_id)
         if repo_id.count("/") != 1:
@@ -202,11 +187,7 @@ def check_repo_id(repo_id: str, name: str = "repo_id") -> None:
 
 
 def check_login(repo_id: str) -> None:
-    """Check that there is a token, and that the Hub knows it.
-
-    Raises:
-        BertSnliError: it is missing or unknown, or the Hub cannot be reached.
-    """
+    """Check that there is a token and that the Hub knows it, before a long training."""
     if get_token() is None:
         raise BertSnliError(f"{repo_id}: you are not logged in to the Hub; run hf auth login, or set HF_TOKEN")
     with hub_errors(repo_id):
@@ -232,9 +213,9 @@ def copy_initial_certificate(base_model: Path, output_dir: Path) -> None:
 
     The copy has another name, because it does not describe the trained weights. Removes the copy of an earlier run.
     """
-    copy = output_dir / INITIAL_CERTIFICATE
+    copy = output_dir / files.INITIAL_CERTIFICATE
     if is_converted_model(base_model):
-        shutil.copyfile(base_model / CERTIFICATE, copy)
+        shutil.copyfile(base_model / files.CERTIFICATE, copy)
     else:
         copy.unlink(missing_ok=True)
 

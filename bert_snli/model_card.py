@@ -17,23 +17,9 @@ import yaml
 from jinja2 import Environment, StrictUndefined, TemplateError
 from safetensors import safe_open
 
+from bert_snli import files
 from bert_snli.choices import HUB_ID
 from bert_snli.errors import BertSnliError
-from bert_snli.files import (
-    CARD,
-    CERTIFICATE,
-    CONFUSION_MATRICES,
-    CURVE,
-    EVALUATION_REPORT,
-    EVALUATIONS,
-    INITIAL_CERTIFICATE,
-    METRICS,
-    RECIPE_FILE,
-    TRAIN_RESULTS,
-    WEIGHTS,
-    read_history,
-    sha256_of_file,
-)
 
 if TYPE_CHECKING:
     from bert_snli.modeling import D2LBertConfig
@@ -57,7 +43,7 @@ T = TypeVar("T")
 
 def is_converted_model(folder: Path) -> bool:
     """Return whether a folder is as `bert-snli convert` wrote it: its certificate describes its weights."""
-    return (folder / CERTIFICATE).is_file() and not (folder / TRAIN_RESULTS).is_file()
+    return (folder / files.CERTIFICATE).is_file() and not (folder / files.TRAIN_RESULTS).is_file()
 
 
 def is_pretraining_model(config: D2LBertConfig) -> bool:
@@ -89,43 +75,31 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     config = load_config(str(folder))
     pretrained = is_pretraining_model(config)
     columns = PRETRAINING_COLUMNS if pretrained else CLASSIFIER_COLUMNS
-    arguments = read_file(folder / RECIPE_FILE, lambda text: {**yaml.safe_load(text)}) or {}
-    results = read_json(folder / TRAIN_RESULTS)
+    arguments = read_file(folder / files.RECIPE_FILE, lambda text: {**yaml.safe_load(text)}) or {}
+    results = read_json(folder / files.TRAIN_RESULTS)
     data = describe_data(arguments["dataset_name_or_path"]) if "dataset_name_or_path" in arguments else None
-    outdated = results_of_other_weights(folder)
-    current = {path.name: path for path in sorted(folder.glob("*")) if path.is_file() and path.name not in outdated}
-    evaluations = [
-        read_file(path, lambda text: _evaluation(json.loads(text), config))
-        for name, path in current.items()
-        if Path(name).match(EVALUATIONS)
-    ]
-    has_report = (folder / EVALUATION_REPORT).is_file() and EVALUATION_REPORT not in outdated
     return render_card(
         "model_card.md",
         name=repo_id.split("/")[-1],
-        pretrained=pretrained,
-        trained_here=bool(arguments),
-        results=results,
-        config=config,
-        parameters=count_parameters(folder),
-        has_pipeline=NLI in getattr(config, "custom_pipelines", {}),
         where=where,
         repo_id=repo_id,
         revision=revision,
-        labels=", ".join(f"{label} {number}" for number, label in sorted(config.id2label.items())),
-        evaluations=evaluations,
-        matrices=[name for name in current if Path(name).match(CONFUSION_MATRICES)],
-        report=EVALUATION_REPORT if has_report else None,
-        steps=read_history(folder),
-        training=_training_rows(arguments | results, data),
-        columns=columns,
-        epochs=read_file(folder / METRICS, lambda text: _epochs(text, ["epoch", *columns])),
-        curve=CURVE if (folder / CURVE).is_file() else None,
-        source=read_file(folder / INITIAL_CERTIFICATE, lambda text: _source(json.loads(text))),
-        initial_certificate=INITIAL_CERTIFICATE,
         license=license,
+        config=config,
+        pretrained=pretrained,
+        parameters=count_parameters(folder),
+        has_pipeline=NLI in getattr(config, "custom_pipelines", {}),
+        labels=", ".join(f"{label} {number}" for number, label in sorted(config.id2label.items())),
+        trained_here=bool(arguments),
+        results=results,
+        training=_training_rows(arguments | results, data),
         data=data,
-        hub_id=HUB_ID,
+        steps=files.read_history(folder),
+        source=read_file(folder / files.INITIAL_CERTIFICATE, lambda text: _source(json.loads(text))),
+        columns=columns,
+        epochs=read_file(folder / files.METRICS, lambda text: _epochs(text, ["epoch", *columns])),
+        has_curve=(folder / files.CURVE).is_file(),
+        **_evaluation_results(folder, config),
     )
 
 
@@ -148,7 +122,6 @@ def make_converted_card(folder: Path, where: str, license: str | None = None) ->
             "converted_model_card.md",
             license=license,
             where=where,
-            certificate=CERTIFICATE,
             targets=targets,
             num_dropped=len(certificate["tensors"]) - len(targets),
             difference=lambda value: "not finite" if value is None else f"{value:.1e}",
@@ -157,16 +130,16 @@ def make_converted_card(folder: Path, where: str, license: str | None = None) ->
             proof=certificate["proof"],
         )
 
-    card = read_file(folder / CERTIFICATE, fill)
+    card = read_file(folder / files.CERTIFICATE, fill)
     if card is None:
-        raise BertSnliError(f"{folder / CERTIFICATE}: not found; convert the checkpoint again")
+        raise BertSnliError(f"{folder / files.CERTIFICATE}: not found; convert the checkpoint again")
     return card
 
 
 def write_converted_card(folder: Path) -> None:
     """Write `README.md` into a converted model folder."""
     card = make_converted_card(folder, '"PATH OR HUB ID"')
-    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / files.CARD).write_text(card, encoding="utf-8")
 
 
 def render_card(template: str, **values: Any) -> str:
@@ -200,13 +173,13 @@ def results_of_other_weights(folder: Path) -> set[str]:
     Raises:
         BertSnliError: results that cannot be read.
     """
-    weights = sha256_of_file(folder / WEIGHTS)
+    weights = files.sha256_of_file(folder / files.WEIGHTS)
     names: set[str] = set()
-    for path in folder.glob(EVALUATIONS):
+    for path in folder.glob(files.EVALUATIONS):
         if read_json(path).get("weights_sha256") != weights:
-            split = path.stem.removeprefix(EVALUATIONS.partition("*")[0])
-            names |= {path.name, CONFUSION_MATRICES.replace("*", split)}
-    report = folder / EVALUATION_REPORT
+            split = path.stem.removeprefix(files.EVALUATIONS.partition("*")[0])
+            names |= {path.name, files.CONFUSION_MATRICES.replace("*", split)}
+    report = folder / files.EVALUATION_REPORT
     if report.is_file() and read_json(report.with_suffix(".json")).get("weights_sha256") != weights:
         names |= {path.relative_to(folder).as_posix() for path in report.parent.iterdir()}
     return names
@@ -214,7 +187,7 @@ def results_of_other_weights(folder: Path) -> set[str]:
 
 def count_parameters(folder: Path) -> int:
     """Return the number of values in the weights of a model folder."""
-    with safe_open(folder / WEIGHTS, framework="numpy") as file:
+    with safe_open(folder / files.WEIGHTS, framework="numpy") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a dict)
 
 
@@ -228,6 +201,21 @@ def _source(certificate: dict) -> dict[str, str]:
 def _training_rows(values: dict, data: str | None) -> list[tuple[str, Any]]:
     rows = [("data", data), *((f"`{name}`", values.get(name)) for name in TRAINING_ROWS)]
     return [(title, f"{value:g}" if isinstance(value, float) else value) for title, value in rows if value is not None]
+
+
+def _evaluation_results(folder: Path, config: D2LBertConfig) -> dict[str, Any]:
+    """Return what the card says about evaluations of these weights."""
+    outdated = results_of_other_weights(folder)
+    current = [path for path in sorted(folder.glob("*")) if path.is_file() and path.name not in outdated]
+    return {
+        "evaluations": [
+            read_file(path, lambda text: _evaluation(json.loads(text), config))
+            for path in current
+            if path.match(files.EVALUATIONS)
+        ],
+        "plots": [path.name for path in current if path.match(files.CONFUSION_MATRICES)],
+        "has_report": (folder / files.EVALUATION_REPORT).is_file() and files.EVALUATION_REPORT not in outdated,
+    }
 
 
 def _evaluation(entry: dict, config: D2LBertConfig) -> dict:
