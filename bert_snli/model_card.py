@@ -104,16 +104,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
 
 
 def make_converted_card(folder: Path, where: str, license: str | None = None) -> str:
-    """Return the card of a converted model, made from its certificate.
-
-    Args:
-        folder: the model folder.
-        where: the arguments of `from_pretrained` in the example.
-        license: the licence that the metadata name.
-
-    Raises:
-        BertSnliError: the certificate is missing or damaged.
-    """
+    """Return the card of a converted model, made from its certificate; `where` are arguments of `from_pretrained`."""
 
     def fill(text: str) -> str:
         certificate = json.loads(text)
@@ -168,11 +159,7 @@ def read_json(path: Path) -> dict:
 
 
 def results_of_other_weights(folder: Path) -> set[str]:
-    """Return the names of results and plots in `folder` that were measured on other, or on unknown, weights.
-
-    Raises:
-        BertSnliError: results that cannot be read.
-    """
+    """Return the names of results and plots in `folder` that were measured on other, or on unknown, weights."""
     weights = files.sha256_of_file(folder / files.WEIGHTS)
     names: set[str] = set()
     for path in folder.glob(files.EVALUATIONS):
@@ -192,7 +179,6 @@ def count_parameters(folder: Path) -> int:
 
 
 def _source(certificate: dict) -> dict[str, str]:
-    """Return what a certificate says about the files that were converted."""
     source = certificate["source"]
     names = ("form", "params", "params_sha256")
     return {"framework": FRAMEWORKS[source["framework"]], **{name: source[name] for name in names}}

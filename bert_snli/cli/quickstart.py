@@ -36,14 +36,13 @@ TRAINING_OPTIONS: dict[str, Any] = {
 }
 LAST_WORDS = """\
 Everything is in {output_dir}:
-  {data}        the generated corpus, in SNLI's file layout
-  {checkpoint}        the checkpoint in d2l format: {num_attention_heads} attention heads
-  {converted}        the converted model, ready for AutoModel.from_pretrained
-  {finetuned}        the fine-tuned model, a toy that is right on {accuracy:.0%} of such pairs;
-        with it curve.png, metrics.jsonl, eval_results_test.json, confusion_matrix_test.png
+  mini_snli        the generated corpus, in SNLI's file layout
+  d2l_checkpoint   the checkpoint in d2l format, with 4 attention heads
+  converted        the converted model, for AutoModel.from_pretrained
+  finetuned        the fine-tuned model, a toy that is right on {accuracy:.0%} of such pairs, with metrics and plots
 
-Next (after `source .venv/bin/activate`, if `make demo` brought you here):
-  bert-snli predict {finetuned} --premise "A man is sleeping in a park." --hypothesis "A person is outside."
+Next (after `source .venv/bin/activate` if you ran `make demo`):
+  bert-snli predict {output_dir}/finetuned --premise "A man is sleeping in a park." --hypothesis "A person is outside."
   bert-snli finetune --help
 
 and with d2l's own model, which the first line downloads:
@@ -67,8 +66,8 @@ def run(args: argparse.Namespace) -> None:
     from bert_snli.training.arguments import FinetuneArguments
     from conversion.convert import convert_checkpoint
 
-    overwrite = args.overwrite_output_dir
-    check_output_dir(args.output_dir, overwrite=overwrite)
+    overwrite: dict[str, Any] = {"overwrite_output_dir": args.overwrite_output_dir}
+    check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)
     names = ("mini_snli", "d2l_checkpoint", "converted", "finetuned")
     data, checkpoint, converted, finetuned = (args.output_dir / name for name in names)
 
@@ -81,27 +80,19 @@ def run(args: argparse.Namespace) -> None:
 
     print(f"[3/5] Converting it to {converted}", flush=True)
     num_heads = MODEL_SIZES["num_attention_heads"]
-    convert_checkpoint(
-        checkpoint,
-        converted,
-        num_attention_heads=num_heads,
-        overwrite_output_dir=overwrite,
-        finish=write_converted_card,
-    )
+    convert_checkpoint(checkpoint, converted, num_attention_heads=num_heads, finish=write_converted_card, **overwrite)
 
     print(f"[4/5] Fine-tuning it, with d2l's classifier head, into {finetuned}", flush=True)
     paths = {"model_name_or_path": converted, "dataset_name_or_path": data, "output_dir": finetuned}
-    options = {name: str(path) for name, path in paths.items()} | TRAINING_OPTIONS
-    finetune_model(FinetuneArguments(overwrite_output_dir=overwrite, **options))
+    options = TRAINING_OPTIONS | {name: str(path) for name, path in paths.items()} | overwrite
+    finetune_model(FinetuneArguments(**options))
 
     print("[5/5] Evaluating and predicting", flush=True)
     results = evaluate_model(str(finetuned), str(data), split="test")
     save_figures(results, finetuned)
     print(f"\n{format_figures(results)}\n")
     print_predictions(finetuned, data)
-    folders = {"data": data, "checkpoint": checkpoint, "converted": converted, "finetuned": finetuned}
-    sizes = {"num_attention_heads": num_heads, "accuracy": results["accuracy"]}
-    print(LAST_WORDS.format(output_dir=args.output_dir, **folders, **sizes))
+    print(LAST_WORDS.format(output_dir=args.output_dir, accuracy=results["accuracy"]))
 
 
 def write_d2l_checkpoint(output_dir: Path, data: Path) -> None:

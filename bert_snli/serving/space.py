@@ -19,7 +19,7 @@ PARAMETER = "space"
 MODELS = "models"
 # Of a model folder, what opening it takes; what fine-tuning left beside it stays behind.
 MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "*.py")
-# What `pip install 'bert-snli[serve]'` installs.
+# The dependencies of bert-snli that the page needs.
 REQUIREMENTS = (
     "accelerate",
     "datasets",
