@@ -10,23 +10,23 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-$(VENV)/train.stamp: pyproject.toml constraints.txt
+$(VENV)/user.stamp: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) -e ".[train]"
+	@$(INSTALL) -e .
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), with the tools of development (a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -e ".[dev]"
-	@touch $@ $(VENV)/train.stamp
+	@touch $@ $(VENV)/user.stamp
 
-install: $(VENV)/train.stamp  ## Make .venv with what users need
+install: $(VENV)/user.stamp  ## Make .venv with what users need
 
 install-dev: $(VENV)/dev.stamp  ## Make .venv with what contributors need, too
 
-demo: $(VENV)/train.stamp  ## The whole job on generated data, in ./quickstart
+demo: $(VENV)/user.stamp  ## The whole job on generated data, in ./quickstart
 	@OMP_NUM_THREADS=1 $(BIN)/bert-snli quickstart --output_dir quickstart --overwrite_output_dir
 
 test: $(VENV)/dev.stamp  ## Run the quick tests, two at a time

@@ -25,15 +25,6 @@ NCCL_LOCAL_FAULT = re.compile("ncclUnhandledCudaError|ncclInternalError|ncclInva
 NCCL_LOCAL_FAULT = re.compile("ncclUnhandledCudaError|ncclInternalError|ncclInvalidArgument|ncclInvalidUsage")
 # The name under which a package is imported, and the extra in pyproject.toml that installs it.
 EXTRA_OF_IMPORT = {
-    "accelerate": "train",
-    "datasets": "train",
-    "evaluate": "train",
-    "matplotlib": "train",
-    "psutil": "train",
-    "pyarrow": "train",
-    "yaml": "train",
-    "sklearn": "train",
-    "scipy": "train",
     "tensorboard": "tensorboard",
     "trackio": "trackio",
     "wandb": "wandb",

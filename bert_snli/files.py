@@ -1,4 +1,4 @@
-"""File names, SHA-256 of files, atomic writes, and checks of output folders."""
+"""File names, training history, SHA-256 of files, atomic writes, and checks of output folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenize
 ONNX_FILE = "model.onnx"
 CERTIFICATE = "conversion_certificate.json"  # how a folder was converted
 INITIAL_CERTIFICATE = "start_conversion_certificate.json"  # how the checkpoint that training began with was converted
+HISTORY = "provenance.md"  # how the model was made; a file `pairs.jsonl` has `pairs.jsonl.provenance.md`
 # Files that training adds.
 RECIPE_FILE, TRAIN_RESULTS, METRICS, CURVE = "recipe.yaml", "train_results.json", "metrics.jsonl", "curve.png"
 # Files that evaluation adds.
@@ -29,11 +30,9 @@ EVALUATION_REPORT = "report/report.md"
 # Files of a d2l checkpoint.
 PARAMS, VOCABULARY = "pretrained.params", "vocab.json"
 
-OUTPUT_DIR = "--output_dir"
-
 
 def looks_like_path(name_or_path: str) -> bool:
-    """Whether a name that is no file or folder was meant as one, rather than as an id on the hub."""
+    """Whether a name that is no file or folder was meant as one, rather than as an id on the Hub."""
     parent = Path(name_or_path).parent
     return (
         name_or_path.startswith((".", "/", "~"))
@@ -42,50 +41,69 @@ def looks_like_path(name_or_path: str) -> bool:
     )
 
 
-def check_output_dir(folder: Path, *, overwrite: bool, option: str = OUTPUT_DIR) -> None:
-    """Refuse a file, and a folder that already holds something unless `overwrite` is set; `option` named the folder.
+def history_file(source: Path) -> Path:
+    """Return the file with the training history of a model folder or of a file of pairs."""
+    return source / HISTORY if source.is_dir() else source.with_name(f"{source.name}.{HISTORY}")
 
-    Raises:
-        BertSnliError: with the remedy.
+
+def read_history(source: Path) -> list[str]:
+    """Return the recorded steps that made a model or a file of pairs; `BertSnliError` if the file is not a list."""
+    path = history_file(source)
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BertSnliError(f"{path}: cannot be read ({error}); write it again or move it away") from error
+    if wrong := next((line for line in lines if line and not line.startswith("- ")), None):
+        raise BertSnliError(f"{path}: {wrong!r:.80} is no step; begin each line with '- '")
+    return [line.removeprefix("- ") for line in lines if line]
+
+
+def write_history(source: Path, steps: Sequence[str]) -> None:
+    """Write the steps that made `source`, a line each."""
+    write_atomically(history_file(source), "".join(f"- {' '.join(step.split())}\n" for step in steps))
+
+
+def check_output_dir(folder: Path, *, overwrite: bool | None = None, name: str = "output_dir") -> None:
+    """Refuse a file (`BertSnliError`), and a folder that already holds files unless `overwrite` is set.
+
+    Args:
+        folder: the output folder.
+        overwrite: the caller's `overwrite_output_dir`; None if it has no such parameter.
+        name: the caller's parameter that names the folder.
     """
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir():
-        what = "is a file" if above == folder else f"{above} is a file"
-        raise BertSnliError(f"{option} {folder}: {what}; name a folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        problem = "is a file" if existing == folder else f"{existing} is a file"
+        raise BertSnliError(f"{name} {folder}: {problem}; name a folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        or_else = " or add --overwrite_output_dir" if option == OUTPUT_DIR else ""
-        raise BertSnliError(f"{option} {folder}: already holds files; name another folder{or_else}")
+        alternative = "" if overwrite is None else " or set overwrite_output_dir"
+        raise BertSnliError(f"{name} {folder}: already holds files; name another folder{alternative}")
 
 
 def check_export_dir(folder: Path, model: Path, *, overwrite: bool) -> None:
-    """As `check_output_dir`; and refuse the model's own folder.
-
-    Raises:
-        BertSnliError: with the remedy.
-    """
+    """As `check_output_dir`; and refuse the model's own folder."""
     if folder.resolve() == model.resolve():
-        raise BertSnliError(f"--output_dir {folder}: is the model itself; name another folder")
+        raise BertSnliError(f"output_dir {folder}: is the model itself; name another folder")
     check_output_dir(folder, overwrite=overwrite)
 
 
 @contextmanager
-def atomic_folder(folder: Path, *, overwrite: bool = False, option: str = OUTPUT_DIR) -> Iterator[Path]:
-    """Yield a temporary folder whose files come to be in `folder` only when the block ends without an error.
+def atomic_folder(folder: Path, *, overwrite: bool | None = None, name: str = "output_dir") -> Iterator[Path]:
+    """Yield a temporary folder. Its files are moved into `folder` when the block ends without an error.
 
-    With `overwrite`, files of the same name are replaced and all others in `folder` are left alone.
-
-    Raises:
-        BertSnliError: `folder` is a file, holds something already, or cannot be written.
+    The arguments are those of `check_output_dir`. With `overwrite`, files of the same name are replaced and all others
+    in `folder` are left alone. A `BertSnliError` says why `folder` cannot be written.
     """
-    check_output_dir(folder, overwrite=overwrite, option=option)
+    check_output_dir(folder, overwrite=overwrite, name=name)
     exists = folder.is_dir()
-    # On the file system of the folder itself, which may be a mounted one, so that the files can be moved.
-    beside = folder if exists else folder.parent
-    with explain_write_errors(folder, option):
-        beside.mkdir(parents=True, exist_ok=True)
-        temporary = make_temporary_folder(beside)
-    try:
-        with explain_write_errors(folder, option):
+    with explain_write_errors(folder, name):
+        # On the same file system as `folder`, which may be a mounted one, so that the files can be moved.
+        parent = folder if exists else folder.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = make_temporary_folder(parent)
+        try:
             yield temporary
             # `mkdir` applied the umask. Reading the umask itself means changing it for all threads for a moment.
             mode = stat.S_IMODE(temporary.stat().st_mode)
@@ -98,8 +116,8 @@ def atomic_folder(folder: Path, *, overwrite: bool = False, option: str = OUTPUT
             else:
                 os.rename(temporary, folder)
             flush_to_disk(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -125,7 +143,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would outlast a power cut."""
+    """Wait until a file, or the names in a folder, would survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -141,11 +159,7 @@ def make_temporary_folder(parent: Path) -> Path:
 
 
 def create_output_dir(folder: Path) -> None:
-    """Make `folder`, and see that files can be written in it.
-
-    Raises:
-        BertSnliError: they cannot.
-    """
+    """Create `folder`, and check that files can be written in it (otherwise `BertSnliError`)."""
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -153,32 +167,24 @@ def create_output_dir(folder: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder`, such as one of processes that outlived their launcher, until the block ends.
-
-    Raises:
-        BertSnliError: there is one.
-    """
+    """Keep other runs out of `folder` until the block ends; `BertSnliError` if another run has the lock."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout as error:
-        raise BertSnliError(f"{OUTPUT_DIR} {folder}: another run is writing there; wait for it, or end it") from error
+        raise BertSnliError(f"output_dir {folder}: another run is writing there; wait for it, or end it") from error
 
 
 @contextmanager
-def explain_write_errors(folder: Path, option: str = OUTPUT_DIR) -> Iterator[None]:
-    """Say plainly that a file cannot be written in `folder`, which `option` named.
-
-    Raises:
-        BertSnliError: in place of the system's error; not of one that a network or a closed terminal has.
-    """
+def explain_write_errors(folder: Path, name: str = "output_dir") -> Iterator[None]:
+    """Turn an OSError, unless it is that of a connection or a pipe, into a `BertSnliError` that names `folder`."""
     try:
         yield
     except ConnectionError:
         raise
     except OSError as error:
         raise BertSnliError(
-            f"{option} {folder}: cannot be written ({error.strerror or error}); name another folder, or make room"
+            f"{name} {folder}: cannot be written ({error.strerror or error}); name another folder, or free disk space"
         ) from error
 
 

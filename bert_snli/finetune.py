@@ -23,7 +23,8 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.fast.forward import FastClassifier
-from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push_to_hub, remove_measurements
+from bert_snli.files import read_history, write_history
+from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push_to_hub, remove_results
 from bert_snli.inference import (
     label_names,
     load_config,
@@ -35,7 +36,6 @@ from bert_snli.inference import (
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.provenance import read_history, write_history
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import FINETUNE as COMMAND
 from bert_snli.training.objectives import Classification
@@ -264,8 +264,8 @@ def make_module(
 def prepare_output_dir(output_dir: Path, *, arguments: FinetuneArguments, history: Sequence[str]) -> None:
     """Write where the new weights come from, and remove what was measured on the weights that they replace."""
     copy_initial_certificate(Path(arguments.model_name_or_path), output_dir)
-    remove_measurements(output_dir)
-    data = describe_data(arguments.train_file or arguments.dataset_name_or_path).name
+    remove_results(output_dir)
+    data = describe_data(arguments.train_file or arguments.dataset_name_or_path)
     write_history(output_dir, [*history, f"Fine-tuned on pairs of {data}."])
 
 

@@ -1,4 +1,4 @@
-"""Classifiers that ONNX Runtime computes, and who computes what a folder holds."""
+"""Run classifiers with ONNX Runtime, and choose the library that runs a model folder."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ OUTPUT = "logits"
 
 
 class OnnxClassifier:
-    """A `LogitsFunction` over a `model.onnx`; it computes on the CPU.
+    """A `LogitsFunction` that computes a `model.onnx` on the CPU.
 
     Raises:
-        BertSnliError: a file that ONNX Runtime cannot open, or of another model.
+        BertSnliError: ONNX Runtime cannot open the file, or it is that of another model.
     """
 
     def __init__(self, path: Path, config: D2LBertConfig):
-        import onnxruntime  # an extra; who stays with PyTorch does without it
+        import onnxruntime  # of an extra, which PyTorch's users need not install
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()  # it minds OMP_NUM_THREADS; ONNX Runtime does not
+        options.intra_op_num_threads = torch.get_num_threads()  # ONNX Runtime does not read OMP_NUM_THREADS
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # what ONNX Runtime raises has no narrower ancestor
+        except Exception as error:  # ONNX Runtime's errors have no narrower base class
             reason = str(error).partition("\n")[0]
             raise BertSnliError(f"{path}: ONNX Runtime cannot open it ({reason}); export the model again") from error
-        names = {tensor.name for tensor in self.session.get_inputs()}, {t.name for t in self.session.get_outputs()}
-        if names != (set(INPUTS), {OUTPUT}):
-            raise BertSnliError(f"{path}: its inputs are {', '.join(sorted(names[0]))}; export the model again")
+        inputs = sorted(tensor.name for tensor in self.session.get_inputs())
+        if inputs != sorted(INPUTS) or [tensor.name for tensor in self.session.get_outputs()] != [OUTPUT]:
+            raise BertSnliError(f"{path}: its inputs are {', '.join(inputs)}; export the model again")
         self.config = config
         self.device = torch.device("cpu")
 
@@ -44,33 +44,23 @@ class OnnxClassifier:
 
 
 def choose_backend(model_name_or_path: str, backend: str | None) -> str:
-    """`backend`, and where it is None: "onnx" for a folder with `model.onnx` and no weights of PyTorch, else "torch".
+    """Return `backend`, or by default "onnx" for a folder that holds only `model.onnx`, else "torch".
 
     Raises:
         BertSnliError: the folder does not hold what `backend` needs.
     """
-    folder = Path(model_name_or_path)
-    has_onnx = (folder / ONNX_FILE).is_file()
-    alone = has_onnx_alone(model_name_or_path)
-    if backend == "onnx" and not has_onnx:
+    has_only_onnx = has_onnx_alone(model_name_or_path)
+    if backend == "onnx" and not (Path(model_name_or_path) / ONNX_FILE).is_file():
+        raise BertSnliError(f"backend onnx: no {ONNX_FILE} in {model_name_or_path}; export the model first")
+    if backend == "torch" and has_only_onnx:
         raise BertSnliError(
-            f"--backend onnx: no {ONNX_FILE} in {folder}; write one: "
-            f"bert-snli export {folder} --format onnx --output_dir ..."
+            f"backend torch: {model_name_or_path} holds only {ONNX_FILE}; use the folder that it was exported from"
         )
-    if backend == "torch" and alone:
-        raise BertSnliError(
-            f"--backend torch: {folder} holds {ONNX_FILE} alone; leave the option out, or name the folder that it was "
-            "exported from"
-        )
-    return backend or ("onnx" if alone else "torch")
+    return backend or ("onnx" if has_only_onnx else "torch")
 
 
 def open_classifier(model_name_or_path: str, backend: str) -> D2LBertForSequenceClassification | LogitsFunction:
-    """A fine-tuned classifier, for `predict_logits` and `predict_pairs`; `backend` as `choose_backend` gives it.
-
-    Raises:
-        BertSnliError: nothing there, or not a fine-tuned model.
-    """
+    """Load a fine-tuned classifier for a `backend` that `choose_backend` returned."""
     if backend == "onnx":
         return OnnxClassifier(Path(model_name_or_path) / ONNX_FILE, load_config(model_name_or_path))
     return load_classifier(model_name_or_path)

@@ -1,4 +1,4 @@
-"""A fine-tuned classifier → a folder with `model.onnx`, compared with PyTorch before it is finished."""
+"""Export a fine-tuned classifier as `model.onnx`, which is compared with PyTorch before the folder is written."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import onnx
-import onnxscript  # noqa: F401 (torch.onnx needs it, and names it less plainly where it is missing)
+import onnxscript  # noqa: F401 (torch.onnx needs it, and its error is less clear if it is missing)
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -22,16 +22,15 @@ from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.onnx import INPUTS, OUTPUT, OnnxClassifier
 
-OPSET = 18  # the oldest that PyTorch's exporter writes as it is, for the sake of older runtimes
-# Largest |difference| of a logit, times the largest logit where that is above 1: of large ones fp32 rounds more off.
-# Of int8's the figure is only reported.
+OPSET = 18  # the oldest that PyTorch's exporter writes without a conversion, for old versions of ONNX Runtime
+# Largest |difference| of a logit, times the largest |logit| if that is above 1; int8 has no limit.
 TOLERANCE = {None: 1e-5, "int8": math.inf}
-PROBES = ((1, 3), (1, 512), (64, 32), (8, 128))  # rows and positions
+PROBES = ((1, 3), (1, 512), (64, 32), (8, 128))  # rows and positions of the batches that are compared
 EXAMPLE = (2, 5)  # two different numbers above 1, which the exporter would take for constants
 
 
-class Exported(NamedTuple):
-    """Bytes of the file written and of its fp32 form, max |difference| of a logit from PyTorch's on `pairs` pairs."""
+class ExportResult(NamedTuple):
+    """Bytes of the file and of its fp32 form; max |difference| of a logit from PyTorch's on `pairs` random pairs."""
 
     size: int
     fp32_size: int
@@ -39,8 +38,8 @@ class Exported(NamedTuple):
     pairs: int
 
 
-class LogitsAlone(torch.nn.Module):
-    """The classifier as the graph has it: three tensors in, one out."""
+class LogitsOnly(torch.nn.Module):
+    """A classifier with three tensors as inputs and one as output, as the graph has."""
 
     def __init__(self, classifier: D2LBertForSequenceClassification):
         super().__init__()
@@ -52,7 +51,7 @@ class LogitsAlone(torch.nn.Module):
 
 def export_onnx(
     model_name_or_path: str, output_dir: str | Path, *, quantize: str | None = None, overwrite_output_dir: bool = False
-) -> Exported:
+) -> ExportResult:
     """Export a fine-tuned model as `model.onnx`, with `config.json` and the tokenizer.
 
     Args:
@@ -65,34 +64,43 @@ def export_onnx(
         The sizes, and the largest difference of a logit from PyTorch.
 
     Raises:
-        BertSnliError: not a fine-tuned model, something about the folders, or an export whose logits differ.
+        BertSnliError: not a fine-tuned model, a wrong folder, or an export whose logits differ from PyTorch's.
+
+    Example:
+        >>> from bert_snli import export_onnx
+        >>> result = export_onnx("quickstart/finetuned", "quickstart/onnx", overwrite_output_dir=True)
+        >>> result.difference < 1e-4
+        True
     """
     output_dir = Path(output_dir)
     check_export_dir(output_dir, Path(model_name_or_path), overwrite=overwrite_output_dir)
     model, tokenizer = load_classifier(model_name_or_path).float(), load_tokenizer(model_name_or_path)
-    probes = [random_batch(rows, positions, model.config) for rows, positions in PROBES]
+    batches = [random_batch(rows, positions, model.config) for rows, positions in PROBES]
     with torch.no_grad():
-        expected = [model(**batch).logits for batch in probes]
+        expected = torch.cat([model(**batch).logits for batch in batches])
     with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
         graph, path = to_onnx(model), folder / ONNX_FILE
         if quantize:
             write_int8(graph, path)
         else:
             path.write_bytes(graph.SerializeToString())
-        difference = max_difference(OnnxClassifier(path, model.config), probes, expected)
-        bound = TOLERANCE[quantize] * max(1.0, torch.cat(expected).abs().max().item())
-        if not difference <= bound:
+        classifier = OnnxClassifier(path, model.config)
+        difference = (torch.cat([classifier(batch) for batch in batches]) - expected).abs().max().item()
+        bound = TOLERANCE[quantize] * max(1.0, expected.abs().max().item())
+        if not difference <= bound:  # it may be NaN
             raise BertSnliError(
-                f"--format onnx: logits of {model_name_or_path} as exported are {difference:.1e} from PyTorch's, "
-                f"more than {bound:.0e}; nothing was written; try the versions in constraints.txt"
+                f"{model_name_or_path}: exported logits are {difference:.1e} from PyTorch's, more than {bound:.0e}; "
+                "nothing was written; try the versions in constraints.txt"
             )
-        save_config(model.config, folder)
+        config = copy.deepcopy(model.config)
+        config.auto_map = None  # the folder holds no weights for the model's code
+        config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return Exported(path.stat().st_size, graph.ByteSize(), difference, sum(rows for rows, _ in PROBES))
+        return ExportResult(path.stat().st_size, graph.ByteSize(), difference, len(expected))
 
 
 def random_batch(rows: int, positions: int, config: D2LBertConfig) -> dict[str, torch.Tensor]:
-    """A batch of random tokens in two segments, the first row full and the others padded: three tensors (B, L)."""
+    """Return random tokens in two segments, the first row full and the others padded: three tensors (B, L)."""
     generator = torch.Generator().manual_seed(0)
     positions = min(positions, config.max_position_embeddings)
     lengths_B1 = torch.randint(3, positions + 1, (rows, 1), generator=generator)
@@ -107,15 +115,15 @@ def random_batch(rows: int, positions: int, config: D2LBertConfig) -> dict[str, 
 
 
 def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
-    """The graph of `model` from `INPUTS`, int64 (batch, length), to `OUTPUT`, fp32 (batch, labels).
+    """Return the graph of `model` from `INPUTS`, int64 (batch, length), to `OUTPUT`, fp32 (batch, labels).
 
-    The model is left with eager attention, whose graph is the plainer one: a matrix product, a sum, a softmax.
+    Switches the model to eager attention, whose graph is simpler: matrix products, a sum and a softmax.
     """
     model.set_attn_implementation("eager")
     example = random_batch(*EXAMPLE, model.config)
-    with quiet():
+    with without_warnings():
         program = torch.onnx.export(
-            LogitsAlone(model).eval(),
+            LogitsOnly(model).eval(),
             tuple(example[name] for name in INPUTS),
             dynamo=True,
             opset_version=OPSET,
@@ -126,19 +134,21 @@ def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
         )
     assert program is not None  # it is None only for PyTorch's older exporter
     graph = program.model_proto
-    for node in graph.graph.node:  # stack traces, with the paths of this machine
+    for node in graph.graph.node:  # stack traces, with paths of this machine
         del node.metadata_props[:]
     return graph
 
 
 def write_int8(graph: onnx.ModelProto, path: Path, *, per_channel: bool = True, reduce_range: bool = True) -> None:
-    """Write `graph` with 8-bit integers for the weights of matrix products and embeddings.
+    """Write `graph` with 8-bit integers for the weights of matrix products and embeddings (dynamic quantization).
 
-    Activations become integers as they are computed, on a scale of the batch's own. `reduce_range` leaves one bit of
-    the weights unused: on processors without VNNI two products of eight bits do not fit into the sum of sixteen.
-    `per_channel` gives each column of a matrix its own scale. benchmarks/onnx.py --settings measures both.
+    Args:
+        graph: from `to_onnx`.
+        path: the file to write.
+        per_channel: a scale for each column of a matrix instead of one for the matrix.
+        reduce_range: 7-bit weights, because processors without VNNI add two 8-bit products in 16 bits.
     """
-    with quiet():
+    with without_warnings():
         quantize_dynamic(
             graph,
             path,
@@ -149,24 +159,9 @@ def write_int8(graph: onnx.ModelProto, path: Path, *, per_channel: bool = True, 
         )
 
 
-def max_difference(
-    classifier: OnnxClassifier, batches: Sequence[dict[str, torch.Tensor]], expected: Sequence[torch.Tensor]
-) -> float:
-    """Largest |difference| of a logit of `batches` from the `expected`; NaN where a logit is."""
-    differences = [classifier(batch) - logits for batch, logits in zip(batches, expected, strict=True)]
-    return torch.cat(differences).abs().max().item()
-
-
-def save_config(config: D2LBertConfig, folder: Path) -> None:
-    """Write `config.json` and its code; it names no code of models, as the folder holds no weights for them."""
-    alone = copy.deepcopy(config)
-    alone.auto_map = None
-    alone.save_pretrained(folder)
-
-
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's and the quantizer's remarks, which are for those who work on them."""
+def without_warnings() -> Iterator[None]:
+    """Silence the exporter and the quantizer, whose warnings are for their developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -19,12 +19,12 @@ from bert_snli.data.text import Paragraphs, SentenceSplitter, count_words, open_
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
-from bert_snli.hub import remove_measurements
+from bert_snli.files import read_history, write_history
+from bert_snli.hub import remove_results
 from bert_snli.inference import batches_by_length, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.provenance import read_history, write_history
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.arguments import DEFAULT_SIZES, PretrainArguments
 from bert_snli.training.command_line import PRETRAIN as COMMAND
@@ -77,14 +77,12 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
     task = make_task(arguments, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
     if arguments.extend_vocab_from:
         num_added = len(tokenizer) - len(base_tokenizer)
-        source = describe_data(arguments.extend_vocab_from).name
+        source = describe_data(arguments.extend_vocab_from)
         history.append(f"{num_added:,} tokens of {source} were added to its vocabulary.")
-    history.append(
-        f"Pretrained on sentence pairs of {describe_data(arguments.dataset_name_or_path).name}, without labels."
-    )
+    history.append(f"Pretrained on sentence pairs of {describe_data(arguments.dataset_name_or_path)}, without labels.")
 
     def prepare_output_dir(output_dir: Path) -> None:
-        remove_measurements(output_dir)
+        remove_results(output_dir)
         write_history(output_dir, history)
 
     return run_training(arguments, accelerator, task, prepare_output_dir, {"vocab_size": len(tokenizer)})

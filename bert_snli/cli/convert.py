@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """`bert-snli convert`."""
     quiet_libraries()
-    from bert_snli.card_templates import write_converted_card
+    from bert_snli.model_card import write_converted_card
     from conversion.convert import convert_checkpoint  # torch and transformers are slow to import; --help need not wait
 
     done = convert_checkpoint(

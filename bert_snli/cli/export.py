@@ -51,18 +51,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_onnx(args: argparse.Namespace) -> None:
-    """Export, then say what was written and how far it is from PyTorch."""
+    """Export to ONNX, and print the sizes and the difference from PyTorch."""
     quiet_libraries()
     from bert_snli.onnx_export import export_onnx
 
-    done = export_onnx(
-        str(args.model), args.output_dir, quantize=args.quantize, overwrite_output_dir=args.overwrite_output_dir
-    )
-    size = f"{done.size / 1e6:.1f} MB"
+    overwrite = args.overwrite_output_dir
+    result = export_onnx(str(args.model), args.output_dir, quantize=args.quantize, overwrite_output_dir=overwrite)
+    size = f"{result.size / 1e6:.1f} MB"
     if args.quantize:
-        size += f", {done.size / done.fp32_size:.0%} of fp32's {done.fp32_size / 1e6:.1f} MB"
+        size += f", {result.size / result.fp32_size:.0%} of fp32's {result.fp32_size / 1e6:.1f} MB"
     print(f"{args.output_dir}: model.onnx ({size}), config.json and tokenizer")
-    print(f"logits within {done.difference:.1e} of PyTorch's on {done.pairs} probe pairs")
+    print(f"logits within {result.difference:.1e} of PyTorch's on {result.pairs} random pairs")
     print(f"Next: bert-snli evaluate {shlex.quote(str(args.output_dir))}")
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from bert_snli.files import atomic_folder, check_output_dir
 from bert_snli.serving.answering import Answerer
 
-OPTION = "--space"
+PARAMETER = "space"
 MODELS = "models"
 # Of a model folder, what opening it takes; what fine-tuning left beside it stays behind.
 MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "*.py")
-# What `pip install 'bert-snli[serve]'` installs.
+# The dependencies of bert-snli that the page needs.
 REQUIREMENTS = (
     "accelerate",
     "datasets",
@@ -80,7 +80,7 @@ def write_space(model_name_or_path: str, folder: Path) -> None:
     Raises:
         BertSnliError: no fine-tuned model; the folder holds files already or cannot be written.
     """
-    check_output_dir(folder, overwrite=False, option=OPTION)
+    check_output_dir(folder, name=PARAMETER)
     name = Answerer(model_name_or_path).name  # a Space that cannot start is found out here
     source = Path(model_name_or_path)
     local = source.is_dir()
@@ -91,7 +91,7 @@ def write_space(model_name_or_path: str, folder: Path) -> None:
         models="" if local else f"models: [{model_name_or_path}]\n",
         model=name,
     )
-    with atomic_folder(folder, option=OPTION) as space:
+    with atomic_folder(folder, name=PARAMETER) as space:
         (space / "app.py").write_text(APP.format(model=model), encoding="utf-8")
         (space / "requirements.txt").write_text("".join(map(_requirement, REQUIREMENTS)), encoding="utf-8")
         (space / "README.md").write_text(readme, encoding="utf-8")

@@ -16,6 +16,7 @@ import yaml
 
 from bert_snli.console import OneLineErrorParser
 from bert_snli.errors import BertSnliError
+from bert_snli.recipes import RECIPES, find_recipe
 from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, PretrainArguments
 
 # Options of `accelerate launch` that `bert-snli finetune` and `pretrain` pass on, and whether each has a value.
@@ -47,7 +48,7 @@ The default values below are those of the recipe `default`.
 
 examples:
   bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
-  bert-snli finetune --config recipes/d2l_book.yaml --model_name_or_path models/small --output_dir runs/d2l
+  bert-snli finetune --config d2l_book --model_name_or_path models/small --output_dir runs/d2l
   bert-snli finetune ... --num_processes 2          options of `accelerate launch` are accepted
   accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune ...      the same
 """
@@ -58,7 +59,7 @@ folder is a model folder for `bert-snli finetune`, pipeline("fill-mask") or `ber
 examples:
   bert-snli pretrain --dataset_name_or_path path/to/wikitext-2 --output_dir runs/wiki
   bert-snli pretrain --dataset_name_or_path snli_1.0.zip --model_name_or_path runs/wiki --output_dir runs/captions
-  bert-snli pretrain --config recipes/d2l_book_pretrain.yaml --output_dir runs/d2l       WikiText-2 from the Hub
+  bert-snli pretrain --config d2l_book_pretrain --output_dir runs/d2l       WikiText-2 from the Hub
   bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are accepted
 """
 
@@ -88,9 +89,12 @@ class TrainingCommand(Generic[Arguments]):
         """
         parser = OneLineErrorParser(prog=self.prog, description=self.description)
         add_fields(parser, self.arguments_class)
-        parser.add_argument("--config", type=Path, help="YAML recipe with options. The command line overrides it.")
+        parser.add_argument(
+            "--config",
+            help=f"Recipe with options: a YAML file, or one of {', '.join(RECIPES)}. The command line overrides it.",
+        )
         config = parser.parse_known_args(argv)[0].config
-        from_recipe = read_recipe(config, self.arguments_class) if config else []
+        from_recipe = read_recipe(find_recipe(config), self.arguments_class) if config else []
         options = vars(parser.parse_args([*from_recipe, *argv]))
         del options["config"]
         for name in self.arguments_class.required:
@@ -115,7 +119,7 @@ def read_recipe(path: Path, arguments_class: type[BaseTrainingArguments]) -> lis
     except OSError as error:
         raise BertSnliError(f"config {path}: {error.strerror}; give a YAML recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BertSnliError(f"config {path}: not YAML ({' '.join(str(error).split())}); see recipes/") from error
+        raise BertSnliError(f"config {path}: not YAML ({' '.join(str(error).split())}); give a YAML recipe") from error
     if not isinstance(content, dict):
         raise BertSnliError(f"config {path}: has no options; write lines such as 'learning_rate: 1e-4'")
     unknown = [key for key in content if key not in {entry.name for entry in fields(arguments_class)}]

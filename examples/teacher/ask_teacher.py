@@ -23,8 +23,8 @@ from bert_snli.data.pair_files import check_writable, format_predictions, iterat
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
+from bert_snli.files import read_history, write_history
 from bert_snli.modeling.labels import D2L_LABELS
-from bert_snli.provenance import read_history, write_history
 from encoders import open_encoder
 
 ROWS_AT_ONCE, BATCH = 10_000, 100

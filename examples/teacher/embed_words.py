@@ -24,10 +24,9 @@ from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
-from bert_snli.files import check_output_dir
+from bert_snli.files import check_output_dir, read_history, write_history
 from bert_snli.inference import load_config, load_tokenizer, load_weights
 from bert_snli.modeling import D2LBertForPreTraining
-from bert_snli.provenance import read_history, write_history
 from encoders import open_encoder
 
 BATCH = 128  # sentences
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("output_dir")
     parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what starts from it")
     options = parser.parse_args(argv)
-    check_output_dir(Path(options.output_dir), overwrite=False, option="output_dir")
+    check_output_dir(Path(options.output_dir))
     encoder, pieces = open_encoder(options.encoder, AutoModel)
     tokenizer = load_tokenizer(options.model_name_or_path)
     config = load_config(options.model_name_or_path)

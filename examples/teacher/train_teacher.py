@@ -23,9 +23,8 @@ from transformers import (
 from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.fast.machine import choose_precision
-from bert_snli.files import check_output_dir
+from bert_snli.files import check_output_dir, write_history
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.provenance import write_history
 from encoders import open_encoder
 
 
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_train_epochs", type=float, default=1.5)
     parser.add_argument("--max_train_samples", type=int)
     options = parser.parse_args(argv)
-    check_output_dir(Path(options.output_dir), overwrite=False, option="output_dir")
+    check_output_dir(Path(options.output_dir))
 
     labels = {"num_labels": len(ID2LABEL), "id2label": ID2LABEL, "label2id": LABEL2ID}
     model, tokenizer = open_encoder(options.model_name_or_path, AutoModelForSequenceClassification, **labels)

@@ -23,6 +23,7 @@ from bert_snli.data.sample import write_sample
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling.labels import LABEL2ID
 from bert_snli.prediction import predict_pairs
+from bert_snli.recipes import find_recipe
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import FINETUNE, split_arguments
@@ -125,16 +126,15 @@ def test_command_line_overrides_the_recipe(tmp_path: Path):
     assert FINETUNE.parse(["--config", str(recipe)]) == read
 
 
-@pytest.mark.parametrize("name", ["d2l_book.yaml", "default.yaml", "pooler.yaml", "taught.yaml"])
-def test_recipe_file_holds_the_documented_settings(name: str):
-    recipe = REPOSITORY / "recipes" / name
-    read = FINETUNE.parse(["--config", str(recipe), "--model_name_or_path", "m", "--output_dir", "o"])
+@pytest.mark.parametrize("name", ["d2l_book", "default", "pooler", "taught"])
+def test_recipe_holds_the_documented_settings(name: str):
+    read = FINETUNE.parse(["--config", name, "--model_name_or_path", "m", "--output_dir", "o"])
     default = FINETUNE.parse(["--model_name_or_path", "m", "--output_dir", "o"])
-    if name == "default.yaml":
+    if name == "default":
         assert read == default
-    elif name == "taught.yaml":
+    elif name == "taught":
         assert read == replace(default, dropout=0.0, num_train_epochs=3)
-    elif name == "pooler.yaml":
+    elif name == "pooler":
         assert read == replace(default, classifier_head="pooler", learning_rate=5e-4)
     else:
         assert (read.optim, read.learning_rate, read.train_batch_size, read.loss_reduction) == (
@@ -143,6 +143,23 @@ def test_recipe_file_holds_the_documented_settings(name: str):
             512,
             "sum",
         )
+
+
+def test_recipe_is_found_by_name_or_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("d2l_book").is_file()
+    assert find_recipe("mine.yaml") == Path("mine.yaml")
+    assert find_recipe("folder/d2l_book") == Path("folder/d2l_book")
+    Path("mine").write_text("seed: 7\n")
+    assert find_recipe("mine") == Path("mine")
+    line = error_line(["finetune", "--config", "d2l", "--output_dir", "run"], capsys)
+    assert "--config d2l: no such recipe; give a YAML file or one of d2l_book, d2l_book_pretrain, default" in line
+
+
+def test_config_prints_the_accelerate_configuration(capsys: pytest.CaptureFixture):
+    assert main(["config"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == (REPOSITORY / "accelerate_config.yaml").read_text() and printed.err == ""
 
 
 def test_output_folder_with_files_is_refused(
@@ -291,26 +308,13 @@ def test_output_folder_below_a_file_is_refused(
     assert "file is a file; name a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
 
 
-def test_conversion_needs_no_package_of_an_extra(d2l_checkpoint: Path, tmp_path: Path, run_python):
-    code = (
-        "import sys; sys.modules |= dict.fromkeys(['accelerate', 'datasets', 'pyarrow', 'sklearn'])\n"
-        "from bert_snli.cli import main\n"
-        "source, folder, back = sys.argv[1:]\n"
-        "assert main(['convert', source, '--output_dir', folder, '--num_attention_heads', '2']) == 0\n"
-        "assert main(['verify', folder]) == 0\n"
-        "assert main(['export', folder, '--format', 'd2l-torch', '--output_dir', back]) == 0\n"
-    )
-    done = run_python("-c", code, d2l_checkpoint, tmp_path / "model", tmp_path / "back")
-    assert done.returncode == 0, done.stderr
-    assert "## Conversion" in (tmp_path / "model" / "README.md").read_text()
-
-
 def test_extra_is_named_when_one_of_its_packages_is_missing(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    line = error_line(["predict", "m", "--premise", "a", "--hypothesis", "b"], capsys)
-    assert "accelerate is not installed; pip install 'bert-snli[train]'" in line
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in [name for name in sys.modules if name.startswith("bert_snli.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "gradio is not installed; pip install 'bert-snli[serve]'" in error_line(["serve", "m"], capsys)
 
 
 @pytest.mark.parametrize("name", ["bert_snli.inferrence", "sklearn.no_such_module", "numpyy"])
@@ -326,11 +330,9 @@ def test_table_of_extras_agrees_with_pyproject():
         for extra, lines in project["optional-dependencies"].items()
         if extra != "dev"
     }
-    package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
     for name, extra in EXTRA_OF_IMPORT.items():
-        assert package_of.get(name, name) in extras[extra]
-    listed = {package_of.get(name, name) for name in EXTRA_OF_IMPORT}
-    assert listed == set().union(*extras.values()) - {"bert-snli"}
+        assert name in extras[extra]
+    assert set(EXTRA_OF_IMPORT) == set().union(*extras.values())
 
 
 GLOO_ERROR = "[../third_party/gloo/gloo/transport/tcp/pair.cc:525] Read error [127.0.0.1]:1: Connection reset by peer"
@@ -483,11 +485,11 @@ def test_quickstart_converts_trains_evaluates_and_predicts(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     pairs = {"train": 300, "dev": 60, "test": 60}
-    monkeypatch.setattr("bert_snli.cli.quickstart_steps.write_sample", partial(write_sample, num_pairs=pairs))
-    monkeypatch.setattr("bert_snli.cli.quickstart_steps.RECIPE", {"num_train_epochs": 1})
+    monkeypatch.setattr("bert_snli.data.sample.write_sample", partial(write_sample, num_pairs=pairs))
+    monkeypatch.setattr("bert_snli.cli.quickstart.TRAINING_OPTIONS", {"num_train_epochs": 1})
     assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 0
     printed = capsys.readouterr().out
-    for path in ("mini_snli/snli_1.0_train.jsonl", "book_checkpoint/pretrained.params", "converted/model.safetensors"):
+    for path in ("mini_snli/snli_1.0_train.jsonl", "d2l_checkpoint/pretrained.params", "converted/model.safetensors"):
         assert (tmp_path / "q" / path).is_file()
     results = json.loads((tmp_path / "q" / "finetuned" / "eval_results_test.json").read_text())
     assert f"right on {results['accuracy']:.0%} of such pairs" in printed

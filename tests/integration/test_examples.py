@@ -21,8 +21,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, B
 from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.data.sources import read_split
+from bert_snli.files import read_history
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
-from bert_snli.provenance import read_history
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from tests.support.processes import REPOSITORY
 from tests.support.without_package import clean_environment

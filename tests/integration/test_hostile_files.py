@@ -323,7 +323,7 @@ def test_random_bytes_are_rejected(content: bytes, start: bytes, tmp_path: Path)
     [
         "conversion.write_model.prove",
         "conversion.write_model.Certificate.write",
-        "bert_snli.card_templates.make_converted_card",
+        "bert_snli.model_card.make_converted_card",
         "os.rename",
     ],
 )

@@ -165,7 +165,7 @@ def test_push_to_hub_in_python_makes_the_same_commit(
     assert commit.sha in address and commit.title == "From Python" and repository.private
     assert commit.files.keys() == other.files.keys()
     assert all(commit.files[name] == other.files[name] for name in commit.files.keys() - {"README.md"})
-    assert b"license: mit" in commit.files["README.md"]
+    assert yaml.safe_load(commit.files["README.md"].decode().split("---")[1])["license"] == "mit"
 
 
 def test_push_of_an_unchanged_folder_makes_no_commit(pushed: Done, session: HubSession, hub: Hub, model: Path):
@@ -190,7 +190,7 @@ def test_private_and_commit_message_are_sent(pushed: Done, session: HubSession, 
 
 
 def test_private_is_refused_for_a_public_repository(pushed: Done, session: HubSession, model: Path):
-    assert_refused(session.push(model, "user/name", "--private"), "--private: user/name is there already and public")
+    assert_refused(session.push(model, "user/name", "--private"), "--private: user/name already exists and is public")
 
 
 def test_push_removes_files_of_an_earlier_push_and_keeps_other_files(session: HubSession, hub: Hub, model: Path):
@@ -337,9 +337,9 @@ def test_load_error_says_that_the_hub_is_switched_off(tmp_path: Path):
 @pytest.mark.parametrize(
     ("call", "status", "message"),
     [
-        ("GET /api/models/user/refused/tree", 401, "user/refused: the hub does not know your token"),
-        ("POST /api/models/user/refused/preupload", 403, "user/refused: your token must not write there"),
-        ("GET /api/models/user/refused/tree", 404, "user/refused: no such repository or branch"),
+        ("GET /api/models/user/refused/tree", 401, "user/refused: the Hub answered 401 (no); check the name and your"),
+        ("POST /api/models/user/refused/preupload", 403, "user/refused: the Hub answered 403 (no); check the name and"),
+        ("GET /api/models/user/refused/tree", 404, "user/refused: the Hub answered 404 (no); check the name and your"),
         ("POST /api/models/user/refused/preupload", 422, "user/refused: the Hub answered 422 (no)"),
         ("POST /api/models/user/refused/commit", 500, "user/refused: the Hub answered 500 (no); try again later"),
     ],
@@ -353,8 +353,8 @@ def test_push_error_is_one_line_and_the_repository_is_unchanged(
     assert [commit.files for commit in hub.repositories["user/refused"].branches["main"]] == [{}]
 
 
-def test_push_with_an_unknown_token_says_how_to_log_in(session: HubSession, model: Path):
-    assert_refused(session.push(model, "user/name", token="hf_mine"), "hf auth login")
+def test_push_with_an_unknown_token_is_one_line(session: HubSession, model: Path):
+    assert_refused(session.push(model, "user/name", token="hf_mine"), "check the name and your token")
 
 
 def test_push_with_an_unknown_licence_repeats_the_message_of_the_hub(session: HubSession, model: Path):
@@ -408,10 +408,10 @@ def test_incomplete_or_changed_folder_is_refused(
 @pytest.mark.parametrize(
     ("options", "token", "message"),
     [
-        (["user/name"], None, "user/name: nobody is logged in to the hub; run hf auth login"),
+        (["user/name"], None, "user/name: you are not logged in to the Hub; run hf auth login"),
         (["user/name"], KNOWN_TOKEN, f"{UNREACHABLE} cannot be reached"),
-        (["name"], KNOWN_TOKEN, "--repo_id name: no name of a repository; give one such as user/name"),
-        (["user/na me"], KNOWN_TOKEN, "--repo_id user/na me: no name of a repository"),
+        (["name"], KNOWN_TOKEN, "--repo_id name: not the name of a repository; give one such as user/name"),
+        (["user/na me"], KNOWN_TOKEN, "--repo_id user/na me: not the name of a repository"),
         (["user/name", "--dry_run"], KNOWN_TOKEN, "--dry_run and --output_dir go together"),
         (["user/name", "--output_dir", "staged"], KNOWN_TOKEN, "--dry_run and --output_dir go together"),
         (["user/name", "--dry_run", "--output_dir", "full"], KNOWN_TOKEN, "--output_dir full: already holds files"),
@@ -487,7 +487,7 @@ def test_finetune_that_cannot_push_fails_before_training(
 ):
     command = finetune_command(converted, corpus, tmp_path / "run")
     done = session.run(*command, "--push_to_hub", "--hub_model_id", "user/other", token="hf_mine")
-    assert_refused(done, "the hub does not know your token")
+    assert_refused(done, "check the name and your token")
     assert not (tmp_path / "run").exists()
 
 
@@ -508,8 +508,8 @@ def test_failed_push_after_training_keeps_the_model_and_prints_the_push_command(
         (["--push_to_hub"], KNOWN_TOKEN, "--push_to_hub: needs --hub_model_id user/name"),
         (["--hub_model_id", "user/name"], KNOWN_TOKEN, "--hub_model_id: goes with --push_to_hub"),
         (["--hub_private_repo"], KNOWN_TOKEN, "--hub_private_repo: goes with --push_to_hub"),
-        (["--push_to_hub", "--hub_model_id", "name"], KNOWN_TOKEN, "--hub_model_id name: no name of a repository"),
-        (["--push_to_hub", "--hub_model_id", "user/name"], None, "user/name: nobody is logged in"),
+        (["--push_to_hub", "--hub_model_id", "name"], KNOWN_TOKEN, "--hub_model_id name: not the name of a repository"),
+        (["--push_to_hub", "--hub_model_id", "user/name"], None, "user/name: you are not logged in"),
     ],
 )
 def test_mistake_in_hub_options_of_finetune_is_one_line(
@@ -535,8 +535,10 @@ def test_finetune_in_a_used_folder_removes_measurements_of_the_earlier_weights(
     recipe = FinetuneArguments(str(folder), str(corpus), str(folder), overwrite_output_dir=True, **options)
     finetune_model(recipe)
     assert (folder / "notes.txt").is_file()
-    files = stage(folder, "user/name").files
-    assert not {"eval_results_test.json", "report/report.md", CERTIFICATE} & files.keys()
+    stage(folder, "user/name", tmp_path / "staged")
+    names = files_of(tmp_path / "staged").keys()
+    assert not {"eval_results_test.json", "report/report.md", CERTIFICATE} & names
     assert (folder / "start_conversion_certificate.json").read_bytes() == (converted / CERTIFICATE).read_bytes()
     finetune_model(recipe)
-    assert "start_conversion_certificate.json" not in stage(folder, "user/name").files
+    stage(folder, "user/name", tmp_path / "again")
+    assert "start_conversion_certificate.json" not in files_of(tmp_path / "again")

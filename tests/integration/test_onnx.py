@@ -269,8 +269,8 @@ def test_backend_without_its_file_is_refused(exported_matching: Exported, capsys
     pair = ["--premise", "a", "--hypothesis", "b"]
     model, onnx_folder = exported_matching
     error = error_line(["predict", model, *pair, "--backend", "onnx"], capsys)
-    assert f"write one: bert-snli export {model} --format onnx" in error
-    assert "holds model.onnx alone" in error_line(["predict", onnx_folder, *pair, "--backend", "torch"], capsys)
+    assert f"--backend onnx: no model.onnx in {model}; export the model first" in error
+    assert "holds only model.onnx" in error_line(["predict", onnx_folder, *pair, "--backend", "torch"], capsys)
 
 
 class MissingPackage(MetaPathFinder):

@@ -22,9 +22,9 @@ from transformers import (
 from bert_snli.cli import main
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.data.sample import write_sample
+from bert_snli.files import read_history
 from bert_snli.finetune import finetune_model
 from bert_snli.pretrain import pretrain_model
-from bert_snli.provenance import read_history
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import PRETRAIN
 from conversion.convert import convert_checkpoint
@@ -191,7 +191,7 @@ def test_pretrained_model_of_the_d2l_recipe_can_be_fine_tuned_with_an_mlp_head(
     wiki: Path, corpus: Path, tmp_path: Path
 ):
     """The first edition of d2l 15.7: its recipe in the repository, at its size."""
-    recipe = ["--config", "recipes/d2l_book_pretrain.yaml", "--dataset_name_or_path", str(wiki), "--max_steps", "2"]
+    recipe = ["--config", "d2l_book_pretrain", "--dataset_name_or_path", str(wiki), "--max_steps", "2"]
     pretrain_model(PRETRAIN.parse([*recipe, "--output_dir", str(tmp_path / "pretrained")]))
     config = json.loads((tmp_path / "pretrained" / "config.json").read_text())
     assert [config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")] == [128, 128, 2]

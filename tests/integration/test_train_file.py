@@ -14,9 +14,9 @@ import torch
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
+from bert_snli.files import read_history, write_history
 from bert_snli.model_card import make_card
 from bert_snli.modeling.labels import D2L_LABELS
-from bert_snli.provenance import read_history, write_history
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier
 from tests.support.finetuning import BATCH, ROWS, encode_rows, run_finetune
 

@@ -246,7 +246,7 @@ def test_resume_is_refused_from_a_checkpoint_that_does_not_fit(
 def train_with_default_recipe(
     net: ReferenceClassifier, inputs, labels, batches: list[np.ndarray], total: int
 ) -> list[float]:
-    """Train as `recipes/default.yaml` says: mean loss, clipping to norm 1, AdamW, linear warm-up and decay."""
+    """Train as `--config default` says: mean loss, clipping to norm 1, AdamW, linear warm-up and decay."""
     matrices = [p for p in net.parameters() if p.dim() > 1]
     vectors = [p for p in net.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(

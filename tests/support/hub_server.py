@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
-            wrong = [{"message": '"license" must be one of ...'}] if b"license: nonsense" in body else []
+            wrong = [{"message": '"license" must be one of ...'}] if b"nonsense" in body else []
             return self._json({"errors": wrong, "warnings": []}, status=400 if wrong else 200)
         if path.startswith("/lfs/"):
             self.hub.uploads[path.removeprefix("/lfs/")] = body

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bert_snli.cli.quickstart_steps import RECIPE, SIZES
+from bert_snli.cli.quickstart import MODEL_SIZES, TRAINING_OPTIONS
 from bert_snli.finetune import finetune_model
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.tokenization import build_tokenizer
@@ -52,7 +52,8 @@ def train_classifier(folder: Path) -> Path:
     vocabulary = sorted({word for row in rows for text in row.values() for word in text.lower().split()})
     tokenizer = build_tokenizer([*SPECIALS, *vocabulary, "``", "''", "n't"], model_max_length=128)
     torch.manual_seed(0)
-    D2LBertForPreTraining(D2LBertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder / "base_model")
+    config = D2LBertConfig(vocab_size=len(tokenizer), **MODEL_SIZES)
+    D2LBertForPreTraining(config).save_pretrained(folder / "base_model")
     tokenizer.save_pretrained(folder / "base_model")
     finetune_model(
         FinetuneArguments(
@@ -60,7 +61,7 @@ def train_classifier(folder: Path) -> Path:
             dataset_name_or_path=str(folder / "data"),
             output_dir=str(folder / "trained_classifier"),
             max_length=MAX_LENGTH,
-            **{**RECIPE, "num_train_epochs": 5},
+            **{**TRAINING_OPTIONS, "num_train_epochs": 5},
         )
     )
     return folder / "trained_classifier"

@@ -1,0 +1,24 @@
+"""`bert-snli config`."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import resources
+
+SUMMARY = "print a configuration for accelerate launch"
+HELP = """\
+Print a configuration of Accelerate for `accelerate launch`. `bert-snli finetune` and `pretrain` do not need it.
+
+example:
+  bert-snli config > accelerate_config.yaml
+  accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune --model_name_or_path ...
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add no options."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """`bert-snli config`."""
+    print(resources.files("bert_snli").joinpath("accelerate_config.yaml").read_text(encoding="utf-8"), end="")
