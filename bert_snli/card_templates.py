@@ -47,7 +47,7 @@ def make_converted_card(folder: Path, where: str, license: str | None = None) ->
             license=license,
             generated=GENERATED,
             framework=FRAMEWORKS[source["framework"]],
-            pretrained=source["form"] == "pretraining",
+            pretrained=source["model_kind"] == "pretraining",
             source=source,
             geometry=certificate["geometry"],
             targets=targets,
@@ -55,7 +55,6 @@ def make_converted_card(folder: Path, where: str, license: str | None = None) ->
             where=where,
             certificate=CERTIFICATE,
             proof=certificate["proof"],
-            difference=lambda value: "not finite" if value is None else f"{value:.1e}",
         )
 
     card = read_file(folder / CERTIFICATE, fill)
