@@ -82,12 +82,9 @@ def _is_archive(path: Path) -> bool:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [PurePosixPath(name).name for name in archive.namelist()]
+            return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
     except Exception as error:  # zipfile raises nearly any type on a damaged file
         raise BertSnliError(f"{path}: damaged zip ({error}); get the file again") from error
-    if any(name.endswith(".npy") for name in names):
-        raise BertSnliError(f"{path}: an .npz, as MXNet 2 writes; save the network with MXNet 1 or PyTorch")
-    return "data.pkl" not in names
 
 
 def _unpack(path: Path, folder: Path, vocab_file: Path | None) -> CheckpointFiles:

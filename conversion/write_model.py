@@ -34,11 +34,12 @@ from conversion.d2l_layout import (
     identify_model,
     summarize_names,
 )
-from conversion.model_folder import MODEL_CLASSES, WEIGHT_DTYPES, read_tokens, read_weights
+from conversion.model_folder import MODEL_CLASSES, read_tokens, read_weights
 from conversion.proof import prove
 from conversion.reference import ReferenceModel
 
 SOFTWARE = ("bert-snli", "transformers", "tokenizers", "torch", "numpy")
+WEIGHT_DTYPES = ("float16", "float32", "float64")
 MAX_LABELS = 1000
 # The shapes of the tensors do not show the number of attention heads. d2l's models:
 NUM_ATTENTION_HEADS = {  # (hidden_size, intermediate_size, num_hidden_layers) → number

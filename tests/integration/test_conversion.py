@@ -176,11 +176,9 @@ def test_vocab_option_replaces_missing_vocabulary(d2l_checkpoint: Path, tmp_path
     assert main(command) == 2
     assert "set --vocab_file to" in capsys.readouterr().err
     assert main([*command, "--vocab_file", str(tmp_path / "tokens.json")]) == 0
-    assert main(["verify", str(tmp_path / "model"), "--against", str(params)]) == 2
-    assert (
-        main(["verify", str(tmp_path / "model"), "--against", str(params), "--vocab_file", str(tmp_path / "tokens.json")])
-        == 0
-    )
+    verify = ["verify", str(tmp_path / "model"), "--against", str(params)]
+    assert main(verify) == 2
+    assert main([*verify, "--vocab_file", str(tmp_path / "tokens.json")]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +215,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
         (
             ["export", "matching", "--format", "d2l-torch", "--output_dir", "out"],
-            "fine-tune a pretrained model with --classifier_head pooler",
+            "fine-tune a pretrained model with classifier_head pooler",
         ),
         (["convert", "x" * 300, "--output_dir", "out"], "no such file or folder, or not readable"),
         (["convert", "d2l", "--vocab_file", "x" * 300, "--output_dir", "out"], "x: not found; set --vocab_file"),
@@ -257,8 +255,8 @@ def test_padding_id_comes_from_vocabulary(reference_bert: ReferenceBERT, tmp_pat
 
 def test_missing_source_is_named_with_what_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture):
     missing = tmp_path / "missing"
-    message = f"{missing}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip with pretrained.params"
-    assert message in error_line(["convert", missing, "--output_dir", tmp_path / "model"], capsys)
+    error = error_line(["convert", missing, "--output_dir", tmp_path / "model"], capsys)
+    assert f"{missing}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip" in error
     assert list(tmp_path.iterdir()) == []
 
 
