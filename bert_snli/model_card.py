@@ -115,7 +115,6 @@ def make_converted_card(folder: Path, where: str, license: str | None = None) ->
             where=where,
             targets=targets,
             num_dropped=len(certificate["tensors"]) - len(targets),
-            difference=lambda value: "not finite" if value is None else f"{value:.1e}",
             source=_source(certificate),
             geometry=certificate["geometry"],
             proof=certificate["proof"],
@@ -180,7 +179,7 @@ def count_parameters(folder: Path) -> int:
 
 def _source(certificate: dict) -> dict[str, str]:
     source = certificate["source"]
-    names = ("form", "params", "params_sha256")
+    names = ("model_kind", "params", "params_sha256")
     return {"framework": FRAMEWORKS[source["framework"]], **{name: source[name] for name in names}}
 
 

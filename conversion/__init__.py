@@ -14,18 +14,13 @@ if TYPE_CHECKING:
     from conversion.export import export_checkpoint
 
 __all__ = ["convert_checkpoint", "export_checkpoint", "verify_conversion"]
-
-_MODULES = {
-    "convert_checkpoint": "conversion.convert",
-    "export_checkpoint": "conversion.export",
-    "verify_conversion": "conversion.certificate",
-}
+_MODULES = dict(zip(__all__, ("convert", "export", "certificate"), strict=True))
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         importlib.import_module("bert_snli.modeling")  # registers the Auto classes
-        return getattr(importlib.import_module(_MODULES[name]), name)
+        return getattr(importlib.import_module(f"conversion.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

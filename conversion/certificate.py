@@ -1,65 +1,51 @@
-"""`conversion_certificate.json`: what a model folder was made from, tensor by tensor, and the proof that it was."""
+"""`conversion_certificate.json`: where each tensor of a converted model came from, and the proof."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from tqdm.auto import tqdm
+import numpy as np
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import CARD, CERTIFICATE, CONFIG, TOKENIZER, WEIGHTS, sha256_of_file
-from bert_snli.modeling import D2LBertConfig
+from bert_snli.files import CARD, CERTIFICATE, WEIGHTS, sha256_of_file
 from bert_snli.tokenization import read_vocabulary
-from conversion.archive import open_source
-from conversion.checkpoint import Checkpoint, read_checkpoint, sha256_of
+from conversion.checkpoint import Checkpoint, CheckpointFiles, open_checkpoint_files, read_checkpoint
+from conversion.d2l_layout import summarize_names
 from conversion.model_folder import (
     MODEL_CLASSES,
+    detect_model_kind,
     read_config,
-    read_vocabulary_of,
+    read_tokens,
     read_weights,
     rename_to_d2l,
-    rules_of,
 )
-from conversion.proof import Difference, prove
+from conversion.proof import LayerDifference, prove
 from conversion.reference import ReferenceModel
 
-FORMAT_VERSION = 1
-GEOMETRY = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "num_labels",
-    "classifier_head",
-    "classifier_hidden_size",
-)
+FORMAT_VERSION = 2
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 @dataclass(frozen=True)
-class TensorSide:
-    """A tensor in the source or in the model: `sha256` is of its numbers, little-endian in C order."""
+class TensorInfo:
+    """A tensor in the source or in the model. `sha256` is that of its values, little-endian in C order."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: list[int]
     dtype: str
     sha256: str
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """Where a tensor came from and where it went; `target` is `None` for one that was left out on purpose."""
+    """A tensor of the source and the tensor of the model that was made from it, if the model uses it."""
 
-    source: TensorSide
-    target: TensorSide | None
+    source: TensorInfo
+    target: TensorInfo | None
 
 
 @dataclass(frozen=True)
@@ -67,154 +53,136 @@ class SourceRecord:
     """The files that were converted: names without folders, and SHA-256 of the bytes."""
 
     framework: str
-    form: str
+    model_kind: str
     params: str
     params_sha256: str
     vocabulary: str
     vocabulary_sha256: str
-    archive: str | None
-    archive_sha256: str | None
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """All that is known of a conversion. `geometry` holds the fields of the configuration that shape the numbers."""
+    """The content of `conversion_certificate.json`.
+
+    Args:
+        source: the files that were converted.
+        software: package → version.
+        geometry: the `SIZES` in the configuration.
+        tensors: each tensor before and after.
+        files: other file of the model folder → SHA-256 (configuration, tokenizer, code).
+        proof: difference between model and d2l's equations for each layer.
+    """
 
     source: SourceRecord
     software: dict[str, str]
-    geometry: dict[str, Any]
-    vocabulary_sha256: str
+    geometry: dict[str, int]
     tensors: list[TensorRecord]
-    nonfinite: list[str]
     files: dict[str, str]
-    proof: list[Difference]
+    proof: list[LayerDifference]
 
     def write(self, folder: Path) -> None:
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
         (folder / CERTIFICATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_certificate(folder: Path, name: str = CERTIFICATE) -> Certificate:
-    """The certificate in a model folder.
-
-    Raises:
-        BertSnliError: there is none, or not one that this version can read.
-    """
-    path = folder / name
+def read_certificate(folder: Path) -> Certificate:
+    """Read the certificate in a model folder."""
+    path = folder / CERTIFICATE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format_version", None) != FORMAT_VERSION:
-            raise ValueError("it is another version's")
-        if content["geometry"].keys() != set(GEOMETRY):
-            raise ValueError("its geometry is not complete")
+            raise ValueError("another format version")
+        if not isinstance(content["files"], dict):
+            raise ValueError("files is not a dictionary")
         content["source"] = SourceRecord(**content["source"])
-        content["proof"] = [Difference(**entry) for entry in content["proof"]]
+        content["proof"] = [LayerDifference(**entry) for entry in content["proof"]]
         content["tensors"] = [
-            TensorRecord(_side(entry["source"]), _side(entry["target"]) if entry["target"] else None)
+            TensorRecord(*(entry[side] and _read_tensor_info(entry[side]) for side in ("source", "target")))
             for entry in content["tensors"]
         ]
         return Certificate(**content)
     except OSError as error:
-        raise BertSnliError(f"{path}: {error.strerror}; only folders that bert-snli convert wrote have one") from error
+        raise BertSnliError(f"{path}: {error.strerror}; only a converted folder has one") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BertSnliError(f"{path}: not a certificate that can be read ({error}); convert again") from error
 
 
-def _side(entry: dict) -> TensorSide:
-    if not isinstance(entry["name"], str):
-        raise ValueError("the name of a tensor is no text")
-    return TensorSide(**{**entry, "shape": tuple(entry["shape"])})
+def _read_tensor_info(entry: dict) -> TensorInfo:
+    return TensorInfo(**{**entry, "name": str(entry["name"])})
+
+
+def describe_tensor(name: str, array: np.ndarray) -> TensorInfo:
+    """The entry of a tensor in a certificate."""
+    return TensorInfo(name, list(array.shape), array.dtype.name, hashlib.sha256(array.tobytes()).hexdigest())
 
 
 def sha256_of_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of what a folder holds beside weights, certificate and card: configuration, tokenizer, code."""
-    apart = (WEIGHTS, CERTIFICATE, CARD)
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in apart)
+    """SHA-256 of the files in a model folder, except weights, certificate and card."""
+    excluded = (WEIGHTS, CERTIFICATE, CARD)
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in excluded)
     return {path.name: sha256_of_file(path) for path in files}
 
 
-def geometry_of(config: D2LBertConfig) -> dict[str, Any]:
-    """The fields of `config` that a certificate vouches for."""
-    return {name: getattr(config, name) for name in GEOMETRY}
-
-
-def sha256_of_tokens(tokens: list[str]) -> str:
-    """SHA-256 of a vocabulary, whatever file it lies in."""
-    return hashlib.sha256(json.dumps(tokens).encode("ascii")).hexdigest()
-
-
 def verify_conversion(
-    folder: str | Path, against: str | Path | None = None, vocabulary: str | Path | None = None
+    folder: str | Path, against: str | Path | None = None, vocab_file: str | Path | None = None
 ) -> Certificate:
     """Check a converted model folder against its certificate, and repeat the proof.
 
     Args:
         folder: the model folder.
-        against: the checkpoint that was converted. Its own tensors are compared, too, and the proof starts from them.
-        vocabulary: the vocabulary of `against`, if it is not next to it.
+        against: the checkpoint that was converted. Its tensors are then checked, too, and the proof uses them.
+        vocab_file: the vocabulary of `against`, if it is not next to it.
 
     Returns:
         The certificate with the differences that were measured now.
 
     Raises:
         BertSnliError: something differs from the certificate; the message names the first difference.
+
+    Example:
+        >>> from conversion import verify_conversion
+        >>> certificate = verify_conversion("quickstart/converted", against="quickstart/d2l_checkpoint")
+        >>> certificate.source.framework
+        'pytorch'
+        >>> all(layer.in_float64 < 1e-11 for layer in certificate.proof)
+        True
     """
     folder = Path(folder)
     certificate = read_certificate(folder)
-    form, config = read_config(folder)
-    for name, certified in certificate.geometry.items():
-        if geometry_of(config).get(name) != certified:
-            found = geometry_of(config).get(name)
-            raise BertSnliError(f"{folder / CONFIG}: {name} is {found}, certified was {certified}; convert again")
-    if sha256_of_tokens(read_vocabulary_of(folder)) != certificate.vocabulary_sha256:
-        raise BertSnliError(f"{folder / TOKENIZER}: its vocabulary is not the certified one; convert again")
+    config = read_config(folder)
     files = sha256_of_files(folder)
-    for name, certified in certificate.files.items():
-        if files.get(name) != certified:
-            raise BertSnliError(f"{folder / name}: not as certified: {'changed' if name in files else 'gone'} since")
+    for name, sha256 in certificate.files.items():
+        if files.get(name) != sha256:
+            raise BertSnliError(f"{folder / name}: not as certified: {'changed' if name in files else 'missing'}")
     weights = read_weights(folder)
-    check_tensors(weights, {record.target.name: record.target for record in certificate.tensors if record.target})
-    rules = rules_of(form, config, weights)
-    if against is None:
-        book = rename_to_d2l(weights, rules)
-        return _proved_again(certificate, book, folder, form)
-    with open_source(Path(against), Path(vocabulary) if vocabulary else None) as source:
-        if sha256_of_tokens(read_vocabulary(source.vocabulary)) != certificate.vocabulary_sha256:
-            raise BertSnliError(f"{source.vocabulary}: not the vocabulary that {folder} was converted with")
-        book = read_checkpoint(source.params)
-        if book.framework != certificate.source.framework:
-            raise BertSnliError(
-                f"{against}: a file of {book.framework}; {folder} was made from one of {certificate.source.framework}"
-            )
-        names = {info.saved_as: name for name, info in book.tensors.items()}
-        sides = [record.source for record in certificate.tensors]
-        check_tensors(book, {names.get(side.name, side.name): side for side in sides})
-        return _proved_again(certificate, book, folder, form)
+    check_tensors(weights, [record.target for record in certificate.tensors if record.target], folder / WEIGHTS)
+    checkpoint = rename_to_d2l(folder, weights, config)
+    if against is not None:
+        with open_checkpoint_files(Path(against), Path(vocab_file) if vocab_file else None) as source:
+            checkpoint = _read_certified_source(source, folder, certificate)
+    reference = ReferenceModel(checkpoint, config.num_attention_heads)
+    return replace(certificate, proof=prove(reference, folder, MODEL_CLASSES[detect_model_kind(folder, config)]))
 
 
-def _proved_again(certificate: Certificate, book: Checkpoint, folder: Path, form: str) -> Certificate:
-    heads = certificate.geometry["num_attention_heads"]
-    differences = prove(ReferenceModel(book, heads), folder, MODEL_CLASSES[form])
-    return Certificate(**{**vars(certificate), "proof": differences})
+def _read_certified_source(files: CheckpointFiles, folder: Path, certificate: Certificate) -> Checkpoint:
+    if read_vocabulary(files.vocabulary) != read_tokens(folder):
+        raise BertSnliError(f"{files.vocabulary}: not the vocabulary that {folder} was converted with")
+    checkpoint = read_checkpoint(files.params)
+    framework = certificate.source.framework
+    if checkpoint.framework != framework:
+        raise BertSnliError(
+            f"{files.params}: a file of {checkpoint.framework}; {folder} was converted from one of {framework}"
+        )
+    arrays = {checkpoint.saved_names[name]: array for name, array in checkpoint.arrays.items()}
+    check_tensors(arrays, [record.source for record in certificate.tensors], files.params)
+    return checkpoint
 
 
-def check_tensors(found: Checkpoint, certified: Mapping[str, TensorSide]) -> None:
-    """Every bit of every tensor.
-
-    Raises:
-        BertSnliError: tensors that are missing, unexpected or changed; the line names the first.
-    """
-    different = sorted(found.tensors.keys() ^ certified.keys())
-    if not different:
-        total = sum(info.nbytes for info in found.tensors.values())
-        with tqdm(total=total, unit="B", unit_scale=True, desc="Verifying", disable=None, leave=False) as bar:
-            for chunk in found.chunks(found.tensors):
-                for name, array in chunk.items():
-                    side = certified[name]
-                    as_certified = (side.shape, side.dtype, side.sha256)
-                    if (found.tensors[name].shape, found.tensors[name].dtype, sha256_of(array)) != as_certified:
-                        different.append(name)
-                    bar.update(array.nbytes)
-    if different:
-        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-        raise BertSnliError(f"{found.path}: {different[0]}{more} not as certified: changed since, or another model's")
+def check_tensors(arrays: Mapping[str, np.ndarray], certified: list[TensorInfo], path: Path) -> None:
+    """Compare names, shapes, types and SHA-256 of the tensors in the file `path` with a certificate."""
+    expected = {info.name: info for info in certified}
+    found = {name: describe_tensor(name, array) for name, array in arrays.items()}
+    if different := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
+        raise BertSnliError(
+            f"{path}: {summarize_names(different)} not as certified: changed since, or from another model"
+        )

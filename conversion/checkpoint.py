@@ -1,83 +1,141 @@
-"""A file of named arrays, whatever wrote it: what the readers return, and which reader reads a file."""
+"""Find and read a d2l checkpoint: a folder, a zip file, or a params file next to its vocabulary."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
 from bert_snli.errors import BertSnliError
+from bert_snli.files import PARAMS, VOCABULARY
 
-CHUNK_BYTES = 64 * 2**20
+# Compression saves little on weights and about three quarters on vocabularies. More than this is a zip bomb.
+MAX_EXPANSION = 20
+SMALL_BYTES = 16 * 2**20  # accepted from an archive of any size
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """A tensor as its file declares it; `saved_as` is its name there, prefixes such as `module.` included."""
+class CheckpointFiles:
+    """The two files of a checkpoint."""
 
-    shape: tuple[int, ...]
-    dtype: str
-    saved_as: str
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+    params: Path
+    vocabulary: Path
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file, by the book's names. `read(names)` opens it anew, so that its memory can be let go."""
+    """The tensors of a file.
+
+    Args:
+        path: the file.
+        framework: the framework whose names the tensors have, `pytorch` or `mxnet`.
+        arrays: name → array, perhaps a read-only one that is mapped to the file.
+        saved_names: name → name in the file, which can have a prefix such as `module.`.
+    """
 
     path: Path
     framework: str
-    tensors: Mapping[str, TensorInfo]
-    read: Callable[[Iterable[str]], dict[str, np.ndarray]]
-
-    def chunks(self, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of `names` in order, about 64 MiB at a time: one array may be more."""
-        chunk: list[str] = []
-        for name in names:
-            if chunk and sum(self.tensors[n].nbytes for n in (*chunk, name)) > CHUNK_BYTES:
-                yield self.read(chunk)
-                chunk = []
-            chunk.append(name)
-        if chunk:
-            yield self.read(chunk)
+    arrays: dict[str, np.ndarray]
+    saved_names: dict[str, str]
 
 
-def without_prefix(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """Each of `names` → itself less `prefix`, if all have it; else as it is."""
-    names = list(names)
-    cut = len(prefix) if names and all(name.startswith(prefix) for name in names) else 0
-    return {name: name[cut:] for name in names}
+@contextmanager
+def open_checkpoint_files(path: Path, vocab_file: Path | None = None) -> Iterator[CheckpointFiles]:
+    """Find `pretrained.params` and `vocab.json` in `path`. A zip file is unpacked until the block ends.
+
+    `vocab_file` replaces the `vocab.json` of `path`.
+    """
+    if os.path.isdir(path):  # unlike Path.is_dir, never an exception
+        yield _find_files(path / PARAMS, vocab_file)
+    elif not os.path.isfile(path):
+        raise BertSnliError(
+            f"{path}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip with "
+            f"{PARAMS} and {VOCABULARY}, or a params file"
+        )
+    elif _is_archive(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield _unpack(path, Path(folder), vocab_file)
+    else:
+        yield _find_files(path, vocab_file)
 
 
-def sha256_of(array: np.ndarray) -> str:
-    """SHA-256 of the array's numbers, little-endian in C order."""
-    contiguous = np.ascontiguousarray(array)
-    return hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
+def _find_files(params: Path, vocab_file: Path | None) -> CheckpointFiles:
+    vocabulary = vocab_file or params.parent / VOCABULARY
+    if not os.path.isfile(params):
+        raise BertSnliError(f"{params}: not found; a checkpoint is {PARAMS} with {VOCABULARY} next to it")
+    if not os.path.isfile(vocabulary):
+        raise BertSnliError(f"{vocabulary}: not found; set vocab_file to the vocabulary saved with these weights")
+    return CheckpointFiles(params, vocabulary)
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether `path` is a zip file, but not a PyTorch checkpoint, which is a zip file with a data.pkl."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+    except Exception as error:  # zipfile raises nearly any type on a damaged file
+        raise BertSnliError(f"{path}: damaged zip ({error}); get the file again") from error
+
+
+def _unpack(path: Path, folder: Path, vocab_file: Path | None) -> CheckpointFiles:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _check_member(member, path)
+            for name in (PARAMS,) if vocab_file else (PARAMS, VOCABULARY):
+                _unpack_file(archive, name, path, folder)
+    except BertSnliError:
+        raise
+    except Exception as error:  # zipfile raises nearly any type on a damaged file
+        if isinstance(error, OSError) and error.errno:
+            raise BertSnliError(f"{path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR") from error
+        raise BertSnliError(f"{path}: damaged or unsupported zip ({error}); get the file again") from error
+    return CheckpointFiles(folder / PARAMS, vocab_file or folder / VOCABULARY)
+
+
+def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
+    name = member.filename
+    is_outside = ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive
+    if is_outside or stat.S_ISLNK(member.external_attr >> 16):
+        raise BertSnliError(f"{path}: its member {name[:80]!r} points outside; get the archive from a trusted source")
+
+
+def _unpack_file(archive: zipfile.ZipFile, name: str, path: Path, folder: Path) -> None:
+    """Unpack the only member called `name` to `folder / name`, so that no path in the archive is followed."""
+    members = [info for info in archive.infolist() if PurePosixPath(info.filename).name == name]
+    if len(members) != 1:
+        raise BertSnliError(
+            f"{path}: holds {len(members)} files named {name} instead of one; unpack it, give the params file and "
+            "set vocab_file"
+        )
+    if members[0].file_size > MAX_EXPANSION * path.stat().st_size + SMALL_BYTES:
+        raise BertSnliError(f"{path}: {name} would take {members[0].file_size:,} bytes; not unpacked")
+    with archive.open(members[0]) as packed, (folder / name).open("wb") as target:
+        shutil.copyfileobj(packed, target)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a params file of either framework, told apart by its first bytes.
-
-    Raises:
-        BertSnliError: it is neither, or is damaged.
-    """
+    """Read a params file of either framework. The first bytes tell which one it is."""
     from conversion.mxnet_params import MAGIC, read_mxnet_checkpoint
     from conversion.torch_checkpoint import read_torch_checkpoint
 
     try:
         with path.open("rb") as file:
-            start = file.read(512)
+            first_bytes = file.read(512)
     except OSError as error:
         raise BertSnliError(f"{path}: {error.strerror}; give a params file that can be read") from error
-    if not start:
+    if not first_bytes:
         raise BertSnliError(f"{path}: an empty file; get the file again")
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    if first_bytes.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise BertSnliError(f"{path}: a web page saved under this name; download the file itself")
-    return read_mxnet_checkpoint(path) if start[:8] == MAGIC else read_torch_checkpoint(path)
+    return read_mxnet_checkpoint(path) if first_bytes[:8] == MAGIC else read_torch_checkpoint(path)

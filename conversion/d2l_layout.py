@@ -1,25 +1,29 @@
-"""The names of the book's tensors in PyTorch and in MXNet, and ours: the one place that knows all three.
+"""The names of d2l's tensors in PyTorch and in MXNet, and their names in our models.
 
-`{}` stands for the number of the block. The way back is this table read from right to left.
+The table is read from left to right to convert, and from right to left to export.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bert_snli.errors import BertSnliError
+from conversion.checkpoint import Checkpoint
 
 PYTORCH, MXNET = "pytorch", "mxnet"
+# d2l's BERTModel (15.8); its BERTClassifier (15.7); the classifier of d2l's first edition, which is the whole
+# pretrained model with Dense(256, relu) and Dense(3) on top.
+PRETRAINING, CLASSIFIER, MLP_CLASSIFIER = MODEL_KINDS = ("pretraining", "classifier", "mlp classifier")
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One tensor: its name in either framework, and here (empty: left out on purpose, as our model has no use for it).
+class TensorNames:
+    """The names of one tensor in d2l's PyTorch and MXNet checkpoints, and in our models (empty if they do not use it).
 
-    `leading_one`: the book's tensor has a leading dimension of 1 that ours has not.
+    `leading_one`: d2l's tensor has an additional first dimension of size 1.
     """
 
     pytorch: str
@@ -28,86 +32,73 @@ class Rule:
     leading_one: bool = False
 
     def d2l(self, framework: str) -> str:
-        """The book's name in `framework`."""
+        """The name in d2l's checkpoints of `framework`."""
         return self.pytorch if framework == PYTORCH else self.mxnet
 
+    def with_prefix(self, d2l: str, hugging_face: str = "") -> TensorNames:
+        """Put `d2l` before both names of d2l, and `hugging_face` before ours."""
+        return TensorNames(d2l + self.pytorch, d2l + self.mxnet, hugging_face + self.hugging_face, self.leading_one)
 
-def _linear(pytorch: str, hugging_face: str, mxnet: str | None = None) -> tuple[Rule, ...]:
-    return tuple(
-        Rule(f"{pytorch}.{part}", f"{mxnet or pytorch}.{part}", hugging_face and f"{hugging_face}.{part}")
+
+def _linear(pytorch: str, hugging_face: str, mxnet: str | None = None) -> list[TensorNames]:
+    return [
+        TensorNames(f"{pytorch}.{part}", f"{mxnet or pytorch}.{part}", f"{hugging_face}.{part}")
         for part in ("weight", "bias")
+    ]
+
+
+def _layer_norm(pytorch: str, hugging_face: str, mxnet: str | None = None) -> list[TensorNames]:
+    return [
+        TensorNames(f"{pytorch}.{part}", f"{mxnet or pytorch}.{mxnet_part}", f"{hugging_face}.{part}")
+        for part, mxnet_part in (("weight", "gamma"), ("bias", "beta"))
+    ]
+
+
+EMBEDDINGS = [
+    TensorNames(f"encoder.{d2l}", f"encoder.{d2l}", f"bert.embeddings.{ours}.weight", leading_one)
+    for d2l, ours, leading_one in (
+        ("token_embedding.weight", "word_embeddings", False),
+        ("segment_embedding.weight", "token_type_embeddings", False),
+        ("pos_embedding", "position_embeddings", True),
     )
-
-
-def _layer_norm(pytorch: str, hugging_face: str, mxnet: str | None = None) -> tuple[Rule, ...]:
-    return tuple(
-        Rule(
-            f"{pytorch}.{torch_part}",
-            f"{mxnet or pytorch}.{mxnet_part}",
-            hugging_face and f"{hugging_face}.{torch_part}",
-        )
-        for torch_part, mxnet_part in (("weight", "gamma"), ("bias", "beta"))
-    )
-
-
-def _same(d2l: str, hugging_face: str, leading_one: bool = False) -> Rule:
-    return Rule(d2l, d2l, hugging_face, leading_one)
-
-
-ENCODER = (
-    _same("encoder.token_embedding.weight", "bert.embeddings.word_embeddings.weight"),
-    _same("encoder.segment_embedding.weight", "bert.embeddings.token_type_embeddings.weight"),
-    _same("encoder.pos_embedding", "bert.embeddings.position_embeddings.weight", leading_one=True),
-    *_linear("encoder.blks.{}.attention.W_q", "bert.encoder.layer.{}.attention.query"),
-    *_linear("encoder.blks.{}.attention.W_k", "bert.encoder.layer.{}.attention.key"),
-    *_linear("encoder.blks.{}.attention.W_v", "bert.encoder.layer.{}.attention.value"),
-    *_linear("encoder.blks.{}.attention.W_o", "bert.encoder.layer.{}.attention.output"),
-    *_layer_norm("encoder.blks.{}.addnorm1.ln", "bert.encoder.layer.{}.attention_norm"),
-    *_linear("encoder.blks.{}.ffn.dense1", "bert.encoder.layer.{}.intermediate"),
-    *_linear("encoder.blks.{}.ffn.dense2", "bert.encoder.layer.{}.output"),
-    *_layer_norm("encoder.blks.{}.addnorm2.ln", "bert.encoder.layer.{}.output_norm"),
-)
+]
+BLOCK = [
+    *_linear("attention.W_q", "attention.query"),
+    *_linear("attention.W_k", "attention.key"),
+    *_linear("attention.W_v", "attention.value"),
+    *_linear("attention.W_o", "attention.output"),
+    *_layer_norm("addnorm1.ln", "attention_norm"),
+    *_linear("ffn.dense1", "intermediate"),
+    *_linear("ffn.dense2", "output"),
+    *_layer_norm("addnorm2.ln", "output_norm"),
+]
 POOLER = _linear("hidden.0", "bert.pooler.dense", mxnet="hidden")
-PRETRAINING_HEADS = (
+PRETRAINING_LAYERS = [
     *_linear("mlm.mlp.0", "lm_head.dense"),
     *_layer_norm("mlm.mlp.2", "lm_head.layer_norm", mxnet="mlm.mlp.1"),
     *_linear("mlm.mlp.3", "lm_head.decoder", mxnet="mlm.mlp.2"),
     *_linear("nsp.output", "nsp_head"),
-)
-PRETRAINING = ENCODER + POOLER + PRETRAINING_HEADS
+]
+OUTPUT_LAYER = _linear("output", "classifier")
+MLP_LAYERS = [
+    *_linear("classifier.0", "classifier.0"),
+    *_linear("classifier.2", "classifier.2", mxnet="classifier.1"),
+]
 
 
-def _inside_bert(rules: Iterable[Rule], keep: bool) -> tuple[Rule, ...]:
-    """`rules` for a model that holds the pretrained one under `bert.`."""
-    return tuple(
-        replace(
-            rule,
-            pytorch=f"bert.{rule.pytorch}",
-            mxnet=f"bert.{rule.mxnet}",
-            hugging_face=rule.hugging_face if keep else "",
-        )
-        for rule in rules
-    )
-
-
-FORMS = {
-    "pretraining": PRETRAINING,  # the book's BERTModel (15.8)
-    "classifier": ENCODER + POOLER + _linear("output", "classifier"),  # the book's BERTClassifier (15.7)
-    "first-form classifier": (  # the chapter's first: the whole pretrained model, Dense(256, relu), Dense(3)
-        *_inside_bert(ENCODER, keep=True),
-        *_inside_bert(POOLER + PRETRAINING_HEADS, keep=False),
-        *_linear("classifier.0", "classifier.0"),
-        *_linear("classifier.2", "classifier.2", mxnet="classifier.1"),
-    ),
-}
-
-
-def detect_form(names: Iterable[str]) -> str:
-    """Which of `FORMS` has its output layer among `names`; the pretraining model if none has."""
-    names = set(names)
-    if "output.weight" in names:
-        return "classifier"
-    return "first-form classifier" if "classifier.0.weight" in names else "pretraining"
+def name_map(model_kind: str, num_blocks: int) -> list[TensorNames]:
+    """The names of all tensors of a model of `model_kind` (one of `MODEL_KINDS`) with `num_blocks` blocks."""
+    encoder = EMBEDDINGS + [
+        names.with_prefix(f"encoder.blks.{number}.", f"bert.encoder.layer.{number}.")
+        for number in range(num_blocks)
+        for names in BLOCK
+    ]
+    if model_kind == PRETRAINING:
+        return encoder + POOLER + PRETRAINING_LAYERS
+    if model_kind == CLASSIFIER:
+        return encoder + POOLER + OUTPUT_LAYER
+    unused = [TensorNames(names.pytorch, names.mxnet, "") for names in POOLER + PRETRAINING_LAYERS]
+    return [names.with_prefix("bert.") for names in encoder + unused] + MLP_LAYERS
 
 
 def count_blocks(names: Iterable[str]) -> int:
@@ -116,52 +107,41 @@ def count_blocks(names: Iterable[str]) -> int:
     return max(numbers, default=-1) + 1
 
 
-def rules_for(form: str, num_blocks: int) -> list[Rule]:
-    """The table of `form` with the block numbers filled in, block by block."""
-    rules = FORMS[form]
-    first = next(index for index, rule in enumerate(rules) if "{}" in rule.pytorch)
-    after = next(index for index in range(first, len(rules)) if "{}" not in rules[index].pytorch)
-    blocks = [_numbered(rule, number) for number in range(num_blocks) for rule in rules[first:after]]
-    return [*rules[:first], *blocks, *rules[after:]]
-
-
-def _numbered(rule: Rule, number: int) -> Rule:
-    return replace(
-        rule,
-        pytorch=rule.pytorch.format(number),
-        mxnet=rule.mxnet.format(number),
-        hugging_face=rule.hugging_face and rule.hugging_face.format(number),
-    )
-
-
-def check_names(found: Iterable[str], expected: Iterable[str], where: str) -> None:
-    """Every name on both sides accounted for.
+def identify_model(checkpoint: Checkpoint) -> tuple[str, list[TensorNames]]:
+    """The kind of model in a d2l checkpoint, and the names of its tensors.
 
     Raises:
-        BertSnliError: a tensor is missing or unexpected; `where` names the file.
+        BertSnliError: the tensors are not those of a d2l BERT.
     """
-    found, expected = set(found), set(expected)
-    for word, names in (("missing", expected - found), ("unexpected", found - expected)):
-        if names:
-            some = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise BertSnliError(
-                f"{where}: {word} tensor{'s' * (len(names) > 1)}: {some}; "
-                "give a checkpoint saved whole by the book's BERTModel or BERTClassifier"
-            )
-
-
-def refuse_other_architectures(path: Path, names: Iterable[str]) -> None:
-    """Check that `names` are those of a d2l BERT, and not of the one of d2l 0.11.
-
-    Raises:
-        BertSnliError: they are not.
-    """
-    names = list(names)
-    if count_blocks(names) == 0:
-        remedy = "give a checkpoint of the book's BERT, saved by net.save_parameters or torch.save(net.state_dict())"
+    path, names, num_blocks = checkpoint.path, checkpoint.arrays.keys(), count_blocks(checkpoint.arrays)
+    if num_blocks == 0:
+        remedy = "give a checkpoint of d2l's BERT, saved by net.save_parameters or torch.save(net.state_dict())"
         raise BertSnliError(f"{path}: no Transformer block (encoder.blks.*); {remedy}")
     if not any(name.endswith(("pos_embedding", "attention.W_q.bias")) for name in names):
         raise BertSnliError(
             f"{path}: the BERT of d2l 0.11, another architecture (no learned positions, no biases in "
             "attention); give a checkpoint of d2l 0.12 or later"
         )
+    model_kind = MLP_CLASSIFIER if "classifier.0.weight" in names else PRETRAINING
+    if "output.weight" in names:
+        model_kind = CLASSIFIER
+    expected = name_map(model_kind, num_blocks)
+    check_names(names, (entry.d2l(checkpoint.framework) for entry in expected), path)
+    return model_kind, expected
+
+
+def check_names(found: Iterable[str], expected: Iterable[str], path: Path) -> None:
+    """Check that the file `path` holds exactly the `expected` tensors."""
+    found, expected = set(found), set(expected)
+    for problem, names in (("missing", expected - found), ("unexpected", found - expected)):
+        if names:
+            raise BertSnliError(
+                f"{path}: {problem} tensor{'s' * (len(names) > 1)}: {summarize_names(names)}; "
+                "give a complete checkpoint of d2l's BERTModel or BERTClassifier"
+            )
+
+
+def summarize_names(names: Iterable[str]) -> str:
+    """The first three of `names` in alphabetical order, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""A model folder of `transformers` → `pretrained.params` and `vocab.json` that the book's own code loads."""
+"""Export a model folder to d2l's files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 from bert_snli.errors import BertSnliError
 from bert_snli.files import PARAMS, VOCABULARY, atomic_folder, check_export_dir
 from conversion.checkpoint import Checkpoint
-from conversion.d2l_layout import MXNET, PYTORCH
-from conversion.model_folder import read_config, read_vocabulary_of, read_weights, rename_to_d2l, rules_of
+from conversion.d2l_layout import MLP_CLASSIFIER, MXNET, PYTORCH
+from conversion.model_folder import detect_model_kind, read_config, read_tokens, read_weights, rename_to_d2l
 from conversion.mxnet_params import write_mxnet_checkpoint
 from conversion.reference import LAYER_NORM_EPS
 from conversion.torch_checkpoint import write_torch_checkpoint
 
-FORMATS = {"d2l-torch": PYTORCH, "d2l-mxnet": MXNET}
-WRITERS = {PYTORCH: write_torch_checkpoint, MXNET: write_mxnet_checkpoint}
+FORMATS = {"d2l-torch": (PYTORCH, write_torch_checkpoint), "d2l-mxnet": (MXNET, write_mxnet_checkpoint)}
 
 
 def export_checkpoint(
@@ -30,32 +29,38 @@ def export_checkpoint(
         overwrite_output_dir: write into a folder that already holds files.
 
     Returns:
-        The names, shapes and types of the tensors that were written.
+        The tensors that were written.
 
     Raises:
-        BertSnliError: not a model that d2l has a class for, or something about the folders.
+        BertSnliError: not a model that d2l has a class for, an unknown format, or something wrong with the folders.
+
+    Example:
+        >>> from conversion import export_checkpoint
+        >>> checkpoint = export_checkpoint("quickstart/converted", "exported", format="d2l-torch")
+        >>> checkpoint.arrays["encoder.blks.0.attention.W_q.weight"].shape
+        (64, 64)
     """
+    if format not in FORMATS:
+        raise BertSnliError(f"format {format}: choose one of {', '.join(FORMATS)}")
+    framework, write = FORMATS[format]
     model, output_dir = Path(model), Path(output_dir)
     check_export_dir(output_dir, model, overwrite=overwrite_output_dir)
-    form, config = read_config(model)
-    weights = read_weights(model)
-    rules = rules_of(form, config, weights)
-    if config.layer_norm_eps != LAYER_NORM_EPS:
-        raise BertSnliError(f"{model}: layer_norm_eps is {config.layer_norm_eps}; the book's code has {LAYER_NORM_EPS}")
-    if not all(rule.hugging_face for rule in rules):
+    config = read_config(model)
+    if detect_model_kind(model, config) == MLP_CLASSIFIER:
         raise BertSnliError(
-            f"{model}: a {form}; the book's file of it holds the pretraining heads too, which this model has not: "
-            "export the model that it was fine-tuned from"
+            f"{model}: d2l's file of an {MLP_CLASSIFIER} also holds the pretraining layers, which this model does not "
+            "have; export the model that it was fine-tuned from"
         )
-    framework = FORMATS[format]
-    book = rename_to_d2l(weights, rules, framework)
-    vocabulary = read_vocabulary_of(model)
-    rows = book.tensors["encoder.token_embedding.weight"].shape[0]
-    if len(vocabulary) != rows:
+    if config.layer_norm_eps != LAYER_NORM_EPS:
+        raise BertSnliError(f"{model}: layer_norm_eps is {config.layer_norm_eps}; d2l's code has {LAYER_NORM_EPS}")
+    checkpoint = rename_to_d2l(model, read_weights(model), config, framework)
+    tokens = read_tokens(model)
+    num_rows = len(checkpoint.arrays["encoder.token_embedding.weight"])
+    if len(tokens) != num_rows:
         raise BertSnliError(
-            f"{model}: {len(vocabulary)} tokens for {rows} embedding rows; resize the model to its tokenizer first"
+            f"{model}: {len(tokens)} tokens for {num_rows} embedding rows; resize the model to its tokenizer first"
         )
     with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
-        WRITERS[framework](folder / PARAMS, book.read(book.tensors))
-        (folder / VOCABULARY).write_text(json.dumps(vocabulary), encoding="utf-8")
-    return book
+        write(folder / PARAMS, checkpoint.arrays)
+        (folder / VOCABULARY).write_text(json.dumps(tokens), encoding="utf-8")
+    return checkpoint

@@ -1,102 +1,96 @@
-"""Write a converted checkpoint as a model folder, with a record and a proof of every tensor."""
+"""Write a converted checkpoint as a model folder with its certificate."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+import torch
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import atomic_folder, sha256_of_file
+from bert_snli.files import WEIGHTS, atomic_folder, sha256_of_file
+from bert_snli.modeling import D2LBertConfig
+from bert_snli.modeling.labels import D2L_LABELS, ID2LABEL, LABEL2ID
 from bert_snli.tokenization import build_tokenizer
-from conversion.archive import Source
 from conversion.certificate import (
+    SIZES,
     Certificate,
     SourceRecord,
     TensorRecord,
-    TensorSide,
     check_tensors,
-    geometry_of,
+    describe_tensor,
     sha256_of_files,
-    sha256_of_tokens,
 )
-from conversion.checkpoint import Checkpoint, TensorInfo, sha256_of
-from conversion.d2l_layout import Rule, check_names
-from conversion.geometry import read_geometry
-from conversion.model_folder import (
-    MODEL_CLASSES,
-    model_shapes,
-    read_vocabulary_of,
-    read_weights,
-    save_all_but_weights,
-    write_weights,
+from conversion.checkpoint import Checkpoint, CheckpointFiles
+from conversion.d2l_layout import (
+    CLASSIFIER,
+    MLP_CLASSIFIER,
+    MXNET,
+    TensorNames,
+    check_names,
+    count_blocks,
+    identify_model,
+    summarize_names,
 )
+from conversion.model_folder import MODEL_CLASSES, read_tokens, read_weights
 from conversion.proof import prove
 from conversion.reference import ReferenceModel
-from conversion.source import CheckedSource
-from conversion.weights_file import SAFETENSORS_DTYPES
 
 SOFTWARE = ("bert-snli", "transformers", "tokenizers", "torch", "numpy")
+WEIGHT_DTYPES = ("float16", "float32", "float64")
+MAX_LABELS = 1000
+# The shapes of the tensors do not show the number of attention heads. d2l's models:
+NUM_ATTENTION_HEADS = {  # (hidden_size, intermediate_size, num_hidden_layers) → number
+    (256, 512, 2): 4,  # bert.small
+    (768, 3072, 12): 12,  # bert.base
+    (128, 128, 2): 2,  # d2l's first edition
+    (128, 256, 2): 2,  # section 15.10
+}
 
 
 def write_model_folder(
-    source: CheckedSource,
+    files: CheckpointFiles,
+    tokens: list[str],
+    checkpoint: Checkpoint,
     output_dir: Path,
     *,
     num_attention_heads: int | None,
     do_lower_case: bool,
-    oov_fallback: bool,
-    allow_nonfinite: bool,
     overwrite_output_dir: bool,
     finish: Callable[[Path], None] | None,
 ) -> Certificate:
-    """Write `source` to `output_dir` as a model folder of `transformers`; see `conversion.convert.convert_checkpoint`.
-
-    Raises:
-        BertSnliError: the tensors and the vocabulary do not fit together, or hold non-finite values. Nothing is
-            written then.
-    """
-    files, checkpoint, tokens = source.files, source.checkpoint, source.tokens
-    config = read_geometry(checkpoint, source.form, num_attention_heads)
+    """Write a checkpoint, which was read from `files`, to `output_dir`; see `conversion.convert.convert_checkpoint`."""
+    model_kind, tensor_names = identify_model(checkpoint)
+    config = _read_config_from_shapes(checkpoint, model_kind, num_attention_heads)
     if len(tokens) != config.vocab_size:
         raise BertSnliError(
             f"{files.vocabulary}: {len(tokens)} tokens, but {files.params} has {config.vocab_size} embedding "
             "rows; take the vocab.json that was saved with these weights"
         )
-    targets = _targets(checkpoint, source.rules, model_shapes(source.form, config))
-    tokenizer = build_tokenizer(
-        tokens,
-        model_max_length=config.max_position_embeddings,
-        do_lower_case=do_lower_case,
-        oov_fallback=oov_fallback,
-    )
+    tokenizer = build_tokenizer(tokens, model_max_length=config.max_position_embeddings, do_lower_case=do_lower_case)
     config.pad_token_id = tokenizer.pad_token_id
+    with torch.device("meta"):
+        model = MODEL_CLASSES[model_kind](config)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    weights = _rename_weights(checkpoint, tensor_names, shapes)
+    records = _record_tensors(checkpoint, tensor_names, weights)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, assign=True)
     with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
-        dtype = next(iter(targets.values())).dtype
-        save_all_but_weights(folder, source.form, config, dtype, tokenizer)
-        if read_vocabulary_of(folder) != tokens:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if read_tokens(folder) != tokens:
             raise BertSnliError(f"{files.vocabulary}: the tokenizer made from it has other ids; please report this")
-        records, nonfinite = _copy_tensors(checkpoint, source.rules, targets, folder)
-        if nonfinite and not allow_nonfinite:
-            raise BertSnliError(
-                f"{files.params}: NaN or infinite numbers in {_some(nonfinite)}; a model with them is broken: get "
-                "the file again, or add --allow_nonfinite to convert it all the same"
-            )
-        check_tensors(read_weights(folder), {record.target.name: record.target for record in records if record.target})
-        book = ReferenceModel(checkpoint, config.num_attention_heads)
+        check_tensors(read_weights(folder), [record.target for record in records if record.target], folder / WEIGHTS)
+        reference = ReferenceModel(checkpoint, config.num_attention_heads)
         certificate = Certificate(
-            source=_source_record(files, checkpoint, source.form),
+            source=_record_source(files, checkpoint.framework, model_kind),
             software={name: importlib.metadata.version(name) for name in SOFTWARE},
-            geometry=geometry_of(config),
-            vocabulary_sha256=sha256_of_tokens(tokens),
+            geometry={name: getattr(config, name) for name in SIZES},
             tensors=records,
-            nonfinite=nonfinite,
             files=sha256_of_files(folder),
-            proof=prove(book, folder, MODEL_CLASSES[source.form]),
+            proof=prove(reference, folder, MODEL_CLASSES[model_kind]),
         )
         certificate.write(folder)
         if finish:
@@ -104,77 +98,96 @@ def write_model_folder(
     return certificate
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _read_config_from_shapes(checkpoint: Checkpoint, model_kind: str, num_attention_heads: int | None) -> D2LBertConfig:
+    path, arrays = checkpoint.path, checkpoint.arrays
+
+    def shape(name: str, dimensions: int = 2) -> tuple[int, ...]:
+        found = arrays[name].shape
+        if len(found) != dimensions or 0 in found:
+            raise BertSnliError(f"{path}: {name} has shape {found}; d2l's has {dimensions} dimensions, none empty")
+        return found
+
+    encoder = "bert.encoder" if model_kind == MLP_CLASSIFIER else "encoder"
+    num_blocks = count_blocks(arrays)
+    vocab_size, hidden_size = shape(f"{encoder}.token_embedding.weight")
+    intermediate_size = shape(f"{encoder}.blks.0.ffn.dense1.weight")[0]
+    if num_attention_heads is None:
+        num_attention_heads = NUM_ATTENTION_HEADS.get((hidden_size, intermediate_size, num_blocks))
+    if num_attention_heads is None:
+        raise BertSnliError(
+            f"{path}: no model of d2l's has hidden_size {hidden_size}, intermediate_size {intermediate_size} and "
+            f"{num_blocks} blocks, and no tensor shows the number of attention heads; set num_attention_heads"
+        )
+    try:
+        config = D2LBertConfig(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_blocks,
+            num_attention_heads=num_attention_heads,
+            intermediate_size=intermediate_size,
+            max_position_embeddings=shape(f"{encoder}.pos_embedding", 3)[1],
+            type_vocab_size=shape(f"{encoder}.segment_embedding.weight")[0],
+        )
+    except ValueError as error:
+        raise BertSnliError(f"{path}: num_attention_heads {num_attention_heads}: {error}") from error
+    num_labels = len(D2L_LABELS)  # of a classifier that is fine-tuned from a pretrained model
+    if model_kind == MLP_CLASSIFIER:
+        config.classifier_head = "mlp"
+        config.classifier_hidden_size = shape("classifier.0.weight")[0]
+        num_labels = shape("classifier.1.weight" if checkpoint.framework == MXNET else "classifier.2.weight")[0]
+    elif model_kind == CLASSIFIER:
+        num_labels = shape("output.weight")[0]
+    if num_labels > MAX_LABELS:
+        raise BertSnliError(f"{path}: its output layer has {num_labels:,} rows; a classifier has one for each label")
+    if num_labels == len(D2L_LABELS):
+        config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
+    else:
+        config.num_labels = num_labels
+    return config
 
 
-def _targets(checkpoint: Checkpoint, rules: list[Rule], expected: dict[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
-    """What `model.safetensors` will hold, in the order of `rules`.
-
-    Raises:
-        BertSnliError: a name is not the model's; a shape does not fit the others; numbers that are no weights.
-    """
-    kept_rules = [rule for rule in rules if rule.hugging_face]
-    kept = {rule.hugging_face: checkpoint.tensors[rule.d2l(checkpoint.framework)] for rule in kept_rules}
-    check_names(kept, expected, str(checkpoint.path))
-    for rule in kept_rules:
-        source, shape = kept[rule.hugging_face], expected[rule.hugging_face]
-        if source.shape != ((1, *shape) if rule.leading_one else shape):
-            raise BertSnliError(
-                f"{checkpoint.path}: {source.saved_as} has shape {source.shape}, but the other tensors ask for {shape}"
-            )
-        if source.dtype not in SAFETENSORS_DTYPES:
-            raise BertSnliError(
-                f"{checkpoint.path}: {source.saved_as} is of type {source.dtype}; save float16, float32 or float64"
-            )
-    widest = np.result_type(*(source.dtype for source in kept.values())).name
-    return {name: replace(source, shape=expected[name], dtype=widest) for name, source in kept.items()}
-
-
-def _copy_tensors(
-    checkpoint: Checkpoint, rules: list[Rule], targets: dict[str, TensorInfo], folder: Path
-) -> tuple[list[TensorRecord], list[str]]:
-    """Copy every tensor into `folder`; a record of each, and the names of those with NaN or infinite numbers."""
-    by_source = {rule.d2l(checkpoint.framework): rule for rule in rules}
-    records, nonfinite = [], []
-    with write_weights(folder, targets) as weights, _bar(checkpoint) as bar:
-        for name, array in _arrays(checkpoint, by_source):
-            info, rule = checkpoint.tensors[name], by_source[name]
-            source = TensorSide(info.saved_as, info.shape, info.dtype, sha256_of(array))
-            target = None
-            if rule.hugging_face:
-                if not np.isfinite(array).all():
-                    nonfinite.append(info.saved_as)
-                wanted = targets[rule.hugging_face]
-                copy = array.astype(wanted.dtype, copy=False)
-                weights.append(copy)
-                same = copy.dtype == array.dtype
-                target = TensorSide(
-                    rule.hugging_face, wanted.shape, wanted.dtype, source.sha256 if same else sha256_of(copy)
-                )
-            records.append(TensorRecord(source, target))
-            bar.update(info.nbytes)
-    return records, nonfinite
+def _rename_weights(
+    checkpoint: Checkpoint, tensor_names: list[TensorNames], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The weights of the model, whose tensors have `shapes`. All get the widest type in the checkpoint."""
+    path = checkpoint.path
+    used = [names for names in tensor_names if names.hugging_face]
+    check_names((names.hugging_face for names in used), shapes, path)
+    weights, non_finite = {}, []
+    for names in used:
+        name, shape = names.d2l(checkpoint.framework), shapes[names.hugging_face]
+        array, saved_name = checkpoint.arrays[name], checkpoint.saved_names[name]
+        if array.shape != ((1, *shape) if names.leading_one else shape):
+            raise BertSnliError(f"{path}: {saved_name} has shape {array.shape}, but the other tensors ask for {shape}")
+        if array.dtype.name not in WEIGHT_DTYPES:
+            raise BertSnliError(f"{path}: {saved_name} is of type {array.dtype}; save float16, float32 or float64")
+        if not np.isfinite(array).all():
+            non_finite.append(saved_name)
+        weights[names.hugging_face] = array.reshape(shape)
+    if non_finite:
+        raise BertSnliError(f"{path}: NaN or infinite values in {summarize_names(non_finite)}; get the file again")
+    dtype = np.result_type(*(array.dtype for array in weights.values()))
+    return {name: np.array(array, dtype, order="C") for name, array in weights.items()}
 
 
-def _arrays(checkpoint: Checkpoint, names: Iterable[str]) -> Iterable[tuple[str, np.ndarray]]:
-    for chunk in checkpoint.chunks(names):
-        yield from chunk.items()
+def _record_tensors(
+    checkpoint: Checkpoint, tensor_names: list[TensorNames], weights: dict[str, np.ndarray]
+) -> list[TensorRecord]:
+    records = []
+    for names in tensor_names:
+        name = names.d2l(checkpoint.framework)
+        source = describe_tensor(checkpoint.saved_names[name], checkpoint.arrays[name])
+        target = describe_tensor(names.hugging_face, weights[names.hugging_face]) if names.hugging_face else None
+        records.append(TensorRecord(source, target))
+    return records
 
 
-def _bar(checkpoint: Checkpoint) -> tqdm:
-    total = sum(info.nbytes for info in checkpoint.tensors.values())
-    return tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=None, leave=False)
-
-
-def _source_record(files: Source, checkpoint: Checkpoint, form: str) -> SourceRecord:
+def _record_source(files: CheckpointFiles, framework: str, model_kind: str) -> SourceRecord:
     return SourceRecord(
-        framework=checkpoint.framework,
-        form=form,
+        framework=framework,
+        model_kind=model_kind,
         params=files.params.name,
         params_sha256=sha256_of_file(files.params),
         vocabulary=files.vocabulary.name,
         vocabulary_sha256=sha256_of_file(files.vocabulary),
-        archive=files.archive.name if files.archive else None,
-        archive_sha256=sha256_of_file(files.archive) if files.archive else None,
     )

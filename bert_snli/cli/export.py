@@ -11,24 +11,20 @@ from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 
 D2L_FORMATS = ("d2l-torch", "d2l-mxnet")
-SUMMARY = "model folder -> ONNX, or the book's files"
-D2L_HELP = """\
-Write a model folder as pretrained.params and vocab.json, which the book's own code loads: with load_state_dict
-(d2l-torch) or load_parameters (d2l-mxnet). Converting and exporting again gives back every tensor bit by bit.
-A fine-tuned model needs the book's head for it: bert-snli finetune --classifier_head pooler.
-
-example:
-  bert-snli export models/small --format d2l-mxnet --output_dir small-mxnet
-"""
-HELP = f"""\
+SUMMARY = "model folder -> ONNX, or d2l's files"
+HELP = """\
 With --format onnx, write a fine-tuned model as model.onnx, which ONNX Runtime computes without PyTorch, with its
 tokenizer and config.json; predict and evaluate take the folder. What the file computes is compared with PyTorch
 before the folder is finished. With --quantize int8 it is less than a third as large and the answers a little different.
 
-example:
-  bert-snli export runs/snli --format onnx --output_dir snli-onnx
+With d2l-torch or d2l-mxnet, write pretrained.params and vocab.json, which d2l's code loads with load_state_dict or
+load_parameters. Converting and exporting again gives back every tensor bit by bit. A fine-tuned model needs d2l's
+classifier head for it: bert-snli finetune --classifier_head pooler.
 
-With the other formats: {D2L_HELP[0].lower()}{D2L_HELP[1:]}"""
+examples:
+  bert-snli export runs/snli --format onnx --output_dir snli-onnx
+  bert-snli export models/small --format d2l-mxnet --output_dir small-mxnet
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +66,7 @@ def run_d2l(args: argparse.Namespace) -> None:
     quiet_libraries()
     from conversion.export import export_checkpoint
 
-    book = export_checkpoint(
+    checkpoint = export_checkpoint(
         args.model, args.output_dir, format=args.format, overwrite_output_dir=args.overwrite_output_dir
     )
-    print(f"{args.output_dir}: pretrained.params ({len(book.tensors)} tensors) and vocab.json, as {args.format}")
+    print(f"{args.output_dir}: pretrained.params ({len(checkpoint.arrays)} tensors) and vocab.json, as {args.format}")

@@ -22,7 +22,7 @@ from bert_snli.modeling import (
 )
 from conversion.checkpoint import read_checkpoint
 from conversion.convert import convert_checkpoint
-from conversion.d2l_layout import FORMS, rules_for
+from conversion.d2l_layout import MODEL_KINDS, name_map
 from conversion.export import export_checkpoint
 from tests.support.checkpoints import change_state_dict, save_d2l_checkpoint, small_vocabulary
 from tests.support.command_line import error_line
@@ -31,7 +31,7 @@ from tests.support.mxnet_writer import rename_to_mxnet, write_v3
 from tests.support.real_data import SHARED, real_data
 from tests.support.tolerances import D2L_TOLERANCE, rounding
 
-HEADS = {"torch-tiny": 3, "mxnet-tiny": 3}
+NUM_ATTENTION_HEADS = {"torch-tiny": 3, "mxnet-tiny": 3}
 CHECKPOINTS = (
     "torch-small",
     "torch-small-sorted-vocab",
@@ -57,10 +57,10 @@ def assert_same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarra
         assert found[name].tobytes() == value.tobytes(), name
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("model_kind", MODEL_KINDS)
 @pytest.mark.parametrize("side", ["pytorch", "mxnet", "hugging_face"])
-def test_name_map_has_no_duplicate_names(form: str, side: str):
-    names = [name for rule in rules_for(form, num_blocks=2) if (name := getattr(rule, side))]
+def test_name_map_has_no_duplicate_names(model_kind: str, side: str):
+    names = [name for entry in name_map(model_kind, num_blocks=2) if (name := getattr(entry, side))]
     assert len(set(names)) == len(names)
 
 
@@ -81,15 +81,15 @@ def test_round_trip_is_bit_exact(format: str, dtype: torch.dtype, reference_bert
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_round_trip_of_real_checkpoint_is_bit_exact(name: str, tmp_path: Path):
     source = real_data(f"checkpoints/{name}")
-    converted = convert_checkpoint(source, tmp_path / "model", num_attention_heads=HEADS.get(name))
+    converted = convert_checkpoint(source, tmp_path / "model", num_attention_heads=NUM_ATTENTION_HEADS.get(name))
     config = D2LBertConfig.from_pretrained(tmp_path / "model")
-    assert max(difference.exact for difference in converted.proof) <= rounding(config, torch.float64)
-    assert max(difference.as_run for difference in converted.proof) <= D2L_TOLERANCE
+    assert max(difference.in_float64 for difference in converted.proof) <= rounding(config, torch.float64)
+    assert max(difference.in_model_dtype for difference in converted.proof) <= D2L_TOLERANCE
     export_checkpoint(
         tmp_path / "model", tmp_path / "back", format="d2l-mxnet" if name.startswith("mxnet") else "d2l-torch"
     )
     exported, original = (read_checkpoint(folder / "pretrained.params") for folder in (tmp_path / "back", source))
-    assert_same_bits(exported.read(exported.tensors), original.read(original.tensors))
+    assert_same_bits(exported.arrays, original.arrays)
 
 
 def test_pytorch_and_mxnet_checkpoints_of_one_model_convert_to_same_files(tmp_path: Path):
@@ -115,8 +115,8 @@ def test_exported_state_dict_loads_into_d2l_classes(reference_bert: ReferenceBER
         net.load_state_dict(state_dict)  # strict
 
 
-def older_classifier_weights(bert: ReferenceBERT) -> dict[str, torch.Tensor]:
-    """Return the weights of a classifier as d2l had it before 2020, with PyTorch's names."""
+def mlp_classifier_weights(bert: ReferenceBERT) -> dict[str, torch.Tensor]:
+    """Return the weights of the classifier of d2l's first edition, with PyTorch's names."""
     hidden, output = torch.nn.Linear(16, 12), torch.nn.Linear(12, 3)
     state = {f"bert.{name}": value for name, value in bert.state_dict().items()}
     for number, layer in ((0, hidden), (2, output)):
@@ -125,8 +125,8 @@ def older_classifier_weights(bert: ReferenceBERT) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("framework", ["pytorch", "mxnet"])
-def test_older_form_of_classifier_converts(framework: str, reference_bert: ReferenceBERT, tmp_path: Path, capsys):
-    state = older_classifier_weights(reference_bert)
+def test_mlp_classifier_converts(framework: str, reference_bert: ReferenceBERT, tmp_path: Path, capsys):
+    state = mlp_classifier_weights(reference_bert)
     source = save_d2l_checkpoint(tmp_path / "d2l", state, small_vocabulary())
     if framework == "mxnet":
         write_v3(source / "pretrained.params", rename_to_mxnet({n: v.numpy() for n, v in state.items()}))
@@ -142,7 +142,7 @@ def test_older_form_of_classifier_converts(framework: str, reference_bert: Refer
         torch.testing.assert_close(model(tokens).logits, expected)
     assert main(["verify", str(tmp_path / "model")]) == 0
     assert main(["export", str(tmp_path / "model"), "--format", "d2l-torch", "--output_dir", str(tmp_path / "b")]) == 2
-    assert "holds the pretraining heads too" in capsys.readouterr().err
+    assert "also holds the pretraining layers" in capsys.readouterr().err
 
 
 def test_data_parallel_checkpoint_with_views_and_parameters_converts(reference_bert: ReferenceBERT, tmp_path: Path):
@@ -174,13 +174,11 @@ def test_vocab_option_replaces_missing_vocabulary(d2l_checkpoint: Path, tmp_path
     params = d2l_checkpoint / "pretrained.params"
     command = ["convert", str(params), "--num_attention_heads", "2", "--output_dir", str(tmp_path / "model")]
     assert main(command) == 2
-    assert "--vocab" in capsys.readouterr().err
-    assert main([*command, "--vocab", str(tmp_path / "tokens.json")]) == 0
-    assert main(["verify", str(tmp_path / "model"), "--against", str(params)]) == 2
-    assert (
-        main(["verify", str(tmp_path / "model"), "--against", str(params), "--vocab", str(tmp_path / "tokens.json")])
-        == 0
-    )
+    assert "set --vocab_file to" in capsys.readouterr().err
+    assert main([*command, "--vocab_file", str(tmp_path / "tokens.json")]) == 0
+    verify = ["verify", str(tmp_path / "model"), "--against", str(params)]
+    assert main(verify) == 2
+    assert main([*verify, "--vocab_file", str(tmp_path / "tokens.json")]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -212,15 +210,15 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "grown", "--format", "d2l-torch", "--output_dir", "out"], "50 tokens for 64 embedding rows"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "d2l"], "--overwrite_output_dir"),
         (["verify", "nowhere"], "conversion_certificate.json: No such file"),
-        (["verify", "model", "--vocab", "vocab.json"], "add --against"),
+        (["verify", "model", "--vocab_file", "vocab.json"], "add --against"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model itself"),
         (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
         (
             ["export", "matching", "--format", "d2l-torch", "--output_dir", "out"],
-            "fine-tune a pretrained model with --classifier_head pooler",
+            "fine-tune a pretrained model with classifier_head pooler",
         ),
-        (["convert", "x" * 300, "--output_dir", "out"], "File name too long"),
-        (["convert", "d2l", "--vocab", "x" * 300, "--output_dir", "out"], "File name too long"),
+        (["convert", "x" * 300, "--output_dir", "out"], "no such file or folder, or not readable"),
+        (["convert", "d2l", "--vocab_file", "x" * 300, "--output_dir", "out"], "x: not found; set --vocab_file"),
         (["convert", "d2l", "--framework", "mxnet", "--output_dir", "out"], "only for bert.base and bert.small"),
     ],
 )
@@ -257,8 +255,8 @@ def test_padding_id_comes_from_vocabulary(reference_bert: ReferenceBERT, tmp_pat
 
 def test_missing_source_is_named_with_what_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture):
     missing = tmp_path / "missing"
-    message = f"{missing}: no such file or folder; give bert.small, bert.base, a folder or zip with pretrained.params"
-    assert message in error_line(["convert", missing, "--output_dir", tmp_path / "model"], capsys)
+    error = error_line(["convert", missing, "--output_dir", tmp_path / "model"], capsys)
+    assert f"{missing}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -340,9 +338,9 @@ def test_invalid_source_is_rejected_in_one_line_and_leaves_no_files(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "add --num_attention_heads"),
-        (["--num_attention_heads", "3"], r"hidden_size \(16\) is not a multiple of num_attention_heads \(3\)"),
-        (["--num_attention_heads", "0"], "num_attention_heads"),
+        ([], "set --num_attention_heads"),
+        (["--num_attention_heads", "3"], r"hidden_size \(16\) is not a multiple of --num_attention_heads \(3\)"),
+        (["--num_attention_heads", "0"], "--num_attention_heads 0: "),
     ],
 )
 def test_number_of_heads_is_required_and_must_divide_hidden_size(

@@ -213,7 +213,7 @@ def test_card_of_a_converted_model_is_that_of_its_conversion(converted: Path):
     certificate = json.loads((converted / CERTIFICATE).read_text())
     assert certificate["source"]["params_sha256"] in card
     for entry in certificate["proof"]:
-        assert f"| {entry['layer']} | {entry['exact']:.1e} | {entry['as_run']:.1e} |" in card
+        assert f"| {entry['layer']} | {entry['in_float64']:.1e} | {entry['in_model_dtype']:.1e} |" in card
     assert card.split("## Conversion")[1] == written.split("## Conversion")[1]
     assert "PATH OR HUB ID" in written and "PATH OR HUB ID" not in card
 

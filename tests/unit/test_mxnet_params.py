@@ -21,7 +21,7 @@ FILES = Path(__file__).parents[1] / "support" / "mxnet_files"
 def read_all(path: Path) -> dict[str, np.ndarray]:
     checkpoint = read_checkpoint(path)
     assert checkpoint.framework == "mxnet"
-    return checkpoint.read(checkpoint.tensors)
+    return checkpoint.arrays
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
