@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pretraining import MaskedPairs, draw_pairs, encode_corpus, pair_up
-from bert_snli.data.text import Paragraphs, SentenceSplitter, count_words, open_text, split_sentences
+from bert_snli.data.text import Paragraphs, SentenceSplitter, build_vocabulary, open_text, split_sentences
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
@@ -26,7 +26,7 @@ from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.provenance import read_history, write_history
-from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer, is_uncased
 from bert_snli.training.command_line import PRETRAIN
 from bert_snli.training.loop import Evaluation, TrainingLoop
 from bert_snli.training.objectives import Pretraining
@@ -141,16 +141,15 @@ def make_tokenizer(
         paragraphs = more_paragraphs(recipe, rules)
     words = rules.convert_ids_to_tokens(list(range(len(rules))))
     known = set(words)
-    more = [word for word in count_words(paragraphs, recipe.min_freq) if word not in known]
-    positions, lower_case = rules.model_max_length, rules.backend_tokenizer.normalizer.normalize_str("A") == "a"
+    more = [word for word in build_vocabulary(paragraphs, recipe.min_freq) if word not in known]
+    positions, lower_case = rules.model_max_length, is_uncased(rules)
 
     def with_words(vocabulary: list[str]) -> PreTrainedTokenizerFast:
         return build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)
 
     if with_words(words).backend_tokenizer.to_str() != rules.backend_tokenizer.to_str():
         raise BertSnliError(
-            f"--extend_vocab_from: the tokenizer of {recipe.model_name_or_path} has rules of its own, such as those of "
-            "--oov_fallback; convert the checkpoint without it"
+            f"extend_vocab_from: the tokenizer of {recipe.model_name_or_path} has other rules; convert it again"
         )
     return with_words([*words, *more])
 
@@ -160,7 +159,7 @@ def more_paragraphs(recipe: PretrainArguments, rules: PreTrainedTokenizerFast) -
     try:
         text = open_text(str(recipe.extend_vocab_from), None, recipe.text_source)
     except BertSnliError as error:
-        raise BertSnliError(str(error).replace("--dataset_name_or_path", "--extend_vocab_from")) from error
+        raise BertSnliError(str(error).replace("dataset_name_or_path", "extend_vocab_from")) from error
     splitter = SentenceSplitter(rules, text.tokenized)
     return split_sentences(text, splitter, num_proc=recipe.preprocessing_num_workers).train
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import load_snli
-from bert_snli.data.truncation import truncated_lengths
 from bert_snli.errors import BertSnliError
+from bert_snli.modeling.pair_truncation import truncated_lengths
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
 from tests.support.d2l_reference import encode_pair

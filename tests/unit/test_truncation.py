@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from bert_snli.data.truncation import truncated_lengths
 from bert_snli.errors import BertSnliError
+from bert_snli.modeling.pair_truncation import truncated_lengths
 
 
 def pop_from_longer_side(premise: int, hypothesis: int, budget: int) -> tuple[int, int]:
