@@ -124,11 +124,11 @@ def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
 
 
 def _read_lines(files: Sequence[Path], split: str) -> Dataset:
+    if not any(file.stat().st_size for file in files):
+        raise BertSnliError(f"{files[0]}: holds no text; give a file that has some")
     paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
     try:
-        return load_dataset(
-            "text", data_files={split: paths}, split=split, features=Features({"text": Value("string")})
-        )
+        return load_dataset("text", data_files={split: paths}, split=split)
     except DatasetsError as error:
         reason = _first_line(error.__cause__ or error)
         raise BertSnliError(f"{files[0]}: cannot be read as text ({reason}); save it as UTF-8") from error
