@@ -68,7 +68,7 @@ class Run:
         target = self.folder / "data"
         rows = {"train": self.pick(67_000, 600), "dev": self.pick(2_000, 60), "test": self.pick(10_000, 60)}
         if self.source is None:
-            sizes = {split: min(number, 45_000) // 3 * 3 for split, number in rows.items()}
+            sizes = {split: min(number, 30_000) // 3 * 3 for split, number in rows.items()}
             return str(write_sample(target, num_pairs=sizes))
         target.mkdir()
         folder = self.source if self.source.is_dir() else zipfile.Path(self.source, "snli_1.0/")

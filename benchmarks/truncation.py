@@ -20,8 +20,8 @@ import numpy as np
 from bert_snli.console import quiet_libraries
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
 from bert_snli.data.snli import load_snli
-from bert_snli.data.truncation import truncated_lengths
 from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits
+from bert_snli.modeling.pair_truncation import truncated_lengths
 
 WAYS = ("longest", "ratio")
 LENGTHS = (16, 24, 32, 48, 128)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pretraining import MaskedPairs, draw_pairs, encode_corpus, pair_up
-from bert_snli.data.text import Paragraphs, SentenceSplitter, count_words, open_text, split_sentences
+from bert_snli.data.text import Paragraphs, SentenceSplitter, build_vocabulary, open_text, split_sentences
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
@@ -25,7 +25,7 @@ from bert_snli.inference import batches_by_length, load_config, load_tokenizer, 
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
-from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer, is_uncased
 from bert_snli.training.arguments import DEFAULT_SIZES, PretrainArguments
 from bert_snli.training.command_line import PRETRAIN as COMMAND
 from bert_snli.training.objectives import Pretraining
@@ -138,14 +138,14 @@ def make_tokenizer(
         splitter = SentenceSplitter(base, text.tokenized)
         paragraphs = split_sentences(text, splitter, num_proc=arguments.preprocessing_num_workers).train
     vocabulary = base.convert_ids_to_tokens(list(range(len(base))))
-    positions, lower_case = base.model_max_length, base.backend_tokenizer.normalizer.normalize_str("A") == "a"
+    positions, lower_case = base.model_max_length, is_uncased(base)
     rebuilt = build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)
     if rebuilt.backend_tokenizer.to_str() != base.backend_tokenizer.to_str():
         raise BertSnliError(
             f"extend_vocab_from: the tokenizer of {arguments.model_name_or_path} has other rules; convert it again"
         )
     known = set(vocabulary)
-    vocabulary += [token for token in count_words(paragraphs, arguments.min_freq) if token not in known]
+    vocabulary += [token for token in build_vocabulary(paragraphs, arguments.min_freq) if token not in known]
     return build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)
 
 

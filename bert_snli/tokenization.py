@@ -1,34 +1,28 @@
-"""From the book's ``vocab.json`` to a fast tokenizer that reads raw English as the book reads SNLI.
+"""Build a fast tokenizer from d2l's ``vocab.json`` that splits raw English as SNLI's parses are split.
 
-The book (d2l.ai, sections 15.4 and 15.7) never tokenizes SNLI: it takes the leaves of the parse that comes
-with every sentence, lower-cases them and looks them up. Stanford's PTBTokenizer (CoreNLP) made those
-leaves, by the rules of the Penn Treebank: ``do n't``, ``'s``, ``-LRB-`` for a bracket, two backticks and
-two apostrophes for quotes. A user has no parse, only "I don't know.", so the rules are applied here. They
-run inside the Rust ``tokenizers`` library and are stored in ``tokenizer.json``; no Python code travels with
-a model.
+d2l (sections 15.4 and 15.7) does not tokenize SNLI: it lower-cases the leaves of the parse that comes with every
+sentence and looks them up. Stanford's PTBTokenizer (CoreNLP) made those leaves by the rules of the Penn Treebank:
+``do n't``, ``'s``, ``-LRB-`` for a bracket, two backticks and two apostrophes for quotes. Users have raw text such as
+"I don't know.", so the tokenizer applies the same rules. They run in the Rust ``tokenizers`` library and are stored in
+``tokenizer.json``, so a model needs no Python code for them.
 
-Three tables hold the rules, each row with an example: ``REWRITES`` change characters (normalizer),
-``TOKENS`` say what a token looks like (pre-tokenizer), ``JOINS`` put a decoded text together again
-(decoder). Text that is tokenized already passes unchanged: the leaves of a parse, joined by single spaces,
-come out as they went in, in lower case too. That is why no row of ``TOKENS`` tells an upper-case letter
-from its lower-case one, and why no row joins what a space separates.
+Three tables hold the rules, each with an example: ``NORMALIZER_RULES`` replace characters, ``TOKEN_PATTERNS`` match one
+token each (pre-tokenizer), ``DECODER_RULES`` join decoded tokens. Tokenized text is not changed: the leaves of a parse,
+joined by single spaces, stay the same, also in lower case. Therefore no token pattern distinguishes upper case from
+lower case, and none joins what a space separates.
 
-The patterns run on Oniguruma, which backtracks: whatever can be long repeats possessively (``++``, ``*+``),
-so that time is linear in the length of the text. Keep it so. And prefer the alternation ``\u2019|\u02bc``
-to a class: Oniguruma has a fast search for the one, not for the other.
+The patterns run on Oniguruma, which backtracks. Possessive repeats (``++``, ``*+``) keep the time linear in the length
+of the text. The alternation ``\u2019|\u02bc`` is faster than a character class, as Oniguruma has a fast search for it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bert_snli.errors import BertSnliError
 
@@ -39,242 +33,213 @@ SPECIAL_TOKENS: dict[str, str] = {
     "cls_token": "<cls>",
     "sep_token": "<sep>",
 }
-MAX_VOCABULARY_BYTES = 8 * 2**20  # the book's 60,005 tokens take 0.7 MB
+MAX_VOCABULARY_BYTES = 8 * 2**20  # d2l's 60,005 tokens take 0.7 MB
 
 
-class Rewrite(NamedTuple):
-    """Whatever matches ``pattern`` becomes ``content``."""
-
-    name: str
-    pattern: str
-    content: str
-
-
-class TokenRule(NamedTuple):
-    """What matches ``pattern``, where the token before ended, is one token."""
-
-    name: str
-    pattern: str
-
-
-# The parts of words
+# Parts of words. n't is a token of its own, so the n before 't does not belong to the word.
 _LETTER = r"[\p{L}\p{M}]"
-_CHAR = r"[\p{L}\p{M}\p{N}]"  # of a word
-_PLAIN = rf"[{_CHAR}&&[^nN]]"
-_END = rf"(?!{_CHAR})"
-_N = rf"[nN](?!'[tT]{_END})"  # an n, but not that of n't
-_RUN = rf"(?={_PLAIN}|{_N}){_PLAIN}*+(?:{_N}{_PLAIN}*+)*+"  # "don" of "donkey", "do" of "don't"
+_ALNUM = r"[\p{L}\p{M}\p{N}]"
+_NOT_N = rf"[{_ALNUM}&&[^nN]]"
+_WORD_END = rf"(?!{_ALNUM})"
+_N = rf"[nN](?!'[tT]{_WORD_END})"
+_RUN = rf"(?={_NOT_N}|{_N}){_NOT_N}*+(?:{_N}{_NOT_N}*+)*+"  # "donkey", "do" of "don't"
 _CLITIC = r"(?i:s|m|d|ll|re|ve)(?!\p{L})"
 
-# Abbreviations keep their period. Those of the first group may end a sentence and then get a second one.
-_MAY_END = (
+# Abbreviations keep their period. Those that may end a sentence get a second one there.
+_ABBREVIATIONS_AT_END = (
     "jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|tues|wed|thu|thurs|fri|"
     r"calif|conn|fla|minn|okla|penn|tenn|inc|co|corp|ltd|univ|assn|est|ext|tel|sq|jr|esq|ph\.d|ed\.d|bros|bldg|etc|al"
 )
-# American states that are words as well: a period belongs to them only where a second one follows.
+# US states that are also words: a period belongs to them only where a second one follows.
 _STATES = "Ala|Ariz|Ark|Colo|Del|Ill|Ind|Mass|Mich|Miss|Mo|Ore|Pa|Tex|Va|Wash"
-_GO_ON = (
+_ABBREVIATIONS_INSIDE = (
     "mr|mrs|ms|mx|dr|drs|prof|rev|hon|pres|gov|sen|rep|gen|col|maj|capt|lt|sgt|cpl|pvt|adm|sr|messrs|"
     "st|ste|mt|ft|ave|blvd|rd|rt|dept|natl|vs|cf|ph"
 )
-_BEFORE_NUMBER = "no|nos|fig|figs|sec|pp|para|approx|ca"
+_ABBREVIATIONS_BEFORE_NUMBERS = "no|nos|fig|figs|sec|pp|para|approx|ca"
 _PERIOD = (
-    rf"\.(?:(?<=\b(?i:{_MAY_END}|{_GO_ON})\.)(?!\.)"  # Mr.
-    rf"|(?<=\b(?i:{_BEFORE_NUMBER})\.)(?=\s?\d)"  # no. 7
+    rf"\.(?:(?<=\b(?i:{_ABBREVIATIONS_AT_END}|{_ABBREVIATIONS_INSIDE})\.)(?!\.)"  # Mr.
+    rf"|(?<=\b(?i:{_ABBREVIATIONS_BEFORE_NUMBERS})\.)(?=\s?\d)"  # no. 7
     rf"|(?<=\b(?i:{_STATES})\.)(?=\s\.(?!\S))"  # Miss. .
     r"|(?<=\p{L}\.)(?=\s?[,;:]))"  # any word in ".,": CoreNLP takes it for an abbreviation
 )
 # Between two runs in one word: well-known, U.S.-based, his/her, d2l.ai, 10,000-meter, ma'am.
-_INSIDE = rf"[.!?](?={_LETTER})|(?<=\d)[.,:](?=\d)|(?<=\p{{L}}[aeiouyAEIOUY])'(?=[aeiouAEIOU])"
+_BETWEEN_RUNS = rf"[.!?](?={_LETTER})|(?<=\d)[.,:](?=\d)|(?<=\p{{L}}[aeiouyAEIOUY])'(?=[aeiouAEIOU])"
 _QUOTED = r"[\p{L}\p{N}$]"
+_WORD = rf"{_RUN}(?:(?:\.?-|[_/@]|{_BETWEEN_RUNS}){_RUN})*+(?:{_PERIOD})?+"
 
-
-def word_pattern(joints: str) -> str:
-    """A word, made of runs of characters between which ``joints`` may stand, beside what always may."""
-    return rf"{_RUN}(?:(?:{joints}|{_INSIDE}){_RUN})*+(?:{_PERIOD})?+"
-
-
-REWRITES: tuple[Rewrite, ...] = (
-    # it\u2019s -> it's
-    Rewrite("apostrophe", "\u2019|\u02bc|\u00b4", "'"),
-    # ''old -> `` old, one mark after the other, so that each keeps its place
-    Rewrite("first of two opening single quotes", rf"'(?='{_QUOTED})", " `"),
-    Rewrite("second of two opening single quotes", rf"(?<=`)'(?={_QUOTED})", "` "),
-    # an "old" dog -> an `` old '' dog
-    Rewrite("opening double quote", rf'"(?={_QUOTED})', " `` "),
-    Rewrite("closing double quote", '"|\u201d|\u00bb', " '' "),
-    # an \u201cold\u201d dog -> an `` old '' dog
-    Rewrite("curly double quote", "\u201c|\u201e|\u00ab", " `` "),
-    # an 'old' dog -> an ` old ' dog; nothing changes in
-    # it's, don't, get 'em, rock 'n' roll, o'clock, L'Aquila, ma'am
-    Rewrite(
-        "opening single quote",
+NORMALIZER_RULES: tuple[tuple[str, str], ...] = (  # (pattern, replacement)
+    # apostrophes: it\u2019s -> it's
+    ("\u2019|\u02bc|\u00b4", "'"),
+    # two apostrophes that open a quotation: ''old -> `` old. Each is replaced on its own, so that offsets are exact.
+    (rf"'(?='{_QUOTED})", " `"),
+    (rf"(?<=`)'(?={_QUOTED})", "` "),
+    # double quotes: an "old" dog -> an `` old '' dog
+    (rf'"(?={_QUOTED})', " `` "),
+    ('"|\u201d|\u00bb', " '' "),
+    ("\u201c|\u201e|\u00ab", " `` "),
+    # opening single quotes: an 'old' dog -> an ` old ' dog. Nothing changes in
+    # it's, don't, get 'em, rock 'n' roll, o'clock, L'Aquila, ma'am.
+    (
         rf"'(?=\p{{L}}\S|[aiuAIU]\s)(?!{_CLITIC}|[nN](?!\p{{L}}))(?!(?i:t|em|tis|twas|til|till|cause)\b)"
         r"(?!(?<=\p{L}[aeiouyAEIOUY]')[aeiouAEIOU])(?!(?<=\b[b-hj-zB-HJ-Z]')\p{L}{2})",
         " ` ",
     ),
-    Rewrite("curly single quote", "\u2018|\u201a", " ` "),
-    # one (1) -> one -LRB- 1 -RRB-
-    Rewrite("opening bracket", r"\(", " -LRB- "),
-    Rewrite("closing bracket", r"\)", " -RRB- "),
-    Rewrite("opening square bracket", r"\[", " -LSB- "),
-    Rewrite("closing square bracket", r"\]", " -RSB- "),
-    Rewrite("opening brace", r"\{", " -LCB- "),
-    Rewrite("closing brace", r"\}", " -RCB- "),
-    # now\u2014or never -> now -- or never
-    Rewrite("dash", "\u2013|\u2014|\u2015", " -- "),
-    # well\u2026 -> well ...
-    Rewrite("ellipsis", "\u2026", " ... "),
-    # now---or never -> now--or never, from the middle: the first and the last keep their places, and so does the token
-    Rewrite("surplus of a dash", "(?<=-)(?<!--)--?(?=-(?!-))", ""),
-    # well..... -> well...; the U.S.... keeps its own
-    Rewrite("surplus of an ellipsis", r"(?<=\.\.)(?:(?<!\b\p{L}\.\.)|(?<='\p{L}\.\.))\.+(?=\.)", ""),
-    # pens, ink etc. -> pens , ink etc. .
-    Rewrite(
-        "abbreviation at the end",
-        rf"\.(?<=\b(?:(?i:{_MAY_END})|{_STATES})\.)(?=\s*+\z|\s[\s\p{{Lu}}])",
-        ". .",
-    ),
+    ("\u2018|\u201a", " ` "),
+    # brackets: one (1) -> one -LRB- 1 -RRB-
+    (r"\(", " -LRB- "),
+    (r"\)", " -RRB- "),
+    (r"\[", " -LSB- "),
+    (r"\]", " -RSB- "),
+    (r"\{", " -LCB- "),
+    (r"\}", " -RCB- "),
+    # dashes: now\u2014or never -> now -- or never
+    ("\u2013|\u2014|\u2015", " -- "),
+    # ellipses: well\u2026 -> well ...
+    ("\u2026", " ... "),
+    # more than two hyphens: now---or never -> now--or never. The first and the last stay, so that offsets are exact.
+    ("(?<=-)(?<!--)--?(?=-(?!-))", ""),
+    # more than three periods: well..... -> well...; the U.S.... keeps the period of U.S.
+    (r"(?<=\.\.)(?:(?<!\b\p{L}\.\.)|(?<='\p{L}\.\.))\.+(?=\.)", ""),
+    # abbreviation at the end of a sentence: pens, ink etc. -> pens , ink etc. .
+    (rf"\.(?<=\b(?:(?i:{_ABBREVIATIONS_AT_END})|{_STATES})\.)(?=\s*+\z|\s[\s\p{{Lu}}])", ". ."),
 )
 
-TOKENS: tuple[TokenRule, ...] = (
-    # https://d2l.ai/?q=a.
-    TokenRule("web address", r"(?i:https?|ftp)://(?:[.,:;!?']*+[^\s\"<>|.,:;!?'])++"),
-    # can not  gon na
-    TokenRule(
-        "two words in one",
-        rf"(?i:can(?=not{_END})|(?:gon|wan)(?=na{_END})|got(?=ta{_END})|(?:gim|lem)(?=me{_END}))",
-    ),
-    # 9.99  10,000  and the 7:30 of 7:30pm
-    TokenRule("number", rf"\d++(?:[.,:]\d++)++(?!-{_CHAR})|[-+]\d++(?:[.,:]\d++)*+|\.\d++"),
-    # U.S.  p.m.  B.
-    TokenRule("initials", rf"\p{{L}}\.(?:\p{{L}}\.)*+(?!-?{_CHAR})"),
-    # R&B
-    TokenRule("letters joined by &", rf"\p{{L}}{{1,2}}&\p{{L}}(?!{_CHAR})"),
-    # o'clock  L'Aquila  y' (of y'all)  ol' (Joe)  d' (Azur)
-    TokenRule(
-        "word with apostrophe",
-        rf"[b-hj-xzB-HJ-XZ]'(?!{_CLITIC})\p{{L}}{{2,}}+|[yY]'(?!{_CLITIC})(?=\s?\p{{L}})|(?i:ol|[dlj])'(?!\p{{L}})",
-    ),
-    # US$
-    TokenRule("currency", r"(?i:us|hk|nz|[ac])\$(?=\s?\d)"),
-    # n't
-    TokenRule("negation", rf"[nN]'[tT]{_END}"),
-    # donkey  well-known  his/her  d2l.ai  Mr.
-    TokenRule("word", word_pattern(r"\.?-|[_/@]")),
-    # 's  'll
-    TokenRule("clitic", rf"'{_CLITIC}"),
-    # 'em  'n'  '60s  't (of 'tis)
-    TokenRule(
-        "apostrophe and word",
-        rf"'(?:(?i:em|till?|cause|\d\ds?){_END}|[nN]'|[nN]{_END}|[tT](?=\s?(?i:is|was){_END}))",
-    ),
-    # -LRB-
-    TokenRule("bracket", r"-(?i:[LR][RSC]B)-"),
-    # @name  #tag
-    TokenRule("name or tag", r"[@#]\p{L}\w*+"),
-    # ``  ''  ...  --  ?!
-    TokenRule("repeated mark", r"``|''|\.{3}|-++|[!?]++|\*++|#++|_++|=++|@++|<<|>>"),
+TOKEN_PATTERNS: tuple[str, ...] = (  # the first that matches where the previous token ended
+    # web address: https://d2l.ai/?q=a.
+    r"(?i:https?|ftp)://(?:[.,:;!?']*+[^\s\"<>|.,:;!?'])++",
+    # two words in one: can not, gon na
+    rf"(?i:can(?=not{_WORD_END})|(?:gon|wan)(?=na{_WORD_END})|got(?=ta{_WORD_END})|(?:gim|lem)(?=me{_WORD_END}))",
+    # number: 9.99, 10,000, the 7:30 of 7:30pm
+    rf"\d++(?:[.,:]\d++)++(?!-{_ALNUM})|[-+]\d++(?:[.,:]\d++)*+|\.\d++",
+    # initials: U.S., p.m., B.
+    rf"\p{{L}}\.(?:\p{{L}}\.)*+(?!-?{_ALNUM})",
+    # letters joined by &: R&B
+    rf"\p{{L}}{{1,2}}&\p{{L}}(?!{_ALNUM})",
+    # word with an apostrophe: o'clock, L'Aquila, y' (of y'all), ol' (Joe), d' (Azur)
+    rf"[b-hj-xzB-HJ-XZ]'(?!{_CLITIC})\p{{L}}{{2,}}+|[yY]'(?!{_CLITIC})(?=\s?\p{{L}})|(?i:ol|[dlj])'(?!\p{{L}})",
+    # currency: US$
+    r"(?i:us|hk|nz|[ac])\$(?=\s?\d)",
+    # negation: n't
+    rf"[nN]'[tT]{_WORD_END}",
+    # word: donkey, well-known, his/her, d2l.ai, Mr.
+    _WORD,
+    # clitic: 's, 'll
+    rf"'{_CLITIC}",
+    # apostrophe and word: 'em, 'n', '60s, 't (of 'tis)
+    rf"'(?:(?i:em|till?|cause|\d\ds?){_WORD_END}|[nN]'|[nN]{_WORD_END}|[tT](?=\s?(?i:is|was){_WORD_END}))",
+    # bracket: -LRB-
+    r"-(?i:[LR][RSC]B)-",
+    # user name or tag: @name, #tag
+    r"[@#]\p{L}\w*+",
+    # repeated mark: ``, '', ..., --, ?!
+    r"``|''|\.{3}|-++|[!?]++|\*++|#++|_++|=++|@++|<<|>>",
     # any other character, with its accents
-    TokenRule("mark", r"[^\s\0\u200b\ufeff]\p{M}*+"),
+    r"[^\s\0\u200b\ufeff]\p{M}*+",
 )
 
-JOINS: tuple[Rewrite, ...] = (
-    # ink etc. . -> ink etc.
-    Rewrite("abbreviation at the end", r"(?<=\p{L}\.) \.(?=\s|\z)", ""),
-    # do n't go , Bob 's -> don't go, Bob's
-    Rewrite("what leans to the left", r" (?=(?:[.,:;!?%]++|(?i:n't|'(?:s|m|d|ll|re|ve)?|-r[rsc]b-))(?:\s|\z))", ""),
-    # `` old '' -> "old"
-    Rewrite("opening double quote", "`` ?", '"'),
-    Rewrite("closing double quote", " ?''", '"'),
-    Rewrite("opening single quote", "` ", "'"),
-    # -lrb- 1 -rrb- -> (1)
-    Rewrite("opening bracket", "-(?i:lrb)- ?", "("),
-    Rewrite("closing bracket", "-(?i:rrb)-", ")"),
-    Rewrite("opening square bracket", "-(?i:lsb)- ?", "["),
-    Rewrite("closing square bracket", "-(?i:rsb)-", "]"),
-    Rewrite("opening brace", "-(?i:lcb)- ?", "{"),
-    Rewrite("closing brace", "-(?i:rcb)-", "}"),
-    # $ 5, # 5, gon na, can not -> $5, #5, gonna, cannot
-    Rewrite(
-        "sign and number",
-        r"(?<=[$#]) (?=\d)|(?<=\bgon|\bwan) (?=na\b)|(?<=\bgot) (?=ta\b)|(?<=\bcan) (?=not\b)",
-        "",
-    ),
+DECODER_RULES: tuple[tuple[str, str], ...] = (  # (pattern, replacement)
+    # abbreviation at the end of a sentence: ink etc. . -> ink etc.
+    (r"(?<=\p{L}\.) \.(?=\s|\z)", ""),
+    # tokens that follow without a space: do n't go , Bob 's -> don't go, Bob's
+    (r" (?=(?:[.,:;!?%]++|(?i:n't|'(?:s|m|d|ll|re|ve)?|-r[rsc]b-))(?:\s|\z))", ""),
+    # quotes: `` old '' -> "old"
+    ("`` ?", '"'),
+    (" ?''", '"'),
+    ("` ", "'"),
+    # brackets: -lrb- 1 -rrb- -> (1)
+    ("-(?i:lrb)- ?", "("),
+    ("-(?i:rrb)-", ")"),
+    ("-(?i:lsb)- ?", "["),
+    ("-(?i:rsb)-", "]"),
+    ("-(?i:lcb)- ?", "{"),
+    ("-(?i:rcb)-", "}"),
+    # sign and number, two words in one: $ 5, # 5, gon na, can not -> $5, #5, gonna, cannot
+    (r"(?<=[$#]) (?=\d)|(?<=\bgon|\bwan) (?=na\b)|(?<=\bgot) (?=ta\b)|(?<=\bcan) (?=not\b)", ""),
 )
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
-    """Read the book's ``vocab.json``: a JSON list of tokens, in which the index of a token is its id.
+    """Read d2l's ``vocab.json``: a JSON list of tokens, in which the index of a token is its id.
 
     Raises:
-        BertSnliError: the file is missing, or not a list of distinct strings that holds every special token.
+        BertSnliError: the file is missing, or not a list of distinct strings that contains all special tokens.
     """
     name = os.fspath(path)
     try:
-        with open(name, encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_size > MAX_VOCABULARY_BYTES:
-                raise BertSnliError(f"{name}: too large for a vocabulary; give the book's vocab.json")
-            vocabulary = json.load(file)
+        with open(name, "rb") as file:
+            content = file.read(MAX_VOCABULARY_BYTES + 1)
     except OSError as error:
-        raise BertSnliError(f"{name}: {error.strerror}; give the path of the book's vocab.json") from error
+        raise BertSnliError(f"{name}: {error.strerror}; give the path of d2l's vocab.json") from error
+    if len(content) > MAX_VOCABULARY_BYTES:
+        raise BertSnliError(f"{name}: too large for a vocabulary; give d2l's vocab.json")
+    try:
+        vocabulary = json.loads(content.decode())
     except UnicodeDecodeError as error:
         raise BertSnliError(f"{name}: not UTF-8 at byte {error.start}; save the vocabulary as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise BertSnliError(f"{name}: not JSON ({error}); give the book's vocab.json") from error
-    problem = _problem_with(vocabulary)
-    if problem:
-        raise BertSnliError(f"{name}: {problem}")
-    return list(vocabulary)
+        raise BertSnliError(f"{name}: not JSON ({error}); give d2l's vocab.json") from error
+    try:
+        _check_vocabulary(vocabulary)
+    except BertSnliError as error:
+        raise BertSnliError(f"{name}: {error}") from error
+    return vocabulary
 
 
-def _problem_with(vocabulary: object) -> str | None:
-    """What is wrong with a vocabulary and what to do, in one line; ``None`` if nothing is."""
-    if not isinstance(vocabulary, (list, tuple)):
-        return f"the vocabulary is a {type(vocabulary).__name__}; make it a list of tokens in the order of ids"
+def _check_vocabulary(vocabulary: object) -> None:
+    if not isinstance(vocabulary, list):
+        raise BertSnliError(
+            f"the vocabulary is a {type(vocabulary).__name__}; make it a list of tokens in the order of ids"
+        )
     if not vocabulary:
-        return "the vocabulary is empty; give the one that the model was pretrained with"
-    first_index: dict[str, int] = {}
+        raise BertSnliError("the vocabulary is empty; give the one that the model was pretrained with")
+    ids: dict[str, int] = {}
     for index, token in enumerate(vocabulary):
+        entry = f"entry {index} of the vocabulary is {token!r}"
         if not isinstance(token, str):
-            return f"entry {index} of the vocabulary is {token!r}; make every entry a string"
+            raise BertSnliError(f"{entry}; make every entry a string")
         if any("\ud800" <= character <= "\udfff" for character in token):
-            return f"entry {index} of the vocabulary is {token!r}, half of a character; save the vocabulary as UTF-8"
-        if token in first_index:
-            return f"the token {token!r} has two ids, {first_index[token]} and {index}; remove one entry"
-        first_index[token] = index
-    missing = [token for token in SPECIAL_TOKENS.values() if token not in first_index]
-    if missing:
-        return f"the special token {missing[0]} is not in the vocabulary; give the model's own, which has it"
-    return None
+            raise BertSnliError(f"{entry}, half of a character; save the vocabulary as UTF-8")
+        if token in ids:
+            raise BertSnliError(f"the token {token!r} has two ids, {ids[token]} and {index}; remove one entry")
+        ids[token] = index
+    for token in SPECIAL_TOKENS.values():
+        if token not in ids:
+            raise BertSnliError(
+                f"the special token {token} is not in the vocabulary; give the vocabulary of the model, which has it"
+            )
 
 
 def build_tokenizer(
-    vocabulary: Sequence[str], *, model_max_length: int, do_lower_case: bool = True, oov_fallback: bool = False
+    vocabulary: Sequence[str], *, model_max_length: int, do_lower_case: bool = True
 ) -> PreTrainedTokenizerFast:
-    """Make the tokenizer of a book model. A pair is ``<cls> A <sep> B <sep>``, in segments 0 and 1.
+    """Build the tokenizer of a d2l model. A pair is ``<cls> A <sep> B <sep>``, with segments 0 and 1.
 
     Args:
         vocabulary: the tokens in the order of their ids, as :func:`read_vocabulary` returns them.
-        model_max_length: the number of positions that the model has (512 in the book's).
-        do_lower_case: the book lower-cases SNLI, except in its edition before 2020.
-        oov_fallback: look for known words in what would be unknown (see :func:`with_fallback`); not the book's way.
+        model_max_length: the number of positions of the model (512 in d2l's).
+        do_lower_case: d2l lower-cases SNLI, except in its edition before 2020.
 
     Returns:
-        A tokenizer whose rules are all in ``tokenizer.json``; ``AutoTokenizer`` opens it without custom code.
+        A tokenizer whose rules are all in ``tokenizer.json``; ``AutoTokenizer`` loads it without custom code.
 
     Raises:
-        BertSnliError: ``vocabulary`` has duplicates, no special token, or entries that are not strings.
+        BertSnliError: ``vocabulary`` has duplicates, lacks a special token, or has entries that are not strings.
+
+    Example:
+        >>> vocabulary = ["<unk>", "<pad>", "<mask>", "<cls>", "<sep>", "do", "n't", "go", "."]
+        >>> tokenizer = build_tokenizer(vocabulary, model_max_length=512)
+        >>> tokenizer.tokenize("Don't go home.")
+        ['do', "n't", 'go', '<unk>', '.']
+        >>> tokenizer("Go.", "Don't.")["token_type_ids"]
+        [0, 0, 0, 0, 1, 1, 1, 1]
     """
-    problem = _problem_with(list(vocabulary))
-    if problem:
-        raise BertSnliError(problem)
+    _check_vocabulary(list(vocabulary))
     ids = {token: index for index, token in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokens, simplify = with_fallback(ids, do_lower_case) if oov_fallback else (TOKENS, ())
-    lower_case: list[normalizers.Normalizer] = [normalizers.Lowercase()] if do_lower_case else []
-    backend.normalizer = normalizers.Sequence([*_replace(REWRITES), *lower_case, *_replace(simplify)])
-    any_token = "|".join(f"(?:{rule.pattern})" for rule in tokens)
+    rules: list[normalizers.Normalizer] = [normalizers.Replace(Regex(old), new) for old, new in NORMALIZER_RULES]
+    backend.normalizer = normalizers.Sequence([*rules, *([normalizers.Lowercase()] if do_lower_case else [])])
+    any_token = "|".join(f"(?:{pattern})" for pattern in TOKEN_PATTERNS)
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(any_token), behavior="removed", invert=True)
     cls, sep = SPECIAL_TOKENS["cls_token"], SPECIAL_TOKENS["sep_token"]
     backend.post_processor = processors.TemplateProcessing(
@@ -286,7 +251,7 @@ def build_tokenizer(
         [
             decoders.WordPiece(prefix=" ", cleanup=False),  # a space before every token but the first
             decoders.Fuse(),
-            *(decoders.Replace(Regex(rule.pattern), rule.content) for rule in JOINS),
+            *(decoders.Replace(Regex(old), new) for old, new in DECODER_RULES),
         ]
     )
     make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # its constructor has no types
@@ -297,77 +262,18 @@ def build_tokenizer(
         padding_side="right",
         truncation_side="right",
         pad_token_type_id=0,
-        clean_up_tokenization_spaces=False,  # JOINS do it
+        clean_up_tokenization_spaces=False,  # DECODER_RULES do it
         **SPECIAL_TOKENS,
     )
 
 
-def _replace(rules: Sequence[Rewrite]) -> list[normalizers.Normalizer]:
-    return [normalizers.Replace(Regex(rule.pattern), rule.content) for rule in rules]
+def is_uncased(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer lower-cases text."""
+    return tokenizer.backend_tokenizer.normalizer.normalize_str("A") == "a"
 
 
-# What may stand for a mark that a vocabulary lacks: those of other corpora write quotes, brackets and dashes otherwise.
-STAND_INS = {
-    "``": '"',
-    "''": '"',
-    "`": "'",
-    "-lrb-": "(",
-    "-rrb-": ")",
-    "-lsb-": "[",
-    "-rsb-": "]",
-    "-lcb-": "{",
-    "-rcb-": "}",
-    "--": "\u2013",
-    "...": "\u2026",
-}
-ACCENTED = [chr(code) for code in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00))]
-_ACCENTS = "\u0300-\u036f"
-
-
-def with_fallback(
-    vocabulary: Mapping[str, int], do_lower_case: bool
-) -> tuple[tuple[TokenRule, ...], tuple[Rewrite, ...]]:
-    """``TOKENS`` and further rewrites that find known words in unknown ones; a word of ``vocabulary`` stays as it is.
-
-    A word with hyphens or slashes is split at them unless the vocabulary has it whole; a mark that the vocabulary
-    lacks becomes one that it has; accents that no word of the vocabulary bears are dropped.
-    """
-    whole = [word for word in vocabulary if re.search(r"\w\.?[-/]\w", word)]
-    first = [TokenRule("known word with hyphens", rf"{_any_of(whole)}(?![-/]?{_CHAR})")] if whole else []
-    rules = (TokenRule("word", word_pattern("[_@]")) if rule.name == "word" else rule for rule in TOKENS)
-    marks = []
-    for mark, stand_in in STAND_INS.items():
-        mark = mark if do_lower_case else mark.upper()
-        if mark not in vocabulary and stand_in in vocabulary:
-            # Not within a longer run of the same character, which is another mark.
-            alone = rf"(?<!{re.escape(mark[0])}){re.escape(mark)}(?!{re.escape(mark[-1])})"
-            marks.append(Rewrite(f"stand-in for {mark}", alone, stand_in))
-    borne = set("".join(vocabulary))
-    bare: dict[str, str] = {}
-    for letter in ACCENTED:
-        base = unicodedata.normalize("NFD", letter)[0]
-        if base != letter and letter not in borne and not (do_lower_case and letter.isupper()):
-            bare[base] = bare.get(base, "") + letter
-    accents = [Rewrite(f"accents of {base}", f"[{letters}]", base) for base, letters in bare.items()]
-    if not re.search(f"[{_ACCENTS}]", "".join(borne)):
-        accents.append(Rewrite("accents that stand alone", rf"(?<=\p{{L}})[{_ACCENTS}]++", ""))
-    return (*first, *rules), (*marks, *accents)
-
-
-def _any_of(words: Sequence[str]) -> str:
-    """A pattern of ``words`` in which common beginnings stand once: many alternatives would be tried one by one."""
-    tree: dict = {}
-    for word in words:
-        node = tree
-        for character in word:
-            node = node.setdefault(character, {})
-        node[""] = {}
-
-    def pattern(node: dict) -> str:
-        ways = [re.escape(character) + pattern(after) for character, after in node.items() if character]
-        if not ways:
-            return ""
-        return f"(?:{'|'.join(ways)})" + "?" * ("" in node)
-
-    beginnings = "".join(re.escape(character) for character in tree)
-    return f"(?=[{beginnings}]){pattern(tree)}"
+def split_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """Split raw text into tokens by the tokenizer's rules. Unlike ``tokenize``, unknown tokens stay as they are."""
+    backend = tokenizer.backend_tokenizer
+    normalized = backend.normalizer.normalize_str(text)
+    return [token for token, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)]

@@ -1,13 +1,13 @@
-"""Pairs encoded and truncated as the book does: `<cls> premise <sep> hypothesis <sep>` with segments (d2l 15.7.2).
+"""Encode sentence pairs as `<cls> premise <sep> hypothesis <sep>` with segments, truncated as in d2l 15.7.2.
 
-The Rust tokenizer's own pair truncation is not used: on an odd budget it gives the extra token to the other side.
+The pair truncation of the Rust tokenizer is not used: on an odd budget it gives the extra token to the other side.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,6 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from bert_snli.choices import TEXT_SOURCES
-from bert_snli.data.truncation import named_as_options, truncated_lengths
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.pair_truncation import (
@@ -25,32 +24,60 @@ from bert_snli.modeling.pair_truncation import (
     is_text,
     longest_pair,
     pair_budget,
+    truncated_lengths,
 )
+from bert_snli.tokenization import is_uncased
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
-ROWS_AT_ONCE = 10_000  # neighbours share premises, and a premise is tokenized once
+MAP_BATCH_SIZE = 10_000  # large, because each distinct text of a batch is tokenized once
 
 
-class Sides(NamedTuple):
-    """Token ids of many texts on end: text i is `ids[starts[i] : starts[i] + lengths[i]]`."""
+class TokenSequences(NamedTuple):
+    """Token ids of many texts in one array: text i is `ids[starts[i] : starts[i] + lengths[i]]`."""
 
     ids: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
 
+    def take(self, texts: np.ndarray) -> TokenSequences:
+        """Return the sequences of `texts`, in that order."""
+        return self._replace(starts=self.starts[texts], lengths=self.lengths[texts])
 
-class Vocabulary(dict[str, int]):
-    """Maps a word to its id, and every other word to the id of the unknown token."""
 
-    def __init__(self, ids: Mapping[str, int], unk_token_id: int):
-        # Sorted by id, so that the hash is the same in each process.
-        super().__init__(sorted(ids.items(), key=lambda item: item[1]))
-        self.unknown = unk_token_id
+def pack_pairs(first: TokenSequences, second: TokenSequences, cls_token_id: int, sep_token_id: int) -> pa.Table:
+    """Build `<cls> first <sep> second <sep>` for each pair of sequences.
 
-    def __missing__(self, word: str) -> int:
-        return self.unknown
+    Returns:
+        A table with the columns `input_ids`, `token_type_ids` (0 up to the first `<sep>`, then 1) and `length`.
+    """
+    lengths = first.lengths + second.lengths + NUM_SPECIAL_TOKENS
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    second_starts = starts + first.lengths + 2
+    ids = np.full(lengths.sum(), sep_token_id, first.ids.dtype)
+    ids[starts] = cls_token_id
+    ids[concatenate_ranges(starts + 1, first.lengths)] = first.ids[concatenate_ranges(first.starts, first.lengths)]
+    ids[concatenate_ranges(second_starts, second.lengths)] = second.ids[
+        concatenate_ranges(second.starts, second.lengths)
+    ]
+    segments = np.zeros(len(ids), np.uint8)
+    segments[concatenate_ranges(second_starts, second.lengths + 1)] = 1
+    offsets = pa.array(np.append(0, ends))
+    return pa.table(
+        {
+            "input_ids": pa.LargeListArray.from_arrays(offsets, pa.array(ids)),
+            "token_type_ids": pa.LargeListArray.from_arrays(offsets, pa.array(segments)),
+            "length": pa.array(lengths),
+        }
+    )
+
+
+def concatenate_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the numbers `starts[i], ..., starts[i] + lengths[i] - 1` of all i, concatenated."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
 
 
 class PairEncoder:
@@ -59,19 +86,25 @@ class PairEncoder:
     A function for `map(batched=True)` of a `Dataset` or an `IterableDataset` in any format. A column `label` is
     returned unchanged as `labels`. In Arrow format, numbers have the smallest type that holds them.
 
-    Several threads can use one encoder. It has its own copy of the tokenizer's Rust backend, so it neither changes the
-    tokenizer nor follows later changes of it.
+    Several threads can use one encoder. It has its own copy of the tokenizer's Rust backend, so it does not change the
+    tokenizer, and later changes of the tokenizer do not change the encoder.
 
     Args:
-        tokenizer: of a converted folder.
-        max_length: longest pair in tokens, the three special ones included.
-        truncation: what to do with longer ones, a name in `modeling/pair_truncation.py`.
-        text_source: `"raw"` for text as people type it, `"parse"` for leaves of parses with spaces between them, which
-            are looked up as they stand, as the book does.
+        tokenizer: the tokenizer of a converted model.
+        max_length: the maximum number of tokens of a pair, with the three special tokens.
+        truncation: how longer pairs are truncated, a name in `modeling/pair_truncation.py`.
+        text_source: `"raw"` for raw text; `"parse"` for the leaves of parses with spaces between them, which are looked
+            up unchanged, as d2l does.
 
     Raises:
-        BertSnliError: `max_length` does not fit the model, or leaves no room for a token of each side; called, a pair
-            that cannot be truncated in this way.
+        BertSnliError: `max_length` is below 5 or above the model's, or another argument is not one of its values; when
+            called, a pair that cannot be truncated as asked.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> encoder = PairEncoder(AutoTokenizer.from_pretrained("quickstart/converted"), max_length=16)
+        >>> encoder({"premise": ["A man is sleeping."], "hypothesis": ["A person sleeps."]})["token_type_ids"]
+        [[0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]]
     """
 
     def __init__(
@@ -81,11 +114,11 @@ class PairEncoder:
         truncation: str = "longest",
         text_source: str = "raw",
     ):
-        with named_as_options():
+        with _raise_bert_snli_error():
             self.budget = pair_budget(max_length, tokenizer.model_max_length)
             check_truncation(truncation)
         if text_source not in TEXT_SOURCES:
-            raise BertSnliError(f"--text_source {text_source}: choose one of {', '.join(TEXT_SOURCES)}")
+            raise BertSnliError(f"text_source {text_source}: choose one of {', '.join(TEXT_SOURCES)}")
         self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self.backend.no_padding()
         self.backend.no_truncation()
@@ -94,30 +127,22 @@ class PairEncoder:
         self.sep_token_id = tokenizer.sep_token_id
         self.truncation = truncation
         self.text_source = text_source
-        self.ids_type = np.min_scalar_type(len(tokenizer) - 1)
-        self.length_type = np.min_scalar_type(max_length)
-        self.lower_case = self.backend.normalizer.normalize_str("A") == "a"
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.backend.get_vocab(), self.unk_token_id)
-
-    def __getstate__(self) -> dict:
-        """Leave out `vocabulary`, which `backend` holds already: the hash must not depend on earlier calls."""
-        return {name: value for name, value in vars(self).items() if name != "vocabulary"}
+        self.uncased = is_uncased(tokenizer)
+        self.vocabulary = ids_by_token(tokenizer) if text_source == "parse" else {}
+        self.schema = pa.schema(
+            {
+                "input_ids": pa.list_(pa.from_numpy_dtype(np.min_scalar_type(len(tokenizer) - 1))),
+                "token_type_ids": pa.list_(pa.uint8()),
+                "length": pa.from_numpy_dtype(np.min_scalar_type(max_length)),
+            }
+        )
 
     @property
     def features(self) -> Features:
-        """The columns that come out, but for `labels`."""
-        from datasets import Features, List, Value  # imported here: prediction does not need `datasets`
+        """The columns of the result, without `labels`."""
+        from datasets import Features  # imported here: prediction does not need `datasets`
 
-        return Features(
-            {
-                "input_ids": List(Value(self.ids_type.name)),
-                "token_type_ids": List(Value("uint8")),
-                "length": Value(self.length_type.name),
-            }
-        )
+        return Features.from_arrow_schema(self.schema)
 
     def __call__(self, batch: Any) -> Any:
         """Encode a batch of `map`: a table gives a table, a DataFrame a DataFrame, a mapping a dict of lists."""
@@ -141,43 +166,44 @@ class PairEncoder:
         Raises:
             BertSnliError: a pair cannot be truncated to `max_length`, or a value is not valid text.
         """
-        premise, hypothesis = self._encode(premises), self._encode(hypotheses)
-        p, h = truncated_lengths(premise.lengths, hypothesis.lengths, self.budget, self.truncation)
-        lengths = p + h + NUM_SPECIAL_TOKENS
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        ids = np.full(lengths.sum(), self.sep_token_id, self.ids_type)
-        ids[starts] = self.cls_token_id
-        ids[ranges(starts + 1, p)] = premise.ids[ranges(premise.starts, p)]
-        ids[ranges(starts + p + 2, h)] = hypothesis.ids[ranges(hypothesis.starts, h)]
-        segments = np.zeros(lengths.sum(), np.uint8)
-        segments[ranges(starts + p + 2, h + 1)] = 1
-        offsets = pa.array(np.append(0, ends), pa.int32())
-        return pa.table(
-            {
-                "input_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
-                "token_type_ids": pa.ListArray.from_arrays(offsets, pa.array(segments)),
-                "length": pa.array(lengths.astype(self.length_type)),
-            }
-        )
+        premise, hypothesis = self._tokenize(premises), self._tokenize(hypotheses)
+        with _raise_bert_snli_error():
+            p, h = truncated_lengths(premise.lengths, hypothesis.lengths, self.budget, self.truncation)
+        premise, hypothesis = premise._replace(lengths=p), hypothesis._replace(lengths=h)
+        return pack_pairs(premise, hypothesis, self.cls_token_id, self.sep_token_id).cast(self.schema)
 
-    def _encode(self, texts: Sequence[str]) -> Sides:
+    def _tokenize(self, texts: Sequence[str]) -> TokenSequences:
         """Tokenize each distinct text once."""
-        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        if not all(map(is_text, places)):
-            wrong = next(text for text in places if not is_text(text))
-            raise BertSnliError(f"{wrong!r:.80} is not a text that can be written as UTF-8; remove or correct the row")
+        index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        for text in index:
+            if not is_text(text):
+                raise BertSnliError(
+                    f"{text!r:.80} is not a text that can be written as UTF-8; remove or correct the row"
+                )
         if self.text_source == "parse":
-            sequences: list[list] = [text.lower().split() if self.lower_case else text.split() for text in places]
-            flat: Iterable[int] = map(self.vocabulary.__getitem__, chain.from_iterable(sequences))
+            words = ((text.lower() if self.uncased else text).split() for text in index)
+            sequences = [[self.vocabulary.get(word, self.unk_token_id) for word in text] for text in words]
         else:
-            encodings = self.backend.encode_batch_fast(list(places), add_special_tokens=False)
+            encodings = self.backend.encode_batch_fast(list(index), add_special_tokens=False)
             sequences = [encoding.ids for encoding in encodings]
-            flat = chain.from_iterable(sequences)
-        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-        ids = np.fromiter(flat, self.ids_type, lengths.sum())
-        rows = np.fromiter(map(places.__getitem__, texts), np.int64, len(texts))
-        return Sides(ids, (np.cumsum(lengths) - lengths)[rows], lengths[rows])
+        lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+        ids = np.fromiter(chain.from_iterable(sequences), np.int32, lengths.sum())
+        sequences_of_index = TokenSequences(ids, np.cumsum(lengths) - lengths, lengths)
+        return sequences_of_index.take(np.array([index[text] for text in texts], np.int64))
+
+
+@contextmanager
+def _raise_bert_snli_error() -> Iterator[None]:
+    """Raise the `ValueError` of `modeling.pair_truncation`, which cannot import `BertSnliError`, as one."""
+    try:
+        yield
+    except ValueError as error:
+        raise BertSnliError(str(error)) from error
+
+
+def ids_by_token(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the vocabulary, sorted by id, so that its hash is the same in each process."""
+    return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
 def encoder_of(
@@ -188,7 +214,7 @@ def encoder_of(
     truncation: str | None = None,
     text_source: str = "raw",
 ) -> PairEncoder:
-    """The encoder that a model was fine-tuned with, but for what is given; the book's where nothing is known."""
+    """Return the encoder that a model was fine-tuned with, except for given options. The defaults are d2l's."""
     return PairEncoder(
         tokenizer,
         longest_pair(max_length, config.max_pair_length, tokenizer.model_max_length),
@@ -197,17 +223,11 @@ def encoder_of(
     )
 
 
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`starts[i], …, starts[i] + lengths[i] − 1` for every i, on end."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
-
-
 def flat_columns(encoded: Dataset) -> Iterator[np.ndarray]:
-    """All numbers of encoded pairs, a column at a time; rows on end."""
+    """Yield each column of encoded pairs as one array, rows concatenated."""
     for column in encoded.with_format("arrow")[:].columns:
-        whole = column.combine_chunks()
-        yield (whole.flatten() if pa.types.is_list(whole.type) else whole).to_numpy()
+        array = column.combine_chunks()
+        yield (array.flatten() if pa.types.is_list(array.type) else array).to_numpy()
 
 
 def distinct_ids(encoded: Dataset) -> np.ndarray:
@@ -216,7 +236,7 @@ def distinct_ids(encoded: Dataset) -> np.ndarray:
 
 
 def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None = None) -> Dataset:
-    """Map `encoder` over `pairs`; a `label` column is kept as `labels`. A second run is read from the cache."""
+    """Map `encoder` over `pairs`; a column `label` becomes `labels`. A second run is read from the cache."""
     from datasets import Dataset, Features
 
     features = encoder.features
@@ -227,7 +247,7 @@ def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None =
     encoded = pairs.with_format("arrow").map(
         encoder,
         batched=True,
-        batch_size=ROWS_AT_ONCE,
+        batch_size=MAP_BATCH_SIZE,
         num_proc=num_proc,
         remove_columns=pairs.column_names,
         features=features,

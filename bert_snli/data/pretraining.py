@@ -1,10 +1,10 @@
-"""Examples to pretrain on: pairs of sentences of which every other is the next, and words to be predicted (d2l 15.9).
+"""Pretraining examples: sentence pairs, half of them consecutive, with masked tokens (d2l 15.9).
 
-What the book draws with `random` while it builds lists of strings, is drawn here for all examples at once: `PairDraws`
-and `MaskDraws` are all the chance there is.
+d2l draws random numbers while it builds lists of strings. Here all numbers are drawn at once, in `PairDraws` and
+`MaskDraws`; the other functions are deterministic.
 
-Shape suffixes: T tokens of all sentences, S sentences, G paragraphs, C pairs of neighbours, R rows (pairs that are not
-too long), N tokens of all rows, P words to predict in all rows, B rows of a batch, Q words to predict in one of them.
+Shape suffixes: S sentences, G paragraphs, C candidate pairs, R pairs (rows), N tokens of all pairs, P predicted tokens
+of all pairs, B rows of a batch, Q predicted tokens of a row of a batch.
 """
 
 from __future__ import annotations
@@ -19,42 +19,51 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from bert_snli.data.batching import IGNORED_LABEL, MicroBatch, PaddedPairs
-from bert_snli.data.pair_encoding import Vocabulary, ranges
+from bert_snli.data.pair_encoding import (
+    NUM_SPECIAL_TOKENS,
+    TokenSequences,
+    concatenate_ranges,
+    ids_by_token,
+    pack_pairs,
+)
 from bert_snli.errors import BertSnliError
 
-PREDICTED, MASKED, KEPT = 0.15, 0.8, 0.5  # shares: of the tokens; of these; of the rest (d2l 15.9.1.2)
-PAIRS, MASKS = 1, 2  # keep their random numbers apart
+# d2l 15.9.1.2: of all tokens, 15 % are predicted; of these, 80 % become <mask>; of the rest, half stay unchanged.
+PREDICTION_SHARE, MASK_PROBABILITY, UNCHANGED_PROBABILITY = 0.15, 0.8, 0.5
+PAIR_STREAM, MASK_STREAM = 1, 2  # in the seed, so that pairs and masks have different random numbers
 
 
 class SentenceEncoder:
-    """A function for `Dataset.map(batched=True)`: `sentences` to the ids of a paragraph and the sentences' lengths.
+    """Encode the column `sentences` as `ids` of a paragraph and `lengths` of its sentences, in `map(batched=True)`.
 
-    Special tokens in the text, such as WikiText's `<unk>`, are unknown words: it cannot make structure.
+    Special tokens in the text, such as WikiText's `<unk>`, become the unknown token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.vocabulary = Vocabulary(tokenizer.get_vocab(), tokenizer.unk_token_id)
-        self.vocabulary.update(dict.fromkeys(tokenizer.all_special_tokens, tokenizer.unk_token_id))
+        special = tokenizer.all_special_tokens
+        self.ids = {token: number for token, number in ids_by_token(tokenizer).items() if token not in special}
+        self.unk_token_id = tokenizer.unk_token_id
 
     def __call__(self, batch: Mapping[str, list[list[str]]]) -> dict[str, list]:
-        split = [[sentence.split() for sentence in sentences] for sentences in batch["sentences"]]
+        paragraphs = [[sentence.split() for sentence in sentences] for sentences in batch["sentences"]]
         return {
-            "ids": [[self.vocabulary[word] for words in sentences for word in words] for sentences in split],
-            "lengths": [list(map(len, sentences)) for sentences in split],
+            "ids": [
+                [self.ids.get(word, self.unk_token_id) for words in sentences for word in words]
+                for sentences in paragraphs
+            ],
+            "lengths": [[len(words) for words in sentences] for sentences in paragraphs],
         }
 
 
 class Corpus(NamedTuple):
-    """Sentence s is `ids_T[starts_S[s] : starts_S[s] + lengths_S[s]]`; paragraph g has `counts_G[g]` of them."""
+    """All sentences in order; paragraph g has `counts_G[g]` of them."""
 
-    ids_T: np.ndarray
-    starts_S: np.ndarray
-    lengths_S: np.ndarray
+    sentences: TokenSequences
     counts_G: np.ndarray
 
 
 def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None) -> Corpus:
-    """The sentences of `paragraphs` as ids; a second run is read from the cache."""
+    """Encode the sentences of `paragraphs`; a second run is read from the cache."""
     encoded = paragraphs.map(
         SentenceEncoder(tokenizer),
         batched=True,
@@ -64,93 +73,65 @@ def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase, *, nu
         desc="Encoding sentences",
     )
     table = encoded.with_format("arrow")[:]
-    ids_T, lengths_S = (table[name].combine_chunks().flatten().to_numpy() for name in ("ids", "lengths"))
-    counts_G = table["lengths"].combine_chunks().value_lengths().to_numpy()
-    return Corpus(ids_T, np.cumsum(lengths_S) - lengths_S, lengths_S.astype(np.int64), counts_G.astype(np.int64))
+    ids, lengths = (table[name].combine_chunks() for name in ("ids", "lengths"))
+    lengths_S = lengths.flatten().to_numpy().astype(np.int64)
+    sentences = TokenSequences(ids.flatten().to_numpy(), np.cumsum(lengths_S) - lengths_S, lengths_S)
+    return Corpus(sentences, lengths.value_lengths().to_numpy().astype(np.int64))
 
 
 class PairDraws(NamedTuple):
-    """For each pair of neighbours: below 1/2 if the next sentence stays; else a paragraph and a place in it, 0 to 1."""
+    """Random numbers of each candidate pair, see `pair_up`."""
 
-    stays_C: np.ndarray
-    paragraph_C: np.ndarray
-    place_C: np.ndarray
+    is_next_C: np.ndarray  # uniform in [0, 1)
+    paragraph_C: np.ndarray  # a paragraph
+    sentence_C: np.ndarray  # uniform in [0, 1)
 
 
 def draw_pairs(corpus: Corpus, seed: int) -> PairDraws:
-    """The draws of a run: those of the pairs are the same in every epoch, so that a batch keeps its length."""
-    random = np.random.default_rng((seed, 0, PAIRS))
+    """Draw the pairs of a run. They are the same in every epoch, so that the lengths of batches do not change."""
+    random = np.random.default_rng((seed, 0, PAIR_STREAM))
     size = int((corpus.counts_G - 1).sum())
     return PairDraws(random.random(size), random.integers(len(corpus.counts_G), size=size), random.random(size))
 
 
 def pair_up(corpus: Corpus, draws: PairDraws, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
-    """Each sentence with its next one, or in half of the cases with any sentence: rows for `MaskedPairs`.
+    """Pair each sentence that has a next one with that or with a random sentence (d2l 15.9.1.1).
 
-    `labels` is 1 where the second sentence is the next. Pairs of more than `max_length` tokens are left out.
+    Sentence s is paired with s + 1 if `is_next_C` < 0.5, else with sentence floor(`sentence_C` * n) of the n sentences
+    of `paragraph_C`. Pairs of more than `max_length` tokens are left out.
+
+    Returns:
+        The table of `pack_pairs` with the column `labels`: 1 if the second sentence is the next one, else 0.
 
     Raises:
-        BertSnliError: all are.
+        BertSnliError: no pair is short enough.
     """
-    ends_G = np.cumsum(corpus.counts_G)
-    begins_G = ends_G - corpus.counts_G
-    first_C = ranges(begins_G, corpus.counts_G - 1)
-    other_C = begins_G[draws.paragraph_C] + (draws.place_C * corpus.counts_G[draws.paragraph_C]).astype(np.int64)
-    is_next_C = draws.stays_C < 0.5
-    second_C = np.where(is_next_C, first_C + 1, other_C)
-    fits_C = corpus.lengths_S[first_C] + corpus.lengths_S[second_C] + 3 <= max_length
-    first_R, second_R = first_C[fits_C], second_C[fits_C]
-    if len(first_R) == 0:
-        raise BertSnliError(f"--max_length {max_length}: no pair of sentences is so short; give more")
-    a_R, b_R = corpus.lengths_S[first_R], corpus.lengths_S[second_R]
-    lengths_R = a_R + b_R + 3
-    ends_R = np.cumsum(lengths_R)
-    starts_R = ends_R - lengths_R
-    ids_N = np.full(ends_R[-1], tokenizer.sep_token_id, np.int32)
-    ids_N[starts_R] = tokenizer.cls_token_id
-    ids_N[ranges(starts_R + 1, a_R)] = corpus.ids_T[ranges(corpus.starts_S[first_R], a_R)]
-    ids_N[ranges(starts_R + a_R + 2, b_R)] = corpus.ids_T[ranges(corpus.starts_S[second_R], b_R)]
-    segments_N = np.zeros(ends_R[-1], np.uint8)
-    segments_N[ranges(starts_R + a_R + 2, b_R + 1)] = 1
-    offsets = pa.array(np.append(0, ends_R))
-    return pa.table(
-        {
-            "input_ids": pa.LargeListArray.from_arrays(offsets, pa.array(ids_N)),
-            "token_type_ids": pa.LargeListArray.from_arrays(offsets, pa.array(segments_N)),
-            "length": pa.array(lengths_R),
-            "labels": pa.array(is_next_C[fits_C].astype(np.int64)),
-        }
-    )
+    starts_G = np.cumsum(corpus.counts_G) - corpus.counts_G
+    first_C = concatenate_ranges(starts_G, corpus.counts_G - 1)
+    offset_C = (draws.sentence_C * corpus.counts_G[draws.paragraph_C]).astype(np.int64)
+    is_next_C = draws.is_next_C < 0.5
+    second_C = np.where(is_next_C, first_C + 1, starts_G[draws.paragraph_C] + offset_C)
+    lengths_S = corpus.sentences.lengths
+    fits_C = lengths_S[first_C] + lengths_S[second_C] + NUM_SPECIAL_TOKENS <= max_length
+    if not fits_C.any():
+        raise BertSnliError(f"max_length {max_length}: all pairs of sentences are longer; increase it")
+    first, second = corpus.sentences.take(first_C[fits_C]), corpus.sentences.take(second_C[fits_C])
+    pairs = pack_pairs(first, second, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    return pairs.append_column("labels", pa.array(is_next_C[fits_C].astype(np.int64)))
 
 
 class MaskDraws(NamedTuple):
-    """A number for each token: of a row, the smallest are predicted; and for each of those what becomes of the word.
+    """Random numbers of each token and of each predicted token, see `mask_tokens`."""
 
-    Below 0.8 in `masked_P` it becomes `<mask>`; else it stays if `kept_P` is below 1/2, and is `word_P` if not.
-    """
-
-    order_N: np.ndarray
-    masked_P: np.ndarray
-    kept_P: np.ndarray
-    word_P: np.ndarray
-
-
-class Masks(NamedTuple):
-    """The ids (N,) to read, and where (in the row) which words are to be predicted, row by row."""
-
-    ids_N: np.ndarray
-    columns_P: np.ndarray
-    labels_P: np.ndarray
-
-
-def num_predictions(lengths_R: np.ndarray) -> np.ndarray:
-    """How many words of each row are predicted: 15 % of its tokens, rounded as Python rounds, and at least one."""
-    return np.maximum(1, np.rint(lengths_R * PREDICTED)).astype(np.int64)
+    order_N: np.ndarray  # uniform in [0, 1), as the next two
+    mask_P: np.ndarray
+    unchanged_P: np.ndarray
+    random_id_P: np.ndarray  # a token id
 
 
 def draw_masks(num_tokens: int, num_predicted: int, vocab_size: int, seed: int, epoch: int) -> MaskDraws:
-    """The draws of one epoch."""
-    random = np.random.default_rng((seed, epoch, MASKS))
+    """Draw the masks of one epoch."""
+    random = np.random.default_rng((seed, epoch, MASK_STREAM))
     return MaskDraws(
         random.random(num_tokens, np.float32),
         random.random(num_predicted, np.float32),
@@ -159,30 +140,47 @@ def draw_masks(num_tokens: int, num_predicted: int, vocab_size: int, seed: int, 
     )
 
 
-def mask_words(
-    ids_N: np.ndarray, lengths_R: np.ndarray, draws: MaskDraws, mask_token_id: int, never: tuple[int, ...]
-) -> Masks:
-    """Hide words as `draws` says; those in `never`, `<cls>` and `<sep>`, are not predicted."""
-    counts_R = num_predictions(lengths_R)
-    row_N = np.repeat(np.arange(len(lengths_R)), lengths_R)
-    # Draws are below 1, so whole numbers keep the rows apart: a tenth of the time of a lexsort. What is never predicted
-    # comes last in its row, and before a 0 of the next, as the sort is stable.
-    by_row_N = np.argsort(row_N + np.where(np.isin(ids_N, never), 1.0, draws.order_N), kind="stable")
+class MaskedTokens(NamedTuple):
+    """Token ids after masking, and the columns and original ids of the predicted tokens, row by row."""
+
+    ids_N: np.ndarray
+    columns_P: np.ndarray
+    labels_P: np.ndarray
+
+
+def num_predictions(lengths_R: np.ndarray) -> np.ndarray:
+    """Return the number of predicted tokens of each row: max(1, round(0.15 * length))."""
+    return np.maximum(1, np.rint(lengths_R * PREDICTION_SHARE)).astype(np.int64)
+
+
+def mask_tokens(
+    ids_N: np.ndarray, lengths_R: np.ndarray, draws: MaskDraws, mask_token_id: int, excluded_ids: tuple[int, ...]
+) -> MaskedTokens:
+    """Choose the predicted tokens and replace most of them (d2l 15.9.1.2).
+
+    In each row, the `num_predictions` tokens with the smallest `order_N` are predicted, except `excluded_ids`. Such a
+    token becomes `mask_token_id` if `mask_P` < 0.8; otherwise it stays if `unchanged_P` < 0.5; otherwise it becomes
+    `random_id_P`.
+    """
     starts_R = np.cumsum(lengths_R) - lengths_R
-    chosen_P = np.sort(by_row_N[ranges(starts_R, counts_R)])
-    labels_P = ids_N[chosen_P]
-    stays_or_other_P = np.where(draws.kept_P < KEPT, labels_P, draws.word_P)
+    row_N = np.repeat(np.arange(len(lengths_R)), lengths_R)
+    # One sort orders the tokens within all rows, ten times faster than a lexsort: `order_N` is below 1. Excluded tokens
+    # are the last of their row; the sort is stable, so they stay before the next row.
+    sorted_N = np.argsort(row_N + np.where(np.isin(ids_N, excluded_ids), 1.0, draws.order_N), kind="stable")
+    predicted_P = np.sort(sorted_N[concatenate_ranges(starts_R, num_predictions(lengths_R))])
+    labels_P = ids_N[predicted_P]
+    unmasked_P = np.where(draws.unchanged_P < UNCHANGED_PROBABILITY, labels_P, draws.random_id_P)
     masked_N = ids_N.copy()
-    masked_N[chosen_P] = np.where(draws.masked_P < MASKED, mask_token_id, stays_or_other_P)
-    return Masks(masked_N, chosen_P - starts_R[row_N[chosen_P]], labels_P)
+    masked_N[predicted_P] = np.where(draws.mask_P < MASK_PROBABILITY, mask_token_id, unmasked_P)
+    return MaskedTokens(masked_N, predicted_P - starts_R[row_N[predicted_P]], labels_P)
 
 
 class MaskedPairs(PaddedPairs):
-    """Pairs of sentences with words to predict; indexed by a `MicroBatch`, gives a batch for `FastPreTraining`.
+    """Sentence pairs with masked tokens. Indexed by a `MicroBatch`, it returns a batch for `FastPreTraining`.
 
-    Besides what `PaddedPairs` gives: `predicted` (B, Q), columns; `labels` (B, Q), their words; and
-    `next_sentence_label` (B,). Masks are drawn anew for each epoch, unless `static_masks`, from (seed, epoch) alone:
-    whatever the number of processes, and wherever a run is resumed.
+    In addition to what `PaddedPairs` returns: `predicted` (B, Q), the columns of predicted tokens; `labels` (B, Q),
+    their ids; `next_sentence_label` (B,). The masks depend on seed and epoch only, or with `static_masks` on the seed,
+    not on the number of processes or on where a run is resumed.
     """
 
     def __init__(
@@ -203,9 +201,11 @@ class MaskedPairs(PaddedPairs):
         )
         self.is_next_R = pairs["labels"].to_numpy()
         self.predictions_R = num_predictions(self.lengths)
-        self.first_prediction_R = torch.from_numpy(np.cumsum(self.predictions_R) - self.predictions_R).to(device)
-        self.counts_R = torch.from_numpy(self.predictions_R).to(device)
-        self.drawn: int | None = None  # the epoch whose masks are there
+        self.prediction_counts_R, self.prediction_starts_R = (
+            torch.from_numpy(numbers).to(device)
+            for numbers in (self.predictions_R, np.cumsum(self.predictions_R) - self.predictions_R)
+        )
+        self.mask_epoch: int | None = None
         self.set_epoch(0)
 
     def arrays(self) -> list[np.ndarray]:
@@ -213,32 +213,26 @@ class MaskedPairs(PaddedPairs):
         return [self.ids_N, self.segments_N, self.lengths, self.is_next_R]
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the masks of the epoch, if they are not there."""
+        """Mask the tokens for the epoch."""
         epoch = 0 if self.static_masks else epoch
-        if epoch == self.drawn:
+        if epoch == self.mask_epoch:
             return
-        self.drawn = epoch
-        draws = draw_masks(
-            len(self.ids_N),
-            int(self.predictions_R.sum()),
-            len(self.tokenizer),
-            self.seed,
-            epoch,
-        )
-        never = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
-        masks = mask_words(self.ids_N, self.lengths, draws, self.tokenizer.mask_token_id, never)
-        self.tokens["input_ids"] = torch.from_numpy(masks.ids_N).to(self.device)
-        self.columns_P, self.labels_P = (
-            torch.from_numpy(numbers.astype(np.int64)).to(self.device) for numbers in (masks.columns_P, masks.labels_P)
-        )
+        self.mask_epoch = epoch
+        num_predicted = int(self.predictions_R.sum())
+        draws = draw_masks(len(self.ids_N), num_predicted, len(self.tokenizer), self.seed, epoch)
+        excluded_ids = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
+        masked = mask_tokens(self.ids_N, self.lengths, draws, self.tokenizer.mask_token_id, excluded_ids)
+        self.tokens["input_ids"] = torch.from_numpy(masked.ids_N).to(self.device)
+        self.columns_P = torch.from_numpy(masked.columns_P).to(self.device)
+        self.labels_P = torch.from_numpy(masked.labels_P).long().to(self.device)
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
         batch = super().__getitem__(micro_batch)
         batch["next_sentence_label"] = batch["labels"]
         rows = self.numbers(micro_batch)
-        places = torch.arange(int(self.predictions_R[micro_batch.rows].max()), device=self.device)
-        there_BQ = places < self.counts_R[rows, None]
-        index_BQ = (self.first_prediction_R[rows, None] + places) * there_BQ
-        batch["predicted"] = self.columns_P[index_BQ] * there_BQ
-        batch["labels"] = torch.where(there_BQ & micro_batch.has_labels, self.labels_P[index_BQ], IGNORED_LABEL)
+        numbers = torch.arange(int(self.predictions_R[micro_batch.rows].max()), device=self.device)
+        is_prediction_BQ = numbers < self.prediction_counts_R[rows, None]  # False for padding
+        index_BQ = (self.prediction_starts_R[rows, None] + numbers) * is_prediction_BQ
+        batch["predicted"] = self.columns_P[index_BQ] * is_prediction_BQ
+        batch["labels"] = torch.where(is_prediction_BQ & micro_batch.has_labels, self.labels_P[index_BQ], IGNORED_LABEL)
         return batch

@@ -241,7 +241,7 @@ def test_extended_vocabulary_keeps_the_known_ids_and_weights(
         (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
         (["--num_train_epochs", 0], "--num_train_epochs 0: give 1 or more"),
         (["--initializer_range", "inf"], "--initializer_range inf: give a number"),
-        (["--min_freq", 10_000], "--min_freq 10000: no word comes so often"),
+        (["--min_freq", 10_000], "--min_freq 10000: no word occurs so often"),
         (["--hidden_size", 2**40], "the model does not fit into memory"),
         (["--dataset_name_or_path", "a" * 300], "cannot be read (File name too long)"),
         (["--dataset_config_name", "wikitext-2-v1"], "--dataset_config_name wikitext-2-v1: only for the hub"),
@@ -260,17 +260,14 @@ def test_invalid_option_is_reported_in_one_line(more: list, message: str, wiki: 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train.txt", "valid.txt", "dev.txt"], "both dev.txt and valid.txt are the validation split; keep one"),
-        (["train.md", "train.txt"], "both train.md and train.txt are the train split; keep one"),
-        (
-            ["valid.txt", "test.txt"],
-            "has test.txt, valid.txt but no train split; add the text to train on as train.txt",
-        ),
-        (["train.txt", "valid.txt", "notes.txt"], "train.txt is a split but notes.txt is none; name the text to train"),
-        (["notes.txt", "valid.txt"], "valid.txt is a split but notes.txt is none; name the text to train on train.txt"),
+        (["train.txt", "valid.txt", "dev.txt"], "dev.txt, train.txt, valid.txt must be one file for each split"),
+        (["train.md", "train.txt"], "train.md, train.txt must be one file for each split"),
+        (["valid.txt", "test.txt"], "test.txt, valid.txt must be one file for each split; name the text to train on"),
+        (["train.txt", "valid.txt", "notes.txt"], "notes.txt, train.txt, valid.txt must be one file for each split"),
+        (["notes.txt", "valid.txt"], "notes.txt, valid.txt must be one file for each split"),
         (["README.md", "LICENSE.txt"], "holds no text to train on (README and LICENSE files are not read); add it as"),
         ([], "holds no text to train on (README and LICENSE files are not read); add it as train.txt"),
-        (["wiki.valid.tokens", "wiki.test.tokens"], "has wiki.valid.tokens, wiki.test.tokens but no train split; add"),
+        (["wiki.valid.tokens", "wiki.test.tokens"], "wiki.test.tokens, wiki.valid.tokens must be one file for each"),
     ],
 )
 def test_folder_of_text_with_an_unclear_train_split_is_refused(
@@ -304,7 +301,7 @@ def test_base_model_without_pretraining_heads_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no"),
+        (b"", "holds no text"),
         (b"one line without an end\n" * 3, "too few lines of two sentences"),
         (b"one line . of two\n" * 1, "too few lines of two sentences"),
         (b"one line . of two\n" + b"one line .\n" * 9, "(held-out): too few lines of two sentences"),
@@ -334,7 +331,7 @@ def test_load_best_model_at_end_saves_the_epoch_with_the_lowest_loss_and_otherwi
     """The learning rate is far too high, so that the held-out loss gets worse."""
     losses = {}
     for best in ("true", "false"):
-        more = ("--num_train_epochs", 4, "--learning_rate", 0.3, "--load_best_model_at_end", best)
+        more = ("--num_train_epochs", 3, "--learning_rate", 0.3, "--load_best_model_at_end", best)
         results = pretrain_model(PRETRAIN.parse(options(None, wiki, tmp_path / best, *more))).metrics
         epochs = [entry["eval_loss"] for entry in read_metrics(tmp_path / best) if "eval_loss" in entry]
         losses[best] = (results["eval_loss"], epochs)
@@ -351,7 +348,7 @@ def test_resume_is_refused_with_other_options_or_training_text(wiki: Path, tmp_p
     assert "was made with --hidden_size 16, not 32" in error_line([*resume, "--hidden_size", "32"], capsys)
     assert "was made with --do_lower_case None, not False" in error_line([*resume, "--do_lower_case", "false"], capsys)
     text = (wiki / "wiki.train.tokens").read_text()
-    (tmp_path / "wiki.train.tokens").write_text(text.replace(" dog", " zebra"), encoding="utf-8")
+    (tmp_path / "wiki.train.tokens").write_text(text.replace(" person", " zebra"), encoding="utf-8")
     assert "was made with other pairs, labels or tokens" in error_line(resume, capsys)
 
 
@@ -366,11 +363,13 @@ def test_resume_is_refused_with_another_evaluation_set(wiki: Path, tmp_path: Pat
     assert "was made with other pairs, labels or tokens" in error_line(resume, capsys)
 
 
-def test_vocabulary_of_a_tokenizer_with_fallback_rules_is_not_extended(
-    d2l_weights, wiki_vocabulary: list[str], wiki: Path, tmp_path: Path, capsys
+def test_vocabulary_of_a_tokenizer_with_other_rules_is_not_extended(
+    base_model: Path, wiki: Path, tmp_path: Path, capsys
 ):
-    checkpoint = save_d2l_checkpoint(tmp_path / "d2l", d2l_weights, wiki_vocabulary)
-    convert_checkpoint(checkpoint, tmp_path / "hf", num_attention_heads=2, oov_fallback=True)
+    shutil.copytree(base_model, tmp_path / "hf")
+    tokenizer = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["normalizers"].pop(0)
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer))
     command = ["pretrain", *options(tmp_path / "hf", wiki, tmp_path / "run"), "--extend_vocab_from"]
     assert "has other rules" in error_line([*command, wiki], capsys)
     assert "--extend_vocab_from nowhere/text" in error_line([*command, "nowhere/text"], capsys)

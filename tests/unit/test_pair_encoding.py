@@ -13,10 +13,10 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
+from bert_snli.data.pair_encoding import PairEncoder, TokenSequences, encode_pairs, pack_pairs
 from bert_snli.data.snli import load_snli
-from bert_snli.data.truncation import truncated_lengths
 from bert_snli.errors import BertSnliError
+from bert_snli.modeling.pair_truncation import truncated_lengths
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
 from tests.support.d2l_reference import encode_pair
@@ -181,6 +181,36 @@ def test_encoder_truncates_ids_to_the_truncated_lengths(truncation: str):
     assert (p, h) == {"longest": (3, 3), "ratio": (4, 2), "only_first": (3, 3), "only_second": (5, 1)}[truncation]
 
 
+def test_pack_pairs_builds_ids_segments_and_lengths():
+    first = TokenSequences(np.array([10, 11, 12]), np.array([0, 2]), np.array([2, 0]))  # the second one is empty
+    second = TokenSequences(np.array([20, 21]), np.array([1, 0]), np.array([1, 2]))
+    assert pack_pairs(first, second, cls_token_id=3, sep_token_id=4).to_pydict() == {
+        "input_ids": [[3, 10, 11, 4, 21, 4], [3, 4, 20, 21, 4]],
+        "token_type_ids": [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1]],
+        "length": [6, 5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("truncation", "message"),
+    [
+        ("only_first", "^truncation only_first: a hypothesis of 3 tokens does not fit"),
+        ("only_second", "^truncation only_second: a premise of 4 tokens does not fit"),
+        ("do_not_truncate", "^truncation do_not_truncate: a pair of 7 tokens does not fit"),
+        ("shortest", "^truncation shortest: choose one of longest,"),
+    ],
+)
+def test_pair_that_cannot_be_truncated_is_refused(truncation: str, message: str):
+    tokenizer = build_tokenizer([*SPECIALS, "a"], model_max_length=16)
+    with pytest.raises(BertSnliError, match=message):
+        PairEncoder(tokenizer, 6, truncation).encode(["a a a a"], ["a a a"])
+
+
+def test_unknown_text_source_is_refused():
+    with pytest.raises(BertSnliError, match="^text_source leaves: choose one of raw, parse"):
+        PairEncoder(build_tokenizer(SPECIALS, model_max_length=16), 16, text_source="leaves")
+
+
 def test_parse_tokens_are_looked_up_without_tokenization():
     vocabulary = [*SPECIALS, "A", "don't", "a", "do", "n't"]
     pair = {"premise": ["A don't"], "hypothesis": ["<sep> x"]}
@@ -233,5 +263,5 @@ def test_encoding_with_two_processes_equals_one_process(text_source: str, corpus
 
 @pytest.mark.parametrize("max_length", [0, 4, 65])
 def test_max_length_outside_the_model_range_is_refused(max_length: int):
-    with pytest.raises(BertSnliError, match=f"--max_length {max_length}: must be from 5 to 64"):
+    with pytest.raises(BertSnliError, match=f"^max_length {max_length}: must be from 5 to 64"):
         PairEncoder(build_tokenizer(SPECIALS, model_max_length=64), max_length)

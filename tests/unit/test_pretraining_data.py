@@ -13,10 +13,15 @@ from datasets import Dataset, DatasetDict
 
 from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pretraining import (
+    MaskDraws,
     MaskedPairs,
+    PairDraws,
     SentenceEncoder,
+    encode_corpus,
+    mask_tokens,
+    pair_up,
 )
-from bert_snli.data.text import _read_hub, count_words, open_text
+from bert_snli.data.text import _read_hub, build_vocabulary, open_text
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import build_tokenizer
 from bert_snli.training.setup import fingerprint
@@ -43,7 +48,36 @@ def test_examples_equal_those_of_d2l_for_the_same_random_draws(
     assert 0.35 < np.mean([is_next for *_, is_next in examples]) < 0.65
 
 
-def test_shares_of_masked_kept_and_replaced_tokens_are_those_of_d2l(wiki: Path, wiki_vocabulary: list[str]):
+def test_pair_up_pairs_each_sentence_with_the_next_or_the_drawn_one():
+    tokenizer = build_tokenizer([*SPECIALS, *"abcde"], model_max_length=16)
+    paragraphs = Dataset.from_dict({"sentences": [["a", "b", "c a"], ["d", "e"]]})
+    corpus = encode_corpus(paragraphs, tokenizer)
+    # Candidates: a, b and d. The second one is paired with sentence floor(0.9 * 3) of the first paragraph.
+    draws = PairDraws(np.array([0.4, 0.5, 0.1]), np.array([1, 0, 0]), np.array([0.0, 0.9, 0.0]))
+    pairs = pair_up(corpus, draws, tokenizer, 6).to_pydict()
+    tokens = [" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in pairs["input_ids"]]
+    assert tokens == ["<cls> a <sep> b <sep>", "<cls> b <sep> c a <sep>", "<cls> d <sep> e <sep>"]
+    assert pairs["labels"] == [1, 0, 1]
+    assert pair_up(corpus, draws, tokenizer, 5)["labels"].to_pylist() == [1, 1]
+    with pytest.raises(BertSnliError, match="^max_length 4: all pairs of sentences are longer"):
+        pair_up(corpus, draws, tokenizer, 4)
+
+
+def test_mask_tokens_predicts_the_first_tokens_in_order_without_excluded_ones():
+    """Rows of 5 and 12 tokens have 1 and 2 predicted tokens. `<cls>` and `<sep>` have the smallest numbers."""
+    cls, sep, mask = 3, 4, 2
+    ids, lengths = np.array([cls, 10, sep, 11, sep, cls, *range(20, 30), sep]), np.array([5, 12])
+    order = np.array([0.0, 0.6, 0.1, 0.5, 0.2, 0.0, *np.linspace(0.9, 0.1, 10), 0.0])
+    draws = MaskDraws(order, np.array([0.9, 0.7, 0.8]), np.array([0.5, 0.0, 0.4]), np.array([40, 41, 42]))
+    masked = mask_tokens(ids, lengths, draws, mask, (cls, sep))
+    assert masked.columns_P.tolist() == [3, 9, 10]
+    assert masked.labels_P.tolist() == [11, 28, 29]
+    # The first token is replaced by the drawn one, the second one is masked, and the third one stays.
+    assert [masked.ids_N[i] for i in (3, 14, 15)] == [40, mask, 29]
+    assert np.flatnonzero(masked.ids_N != ids).tolist() == [3, 14]
+
+
+def test_shares_of_masked_unchanged_and_replaced_tokens_are_those_of_d2l(wiki: Path, wiki_vocabulary: list[str]):
     pairs = masked_pairs(wiki, wiki_vocabulary)
     counts: Counter[str] = Counter()
     for epoch in range(40):
@@ -52,11 +86,11 @@ def test_shares_of_masked_kept_and_replaced_tokens_are_those_of_d2l(wiki: Path, 
             batch = pairs[MicroBatch([row], has_labels=True)]
             for column, label in zip(batch["predicted"][0].tolist(), batch["labels"][0].tolist(), strict=True):
                 read = batch["input_ids"][0, column].item()
-                counts["mask" if wiki_vocabulary[read] == "<mask>" else "kept" if read == label else "other"] += 1
+                counts["mask" if wiki_vocabulary[read] == "<mask>" else "unchanged" if read == label else "other"] += 1
     total = sum(counts.values())
     # A random token may also be the token itself or <mask>.
     assert counts["mask"] / total == pytest.approx(0.8, abs=0.01)
-    assert counts["kept"] / total == pytest.approx(0.1, abs=0.01)
+    assert counts["unchanged"] / total == pytest.approx(0.1, abs=0.01)
     assert total / 40 / pairs.lengths.sum() == pytest.approx(0.15, abs=0.02)
 
 
@@ -80,7 +114,7 @@ def test_labels_of_a_padding_row_are_ignored(wiki: Path, wiki_vocabulary: list[s
 
 def test_vocabulary_holds_the_tokens_that_d2l_counts(wiki_lines: list[str], wiki: Path):
     counts = Counter(word for paragraph in read_paragraphs(wiki_lines) for sentence in paragraph for word in sentence)
-    words = count_words(split_paragraphs(wiki).train, 5)
+    words = build_vocabulary(split_paragraphs(wiki).train, 5)
     assert words[:5] == SPECIALS
     assert set(words[5:]) == {word for word, count in counts.items() if count >= 5} - set(SPECIALS)
     assert words[5:] == sorted(words[5:], key=lambda word: (-counts[word], word))  # the same in every process

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bert_snli.data import sample
-from bert_snli.data.sample import LABELS, NO_GOLD, judge, judge_claim, write_sample
+from bert_snli.data.sample import LABELS, NO_GOLD_LABEL, TAXONOMY, judge, judge_claim, write_sample
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer, split_text
 
 PAIRS = {"train": 3000, "dev": 300, "test": 600}
 Rows = dict[str, list[dict[str, Any]]]
@@ -83,7 +84,7 @@ def test_splits_have_the_requested_sizes_and_balanced_labels(rows: Rows) -> None
         intended = Counter(row["pairID"][-1] for row in split)
         assert intended == {label[0]: PAIRS[name] // 3 for label in LABELS}
         gold = Counter(row["gold_label"] for row in split)
-        undecided = gold.pop(NO_GOLD)
+        undecided = gold.pop(NO_GOLD_LABEL)
         assert 0.005 <= undecided / PAIRS[name] <= 0.015
         assert len(set(gold.values())) == 1 and set(gold) == set(LABELS)
 
@@ -92,8 +93,8 @@ def test_gold_label_is_the_majority_of_the_annotators(rows: Rows) -> None:
     for row in (row for split in rows.values() for row in split):
         votes = row["annotator_labels"]
         majority = [label for label in LABELS if votes.count(label) * 2 > len(votes)]
-        assert [row["gold_label"]] == (majority or [NO_GOLD])
-        assert row["gold_label"] in (NO_GOLD, votes[0])
+        assert [row["gold_label"]] == (majority or [NO_GOLD_LABEL])
+        assert row["gold_label"] in (NO_GOLD_LABEL, votes[0])
     assert {len(row["annotator_labels"]) for row in rows["test"]} == {5}
     assert Counter(len(row["annotator_labels"]) for row in rows["train"])[1] > 0.8 * PAIRS["train"]
 
@@ -113,15 +114,13 @@ def test_each_premise_has_three_labels_and_is_in_one_split(rows: Rows) -> None:
     assert len(set(pair_ids)) == len(pair_ids)
 
 
-def test_parses_are_binary_and_have_the_words_of_the_sentences(all_rows: list[dict[str, Any]]) -> None:
-    def letters(text: str) -> str:
-        return "".join(char for char in text.lower() if char.isalnum())
-
+def test_parses_are_binary_and_their_leaves_are_the_tokens_of_the_sentences(all_rows: list[dict[str, Any]]) -> None:
+    tokenizer = build_tokenizer(list(SPECIAL_TOKENS.values()), model_max_length=64, do_lower_case=False)
     for row in all_rows:
         for name in ("sentence1", "sentence2"):
             raw, parse, labelled = row[name], row[f"{name}_binary_parse"], row[f"{name}_parse"]
             assert is_binary(parse), parse
-            assert letters(raw) == letters("".join(leaves(parse)))
+            assert split_text(tokenizer, raw) == leaves(parse)
             assert [word.rstrip(")") for word in labelled.split() if not word.startswith("(")] == leaves(parse)
             assert labelled.count("(") == labelled.count(")") and labelled.startswith("(ROOT (S ")
             assert raw[0] == raw[0].upper()
@@ -132,11 +131,11 @@ def test_text_needs_penn_treebank_tokenization(all_rows: list[dict[str, Any]]) -
     tokens = {
         leaf for row in all_rows for name in ("sentence1", "sentence2") for leaf in leaves(row[f"{name}_binary_parse"])
     }
-    assert {"n't", "'s", "``", "''", ",", ".", "T-shirt", "2", "two"} <= tokens
-    for mark in ("n't", "neighbor's", "There's", '"', ", "):
+    assert {"'s", "``", "''", ",", ".", "T-shirt"} <= tokens
+    for mark in ("neighbor's", '"', ", "):
         assert any(mark in raw for raw in raws), mark
     assert 0.05 < sum(not raw.endswith(".") for raw in raws) / len(raws) < 0.2
-    assert 60 <= len({token.lower() for token in tokens}) <= 400
+    assert 50 <= len({token.lower() for token in tokens}) <= 400
 
 
 def test_text_and_jsonl_files_have_the_same_rows(folder: Path, rows: Rows) -> None:
@@ -163,24 +162,24 @@ def test_text_and_jsonl_files_have_the_same_rows(folder: Path, rows: Rows) -> No
         ("who", "person man", "person woman", "contradiction"),
         ("place", "", "outside park", "neutral"),
         ("place", "outside", "inside office", "contradiction"),
-        ("clothes", "hat red", "T-shirt red", "neutral"),
-        ("clothes", "hat red", "hat blue", "contradiction"),
-        ("company", "company friend", "company baby", "neutral"),
+        ("clothes", "coat red", "T-shirt red", "contradiction"),
+        ("clothes", "coat red", "coat", "entailment"),
+        ("company", "company", "company friend", "neutral"),
         ("company", "company friend", "alone", "contradiction"),
     ],
 )
 def test_claim_label_depends_on_its_path(slot: str, scene: str, claim: str, label: str) -> None:
-    assert judge_claim(slot, tuple(scene.split()), tuple(claim.split())) == label
+    paths = [tuple(path.split()) for path in (scene, claim)]
+    assert all(path in TAXONOMY[slot] for path in paths if path)
+    assert judge_claim(*paths) == label
 
 
-def test_negation_swaps_the_label_and_the_least_entailed_claim_decides() -> None:
+def test_contradiction_decides_before_neutral_and_neutral_before_entailment() -> None:
     scene = {"who": ("person", "man"), "place": ("outside", "park")}
-    true, false, unsaid = {"place": ("outside",)}, {"place": ("inside",)}, {"activity": ("meal",)}
-    assert judge(scene, true, "place") == "contradiction"
-    assert judge(scene, false, "place") == "entailment"
-    assert judge(scene, unsaid, "activity") == "neutral"
-    assert judge(scene, true | unsaid, None) == "neutral"
-    assert judge(scene, false | unsaid, None) == "contradiction"
+    true, false, unknown = {"place": ("outside",)}, {"place": ("inside",)}, {"activity": ("meal",)}
+    assert judge(scene, true) == "entailment"
+    assert judge(scene, true | unknown) == "neutral"
+    assert judge(scene, false | unknown) == "contradiction"
 
 
 def test_label_that_cannot_be_generated_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,4 +199,4 @@ def test_hypothesis_alone_does_not_predict_the_label(rows: Rows) -> None:
     model = linear_model.LogisticRegression(C=0.3, max_iter=500).fit(
         vectorizer.fit_transform(hypotheses["train"]), labels["train"]
     )
-    assert model.score(vectorizer.transform(hypotheses["test"]), labels["test"]) < 0.62
+    assert model.score(vectorizer.transform(hypotheses["test"]), labels["test"]) < 0.55

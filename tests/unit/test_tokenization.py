@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
-from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer, read_vocabulary
+from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer, is_uncased, read_vocabulary, split_text
 
 SPECIALS = list(SPECIAL_TOKENS.values())
 WORDS = ("a cat sat . , ! do n't know it 's `` '' ` ' -lrb- -rrb- can not gon na we 'll go home etc. $ 5 %").split()
@@ -32,15 +30,11 @@ def make_tokenizer(words: list[str] = WORDS, *, do_lower_case: bool = True) -> P
 
 LOWER = make_tokenizer()
 CASED = make_tokenizer(do_lower_case=False)
-KNOWN = "well-known his/her fianc\u00e9e well known hot air his naive - / a don do n't".split()
-FALLBACK = build_tokenizer([*SPECIALS, *KNOWN], model_max_length=64, oov_fallback=True)
 
 
 def split(text: str, tokenizer: PreTrainedTokenizerFast = LOWER) -> list[str]:
-    """The tokens of `text` before they are looked up."""
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    normal = backend.normalizer.normalize_str(text)
-    return [token for token, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
+    """Split `text` into tokens that are not looked up."""
+    return split_text(tokenizer, text)
 
 
 RULES = [
@@ -133,6 +127,10 @@ def test_case_is_preserved_without_lowercasing() -> None:
     expected = "Mr. Fox CA N'T say -LRB- `` NO '' -RRB- at 6:45 PM , O'Hara Can not ."
     assert split(raw, CASED) == expected.split()
     assert split(raw) == expected.lower().split()
+
+
+def test_tokenizer_knows_whether_it_lower_cases() -> None:
+    assert is_uncased(LOWER) and not is_uncased(CASED)
 
 
 def test_token_ids_are_positions_in_the_vocabulary() -> None:
@@ -278,12 +276,11 @@ def encoding_seconds(tokenizer: PreTrainedTokenizerFast, text: str) -> float:
     return min(seconds)
 
 
-@pytest.mark.parametrize("tokenizer", [LOWER, FALLBACK], ids=["plain", "fallback"])
 @pytest.mark.parametrize("unit", UNITS)
-def test_long_runs_take_linear_time(unit: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_long_runs_take_linear_time(unit: str) -> None:
     """A text of 12 times the length takes 12 times as long; a quadratic pattern takes 144 times as long."""
     short, long = (unit * (size // len(unit)) + "x" for size in (4_000, 48_000))
-    assert encoding_seconds(tokenizer, long) < 40 * encoding_seconds(tokenizer, short) + 0.01
+    assert encoding_seconds(LOWER, long) < 40 * encoding_seconds(LOWER, short) + 0.01
 
 
 def test_vocabulary_of_60_005_tokens_can_be_built() -> None:
@@ -336,66 +333,6 @@ def test_vocabulary_without_a_special_token_is_refused() -> None:
 def test_vocabulary_with_a_duplicate_is_refused() -> None:
     with pytest.raises(BertSnliError, match="two ids"):
         build_tokenizer([*SPECIALS, "a", "a"], model_max_length=8)
-
-
-# The fallback for unknown words
-
-
-@pytest.mark.parametrize(
-    ("raw", "marks", "tokens"),
-    [
-        ("a well-known hot-air", [], "a well-known hot - air"),
-        ("a Well-Known-air", [], "a well - known - air"),
-        ("his/her his/air", [], "his/her his / air"),
-        ("na\u00efve nai\u0308ve fianc\u00e9e", [], "naive naive fianc\u00e9e"),
-        ('"well (his) -- do...', ["``", "''", "-lrb-", "-rrb-", "--", "..."], "`` well -lrb- his -rrb- -- do ..."),
-        ('"well (his) -- do...', ['"', "(", ")", "\u2013", "\u2026"], '" well ( his ) \u2013 do \u2026'),
-        ("don't", [], "do n't"),
-    ],
-)
-def test_fallback_splits_unknown_tokens_into_known_ones(raw: str, marks: list[str], tokens: str) -> None:
-    tokenizer = build_tokenizer([*SPECIALS, *KNOWN, *marks], model_max_length=64, oov_fallback=True)
-    assert " ".join(split(raw, tokenizer)) == tokens
-
-
-MARKS = "`` '' ` ' \" -- ... -lrb- -rrb- ( ) \u2013 \u2026 -LRB- -RRB-".split()
-MARKS += "u.s.-based U.S.-Based d.c./x cafe\u0301 caf\u00e9 cafe".split()
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.sets(st.sampled_from(MARKS)),
-    st.booleans(),
-    st.lists(st.lists(st.sampled_from([*MARKS, "old", "("]), min_size=1), min_size=4, max_size=12),
-)
-def test_texts_of_known_tokens_are_split_alike_with_and_without_the_fallback(
-    marks: set[str], lower: bool, texts: list[list[str]]
-) -> None:
-    vocabulary = [*SPECIALS, "old", *sorted(marks)]
-    plain, fallback = (
-        build_tokenizer(vocabulary, model_max_length=64, do_lower_case=lower, oov_fallback=oov_fallback)
-        for oov_fallback in (False, True)
-    )
-    for words in texts:
-        tokens = split(" ".join(words), plain)
-        if all(token in vocabulary for token in tokens):
-            assert split(" ".join(words), fallback) == tokens
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from(KNOWN), min_size=1))
-def test_fallback_does_not_change_known_tokens(words: list[str]) -> None:
-    assert split(" ".join(words), FALLBACK) == words
-
-
-def test_convert_option_enables_the_fallback(tmp_path: Path, d2l_checkpoint: Path) -> None:
-    vocabulary = json.loads((d2l_checkpoint / "vocab.json").read_text())
-    (d2l_checkpoint / "vocab.json").write_text(json.dumps([*vocabulary[:-2], "hot", "air"]))
-    for option in ([], ["--oov_fallback"]):
-        command = ["convert", str(d2l_checkpoint), "--output_dir", str(tmp_path / "m"), "--num_attention_heads", "2"]
-        assert main([*command, "--overwrite_output_dir", *option]) == 0
-        tokens = PreTrainedTokenizerFast.from_pretrained(tmp_path / "m").tokenize("hot-air")
-        assert tokens == (["hot", "<unk>", "air"] if option else ["<unk>"])
 
 
 # Long and empty texts

@@ -7,8 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from bert_snli.data.truncation import truncated_lengths
-from bert_snli.errors import BertSnliError
+from bert_snli.modeling.pair_truncation import truncated_lengths
 
 
 def pop_from_longer_side(premise: int, hypothesis: int, budget: int) -> tuple[int, int]:
@@ -44,11 +43,11 @@ def test_truncation_equals_the_reference_for_all_short_pairs(truncation: str, re
     [
         ("only_first", (9, 4), (3, 4)),
         ("only_first", (9, 6), (1, 6)),
-        ("only_first", (9, 7), "--truncation only_first: a hypothesis of 7 tokens"),
+        ("only_first", (9, 7), "truncation only_first: a hypothesis of 7 tokens"),
         ("only_second", (4, 9), (4, 3)),
-        ("only_second", (8, 9), "--truncation only_second: a premise of 8 tokens"),
+        ("only_second", (8, 9), "truncation only_second: a premise of 8 tokens"),
         ("do_not_truncate", (4, 3), (4, 3)),
-        ("do_not_truncate", (4, 4), "--truncation do_not_truncate: a pair of 8 tokens"),
+        ("do_not_truncate", (4, 4), "truncation do_not_truncate: a pair of 8 tokens"),
     ],
 )
 def test_truncation_of_one_side_or_none_fits_the_budget_or_is_refused(
@@ -56,7 +55,7 @@ def test_truncation_of_one_side_or_none_fits_the_budget_or_is_refused(
 ):
     arrays = [np.array([2, side]) for side in lengths]  # the first pair fits and stays unchanged
     if isinstance(expected, str):
-        with pytest.raises(BertSnliError, match=f"{expected} does not fit; raise max_length"):
+        with pytest.raises(ValueError, match=f"{expected} does not fit; raise max_length"):
             truncated_lengths(*arrays, 7, truncation)
     else:
         premise, hypothesis = truncated_lengths(*arrays, 7, truncation)
