@@ -33,7 +33,7 @@ from bert_snli.inference import (
     load_tokenizer,
     load_weights,
     predict_logits,
-    refuse_onnx_alone,
+    refuse_onnx_export,
 )
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
@@ -158,7 +158,7 @@ def classifier_config(recipe: FinetuneArguments) -> D2LBertConfig:
     Raises:
         BertSnliError: there is no such model, or it is a classifier with another head than the recipe's.
     """
-    refuse_onnx_alone(recipe.model_name_or_path)
+    refuse_onnx_export(recipe.model_name_or_path)
     config = load_config(recipe.model_name_or_path)
     is_classifier = "D2LBertForSequenceClassification" in (config.architectures or [])
     if not is_classifier:

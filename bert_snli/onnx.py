@@ -8,7 +8,7 @@ import torch
 
 from bert_snli.errors import BertSnliError
 from bert_snli.files import ONNX_FILE
-from bert_snli.inference import LogitsFunction, has_onnx_alone, load_classifier, load_config
+from bert_snli.inference import LogitsFunction, has_only_onnx, load_classifier, load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
@@ -51,7 +51,7 @@ def choose_backend(model_name_or_path: str, backend: str | None) -> str:
     """
     folder = Path(model_name_or_path)
     has_onnx = (folder / ONNX_FILE).is_file()
-    alone = has_onnx_alone(model_name_or_path)
+    alone = has_only_onnx(model_name_or_path)
     if backend == "onnx" and not has_onnx:
         raise BertSnliError(
             f"--backend onnx: no {ONNX_FILE} in {folder}; write one: "
@@ -66,7 +66,7 @@ def choose_backend(model_name_or_path: str, backend: str | None) -> str:
 
 
 def open_classifier(model_name_or_path: str, backend: str) -> D2LBertForSequenceClassification | LogitsFunction:
-    """A fine-tuned classifier, for `predict_logits` and `predict_pairs`; `backend` as `choose_backend` gives it.
+    """A fine-tuned classifier, for `predict_logits` and `Predictor`; `backend` as `choose_backend` gives it.
 
     Raises:
         BertSnliError: nothing there, or not a fine-tuned model.

@@ -17,7 +17,7 @@ from bert_snli.files import check_output_dir
 from bert_snli.finetune import finetune_model
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
-from bert_snli.prediction import predict_pairs
+from bert_snli.prediction import Predictor
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 from bert_snli.training.arguments import FinetuneArguments
 from conversion.convert import convert_checkpoint
@@ -106,8 +106,8 @@ def _print_predictions(run: Path, data: Path) -> None:
     test = load_snli(str(data), splits=["test"]).splits["test"]
     names = test.features["label"].names
     rows = [test[test["label"].index(number)] for number in range(len(names))]
-    predictions = predict_pairs(
-        load_classifier(str(run)), load_tokenizer(str(run)), [(row["premise"], row["hypothesis"]) for row in rows]
+    predictions = Predictor(load_classifier(str(run)), load_tokenizer(str(run)))(
+        [(row["premise"], row["hypothesis"]) for row in rows]
     )
     for row, prediction in zip(rows, predictions, strict=True):
         label, probability = next(iter(prediction.items()))

@@ -83,10 +83,10 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         if max_tokens is None:
             return list(range(self.batch_size, len(self.lengths), self.batch_size))
         if self.strategy != "group_by_length":
-            raise BertSnliError("--train_batch_tokens goes with --train_sampling_strategy group_by_length")
+            raise BertSnliError("train_batch_tokens goes with train_sampling_strategy group_by_length")
         longest = int(self.lengths.max(initial=0))
         if longest > max_tokens:
-            raise BertSnliError(f"--train_batch_tokens {max_tokens}: the longest pair has {longest}; give that or more")
+            raise BertSnliError(f"train_batch_tokens {max_tokens}: the longest pair has {longest}; give that or more")
         ends, begin = [], 0
         for place, length in enumerate(np.sort(self.lengths).tolist()):  # a batch is as long as its last row
             if (place + 1 - begin) * length > max_tokens:
@@ -147,8 +147,8 @@ class PaddedPairs(torch.utils.data.Dataset):
         self.lengths = table["length"].to_numpy().astype(np.int64)
         self.device = torch.device(device)
         self.spans = {  # start and length of each row in the flat tensors
-            name: torch.from_numpy(numbers).to(self.device)
-            for name, numbers in {"start": np.cumsum(self.lengths) - self.lengths, "length": self.lengths}.items()
+            name: torch.from_numpy(values).to(self.device)
+            for name, values in {"start": np.cumsum(self.lengths) - self.lengths, "length": self.lengths}.items()
         }
         self.tokens = {
             name: torch.from_numpy(table[name].combine_chunks().flatten().to_numpy().astype(np.int32)).to(self.device)
@@ -166,13 +166,13 @@ class PaddedPairs(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch. The pairs are the same in all epochs."""
 
-    def numbers(self, micro_batch: MicroBatch) -> torch.Tensor:
+    def row_numbers(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return the row numbers of `micro_batch` as a tensor on the device."""
         return torch.tensor(micro_batch.rows, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
         columns = torch.arange(self.pad_to_length or int(self.lengths[micro_batch.rows].max()), device=self.device)
-        rows = self.numbers(micro_batch)
+        rows = self.row_numbers(micro_batch)
         mask_BL = columns < self.spans["length"][rows, None]
         # Padding has index 0 here; its values are replaced below.
         index_BL = (self.spans["start"][rows, None] + columns) * mask_BL

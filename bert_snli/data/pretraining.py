@@ -235,7 +235,7 @@ class MaskedPairs(PaddedPairs):
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
         batch = super().__getitem__(micro_batch)
         batch["next_sentence_label"] = batch["labels"]
-        rows = self.numbers(micro_batch)
+        rows = self.row_numbers(micro_batch)
         places = torch.arange(int(self.predictions_R[micro_batch.rows].max()), device=self.device)
         there_BQ = places < self.counts_R[rows, None]
         index_BQ = (self.first_prediction_R[rows, None] + places) * there_BQ
