@@ -106,9 +106,8 @@ def _print_predictions(run: Path, data: Path) -> None:
     test = load_snli(str(data), splits=["test"]).splits["test"]
     names = test.features["label"].names
     rows = [test[test["label"].index(number)] for number in range(len(names))]
-    predictions = Predictor(load_classifier(str(run)), load_tokenizer(str(run)))(
-        [(row["premise"], row["hypothesis"]) for row in rows]
-    )
+    predictor = Predictor(load_classifier(str(run)), load_tokenizer(str(run)))
+    predictions = predictor([(row["premise"], row["hypothesis"]) for row in rows])
     for row, prediction in zip(rows, predictions, strict=True):
         label, probability = next(iter(prediction.items()))
         gold = names[row["label"]]

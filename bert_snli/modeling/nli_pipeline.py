@@ -114,15 +114,19 @@ class NLIPipeline(Pipeline):
         texts = [text for pair in pairs for text in as_tuple(pair)]
         # Not the tokenizer's own truncation, which on an odd budget gives the extra token to the other side.
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        lengths = [list(map(len, side)) for side in (ids[0::2], ids[1::2])]
-        lengths = truncated_lengths(*lengths, budget, config.pair_truncation if truncation is None else truncation)
+        premises, hypotheses = ids[0::2], ids[1::2]
+        lengths = truncated_lengths(
+            list(map(len, premises)), list(map(len, hypotheses)), budget, truncation or config.pair_truncation
+        )
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return [
             {
                 "input_ids": [cls, *premise[:p], sep, *hypothesis[:h], sep],
                 "token_type_ids": [0] * (p + 2) + [1] * (h + 1),
             }
-            for premise, hypothesis, p, h in zip(ids[0::2], ids[1::2], *lengths, strict=True)
+            for premise, hypothesis, p, h in zip(
+                premises, hypotheses, *(side.tolist() for side in lengths), strict=True
+            )
         ]
 
     def collate(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -137,7 +141,7 @@ class NLIPipeline(Pipeline):
     def _forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"logits_BC": self.model(**batch).logits}
 
-    def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int | str | None = ONLY_BEST) -> list:
+    def postprocess(self, outputs: dict[str, torch.Tensor], top_k: Any = ONLY_BEST) -> list:
         predictions = []
         for scores in outputs["logits_BC"].float().softmax(dim=-1).tolist():
             by_score = sorted(enumerate(scores), key=lambda item: -item[1])

@@ -153,9 +153,8 @@ logits = session.run(["logits"], dict(inputs))[0]
 print(json.dumps([config.id2label[number] for number in logits.argmax(1).tolist()]))
 """
     pairs = random_pairs(30)
-    expected = Predictor(load_classifier(str(exported_matching.model)), load_tokenizer(str(exported_matching.model)))(
-        pairs
-    )
+    model = str(exported_matching.model)
+    expected = Predictor(load_classifier(model), load_tokenizer(model))(pairs)
     predicted = run_without_package(script, tmp_path, folder=str(exported_matching.onnx), pairs=pairs)
     assert predicted == [next(iter(scores)) for scores in expected]
 
