@@ -1,4 +1,7 @@
-"""Load models, and compute the logits of encoded pairs for training, `evaluate` and `predict`."""
+"""Load models, and compute the logits of encoded pairs for training, `evaluate` and `predict`.
+
+Shape suffixes: B pairs of a batch, R rows of a data set, L positions, C labels.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 MODEL_TYPE = D2LBertConfig.model_type
 REMEDY = "give the folder or the hub id of a converted, pretrained or fine-tuned model"
+GET_AGAIN = "convert, train or download the model again"
 
 
 def load_config(model_name_or_path: str) -> D2LBertConfig:
@@ -52,7 +56,8 @@ def load_config(model_name_or_path: str) -> D2LBertConfig:
     try:
         config_dict, _ = D2LBertConfig.get_config_dict(model_name_or_path)
     except (OSError, ValueError) as error:
-        raise damaged(model_name_or_path, CONFIG, _first_line(error)) from error
+        reason = f"its {CONFIG} is damaged ({_first_line(error)})"
+        raise BertSnliError(f"{model_name_or_path}: {reason}; {GET_AGAIN}") from error
     model_type = config_dict.get("model_type")
     if model_type != MODEL_TYPE:
         raise BertSnliError(f"{model_name_or_path}: a model of type {model_type!r}, not {MODEL_TYPE!r}; {REMEDY}")
@@ -77,7 +82,8 @@ def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
     except Exception as error:  # the Rust library raises a bare Exception for a damaged file
         if failure := hub_failure(list(causes_of(error))):
             raise BertSnliError(f"{model_name_or_path}: {failure}") from error
-        raise damaged(model_name_or_path, TOKENIZER, f"{type(error).__name__}: {_first_line(error)}") from error
+        reason = f"its {TOKENIZER} is damaged ({type(error).__name__}: {_first_line(error)})"
+        raise BertSnliError(f"{model_name_or_path}: {reason}; {GET_AGAIN}") from error
 
 
 def check_has_file(model_name_or_path: str, filename: str) -> None:
@@ -90,18 +96,16 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
     """
     folder, problem = Path(model_name_or_path), f"has no {filename}; {REMEDY}"
     try:
-        if not folder.is_dir():
-            hf_hub_download(model_name_or_path, filename)
-        elif not (folder / filename).is_file():
-            raise BertSnliError(f"{model_name_or_path}: {problem}")
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        if (folder / filename).is_file() or (not folder.is_dir() and hf_hub_download(model_name_or_path, filename)):
+            return
+    except RemoteEntryNotFoundError:
+        pass
+    except (RepositoryNotFoundError, HFValidationError):
         problem = f"no model folder of this name, and no model on the Hub that your token can read; {REMEDY}"
-        raise BertSnliError(f"{model_name_or_path}: {problem}") from error
     except (OSError, HTTPError) as error:
-        if not isinstance(error, RemoteEntryNotFoundError):
-            failure = hub_failure(list(causes_of(error)))
-            problem = f"no model folder of this name, and {failure}, or {REMEDY}" if failure else _first_line(error)
-        raise BertSnliError(f"{model_name_or_path}: {problem}") from error
+        failure = hub_failure(list(causes_of(error)))
+        problem = f"no model folder of this name, and {failure}, or {REMEDY}" if failure else _first_line(error)
+    raise BertSnliError(f"{model_name_or_path}: {problem}")
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:
@@ -128,12 +132,6 @@ def hub_failure(causes: Sequence[BaseException]) -> str | None:
     return None
 
 
-def damaged(model_name_or_path: str, filename: str, reason: str) -> BertSnliError:
-    """Return the error of a file that cannot be read."""
-    remedy = "convert, train or download the model again"
-    return BertSnliError(f"{model_name_or_path}: its {filename} is damaged ({reason}); {remedy}")
-
-
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
@@ -153,9 +151,8 @@ def load_weights(
             model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BertSnliError(
-            f"{model_name_or_path}: its weights cannot be loaded ({_first_line(error)}); get or convert the model again"
-        ) from error
+        reason = f"its weights cannot be loaded ({_first_line(error)})"
+        raise BertSnliError(f"{model_name_or_path}: {reason}; {GET_AGAIN}") from error
     return model, set(info["missing_keys"])
 
 
@@ -200,18 +197,13 @@ def label_names(config: D2LBertConfig, where: str) -> list[str]:
     """
     names = [name.lower() for name in ordered_labels(config)]
     if set(names) != set(D2L_LABELS):
-        raise BertSnliError(
-            f"{where}: its labels are {', '.join(names)}, not {', '.join(D2L_LABELS)}; "
-            "set id2label and label2id in its config.json"
-        )
+        what = f"its labels are {', '.join(names)}, not {', '.join(D2L_LABELS)}"
+        raise BertSnliError(f"{where}: {what}; set id2label and label2id in its {CONFIG}")
     return names
 
 
 class LogitsFunction(Protocol):
-    """Computes the logits of padded pairs, with PyTorch or ONNX Runtime.
-
-    `device` is where the batches must be. The logits depend on the weights and the batch only.
-    """
+    """Computes the logits of padded pairs on `device`, with PyTorch or ONNX Runtime."""
 
     config: D2LBertConfig
     device: torch.device

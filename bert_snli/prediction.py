@@ -1,4 +1,7 @@
-"""Predictions for pairs of texts: for a list, or for a stream that does not fit into memory."""
+"""Predictions for pairs of texts: for a list, or for a stream that does not fit into memory.
+
+Shape suffixes: R rows, C labels.
+"""
 
 from __future__ import annotations
 

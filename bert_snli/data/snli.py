@@ -186,17 +186,16 @@ def _read_pairs(
 
     def read_batch(batch: Mapping[str, list], row_numbers: list[int]) -> dict[str, list]:
         pairs: dict[str, list] = {name: [] for name in features}
-        for i, row_number in enumerate(row_numbers):
-            premise, hypothesis, label = (batch[column][i] for column in columns)
+        for i, (premise, hypothesis, value) in enumerate(zip(*(batch[column] for column in columns), strict=True)):
             try:
-                label = convert_label(label)
+                label = convert_label(value)
             except ValueError as error:
-                raise BertSnliError(f"{where}: row {row_number + 1}: {error}") from error
+                raise BertSnliError(f"{where}: row {row_numbers[i] + 1}: {error}") from error
             if label is None:
                 continue
             if premise is None or hypothesis is None:
                 missing = columns.premise if premise is None else columns.hypothesis
-                raise BertSnliError(f"{where}: row {row_number + 1} has no {missing}; remove or correct the row")
+                raise BertSnliError(f"{where}: row {row_numbers[i] + 1} has no {missing}; remove or correct the row")
             pairs["premise"].append(read_text(premise))
             pairs["hypothesis"].append(read_text(hypothesis))
             pairs["label"].append(label)
