@@ -1,11 +1,11 @@
-"""Predicting side by side, in one run: pairs per second of a file, and the time that one pair takes.
+"""Compare pipelines and `bert-snli predict`: pairs per second of a file, and the time that one pair takes.
 
     python benchmarks/prediction.py MODEL SNLI [--pairs 10000] [--rounds 3]     # a fine-tuned folder; data of finetune
 
 `pipeline("text-classification", batch_size=32)` and the model's own `natural-language-inference` pipeline get a list of
-SNLI's test pairs, in its order; `bert-snli predict` reads them from a .jsonl file and writes its answers to another.
-Opening the model is not counted. Each contender is a fresh process, they take turns, and what counts is the median.
-Scores are compared with the first contender's.
+SNLI's test pairs, in its order; `bert-snli predict` reads them from a .jsonl file and writes its predictions to
+another. Opening the model is not counted. Each method runs in a fresh process, the methods take turns, and the results
+are medians. Scores are compared with those of the first method.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ NUM_LATENCIES = 500
 
 
 def text_classification(model: str) -> tuple[Callable, Callable]:
-    """How a file's pairs, and one pair, are answered: a list of {label: score}."""
+    """Return a function that predicts the pairs of a file, and one that predicts a pair: a list of {label: score}."""
     from transformers import pipeline
 
     classify = pipeline("text-classification", model=model, top_k=None, trust_remote_code=True)
 
-    def answer(pairs: Pairs) -> list[dict[str, float]]:
-        given = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
-        return [{one["label"]: one["score"] for one in row} for row in classify(given, batch_size=32)]
+    def predict(pairs: Pairs) -> list[dict[str, float]]:
+        inputs = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
+        return [{entry["label"]: entry["score"] for entry in row} for row in classify(inputs, batch_size=32)]
 
-    return answer, answer
+    return predict, predict
 
 
 def own_pipeline(model: str) -> tuple[Callable, Callable]:
@@ -47,14 +47,14 @@ def own_pipeline(model: str) -> tuple[Callable, Callable]:
 
     nli = pipeline("natural-language-inference", model=model, top_k=None, trust_remote_code=True)
 
-    def answer(pairs: Pairs) -> list[dict[str, float]]:
-        return [{one["label"]: one["score"] for one in row} for row in nli(pairs, batch_size=32)]
+    def predict(pairs: Pairs) -> list[dict[str, float]]:
+        return [{entry["label"]: entry["score"] for entry in row} for row in nli(pairs, batch_size=32)]
 
-    return answer, answer
+    return predict, predict
 
 
 def command(model: str) -> tuple[Callable, Callable]:
-    """As `text_classification`: what the command does when the model is open, from file to file."""
+    """As `text_classification`; the first function does what the command does when the model is open."""
     from bert_snli.data.pair_files import count_pairs, format_predictions, iterate_pairs, open_output
     from bert_snli.fast.machine import keep_freed_memory
     from bert_snli.inference import load_classifier, load_tokenizer
@@ -63,50 +63,50 @@ def command(model: str) -> tuple[Callable, Callable]:
     keep_freed_memory()
     predictor = Predictor(load_classifier(model), load_tokenizer(model))
 
-    def answer(source: Path) -> list[dict[str, float]]:
-        target = source.with_name("answers.jsonl")
+    def predict_file(source: Path) -> Path:
+        target = source.with_name("predictions.jsonl")
         count_pairs(source)
         with open_output(target) as file:
-            for pairs, answers in predictor.stream(iterate_pairs(source)):
-                file.write(format_predictions(pairs, answers))
+            for pairs, predictions in predictor.stream(iterate_pairs(source)):
+                file.write(format_predictions(pairs, predictions))
         return target
 
-    return answer, predictor
+    return predict_file, predictor
 
 
-CONTENDERS = {PIPELINE: text_classification, OWN_PIPELINE: own_pipeline, OURS: command}
+METHODS = {PIPELINE: text_classification, OWN_PIPELINE: own_pipeline, OURS: command}
 
 
 def work(name: str, model: str, source: Path) -> dict:
-    """Answer the file as `name` does, and single pairs; the second time counts."""
+    """Measure a method on the file, the second time, and on single pairs."""
     import numpy as np
 
     from bert_snli.console import quiet_libraries
     from bert_snli.data.pair_files import iterate_pairs
 
     quiet_libraries()
-    answer_all, answer_one = CONTENDERS[name](model)
+    predict_all, predict_one = METHODS[name](model)
     pairs = list(iterate_pairs(source))
-    given = source if name == OURS else pairs
-    answer_all(given)
+    inputs = source if name == OURS else pairs
+    predict_all(inputs)
     begun = time.perf_counter()
-    answers = answer_all(given)
+    predictions = predict_all(inputs)
     seconds = time.perf_counter() - begun
     if name == OURS:
-        answers = [json.loads(line)["scores"] for line in answers.read_text(encoding="utf-8").splitlines()]
+        predictions = [json.loads(line)["scores"] for line in predictions.read_text(encoding="utf-8").splitlines()]
     latencies = []
     for pair in pairs[:NUM_LATENCIES]:
         begun = time.perf_counter()
-        answer_one([pair])
+        predict_one([pair])
         latencies.append(time.perf_counter() - begun)
     p50, p99 = np.percentile(latencies[20:], [50, 99]) * 1000
-    return {"pairs_per_second": len(pairs) / seconds, "p50_ms": p50, "p99_ms": p99, "answers": answers}
+    return {"pairs_per_second": len(pairs) / seconds, "p50_ms": p50, "p99_ms": p99, "predictions": predictions}
 
 
-def agreement(answers: list[dict[str, float]], others: list[dict[str, float]]) -> tuple[float, float]:
-    """Share of the same labels, and the largest difference of a score."""
-    same = [max(a, key=a.get) == max(b, key=b.get) for a, b in zip(answers, others, strict=True)]
-    difference = max(abs(a[label] - b[label]) for a, b in zip(answers, others, strict=True) for label in a)
+def agreement(predictions: list[dict[str, float]], others: list[dict[str, float]]) -> tuple[float, float]:
+    """Return the share of equal labels, and the largest difference of a score."""
+    same = [max(a, key=a.get) == max(b, key=b.get) for a, b in zip(predictions, others, strict=True)]
+    difference = max(abs(a[label] - b[label]) for a, b in zip(predictions, others, strict=True) for label in a)
     return sum(same) / len(same), difference
 
 
@@ -131,20 +131,20 @@ def main() -> None:
         rows = islice(cycle(zip(test["premise"], test["hypothesis"], strict=True)), args.pairs)
         source.write_text("".join(json.dumps({"premise": p, "hypothesis": h}) + "\n" for p, h in rows))
         results = in_turns(
-            list(CONTENDERS),
+            list(METHODS),
             args.rounds,
             lambda name: [__file__, args.model, args.data, "--worker", name, str(source)],
         )
-    first = results[PIPELINE][0]["answers"]
+    first = results[PIPELINE][0]["predictions"]
     table = []
     for name, rounds in results.items():
-        same, difference = agreement(rounds[0]["answers"], first)
+        same, difference = agreement(rounds[0]["predictions"], first)
         for entry in rounds:
-            del entry["answers"]
+            del entry["predictions"]
         rounds[0].update(same_label=same, largest_difference=difference)
         speed = median(rounds, "pairs_per_second")
         times = speed / median(results[PIPELINE], "pairs_per_second")
-        latencies = [f"{median(rounds, figure):.2f}" for figure in ("p50_ms", "p99_ms")]
+        latencies = [f"{median(rounds, percentile):.2f}" for percentile in ("p50_ms", "p99_ms")]
         table.append([name, f"{speed:,.0f}", f"{times:.2f}", *latencies, f"{same:.2%}", f"{difference:.1e}"])
     header = ["", "pairs/s", "times", "one pair, p50 ms", "p99 ms", "same label", "largest difference of a score"]
     title = f"{args.pairs:,} SNLI test pairs; medians of {args.rounds}"

@@ -31,7 +31,7 @@ from bert_snli.inference import (
     load_tokenizer,
     load_weights,
     predict_logits,
-    refuse_onnx_alone,
+    refuse_onnx_export,
 )
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
@@ -130,7 +130,7 @@ def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = No
         BertSnliError: there is no such model, or it is a classifier with another head than the arguments name.
     """
     if model is None:
-        refuse_onnx_alone(arguments.model_name_or_path)
+        refuse_onnx_export(arguments.model_name_or_path)
         config = load_config(arguments.model_name_or_path)
         is_classifier = D2LBertForSequenceClassification.__name__ in (config.architectures or [])
     else:

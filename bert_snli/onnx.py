@@ -8,7 +8,7 @@ import torch
 
 from bert_snli.errors import BertSnliError
 from bert_snli.files import ONNX_FILE
-from bert_snli.inference import LogitsFunction, has_onnx_alone, load_classifier, load_config
+from bert_snli.inference import LogitsFunction, has_only_onnx, load_classifier, load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
@@ -49,14 +49,14 @@ def choose_backend(model_name_or_path: str, backend: str | None) -> str:
     Raises:
         BertSnliError: the folder does not hold what `backend` needs.
     """
-    has_only_onnx = has_onnx_alone(model_name_or_path)
+    is_onnx_only = has_only_onnx(model_name_or_path)
     if backend == "onnx" and not (Path(model_name_or_path) / ONNX_FILE).is_file():
         raise BertSnliError(f"backend onnx: no {ONNX_FILE} in {model_name_or_path}; export the model first")
-    if backend == "torch" and has_only_onnx:
+    if backend == "torch" and is_onnx_only:
         raise BertSnliError(
             f"backend torch: {model_name_or_path} holds only {ONNX_FILE}; use the folder that it was exported from"
         )
-    return backend or ("onnx" if has_only_onnx else "torch")
+    return backend or ("onnx" if is_onnx_only else "torch")
 
 
 def open_classifier(model_name_or_path: str, backend: str) -> D2LBertForSequenceClassification | LogitsFunction:

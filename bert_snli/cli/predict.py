@@ -6,7 +6,7 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from bert_snli.cli.options import add_backend, add_encoding, add_model, positive
+from bert_snli.cli.options import add_backend, add_encoding, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 
@@ -16,23 +16,22 @@ Say whether the hypothesis follows from the premise (entailment), contradicts it
 
 examples:
   bert-snli predict runs/snli --premise "A man inspects a uniform." --hypothesis "The man is sleeping."
-  bert-snli predict runs/snli --input_file pairs.csv --output_file answers.jsonl
+  bert-snli predict runs/snli --input_file pairs.csv --output_file predictions.jsonl
   accelerate launch --config_file accelerate_config.yaml --num_processes 2 -m bert_snli.cli predict ...
 
-A file may be of any size: it is read and predicted piece by piece, and the predictions come in its order.
+A file may be larger than memory. The predictions are in its order.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser)
-    parser.add_argument("--premise", help="what is taken to be true")
-    parser.add_argument("--hypothesis", help="what may follow from it")
+    parser.add_argument("--premise", help="the text that is taken to be true")
+    parser.add_argument("--hypothesis", help="the text that may follow from it")
     parser.add_argument("--input_file", type=Path, help=".jsonl, .csv or .tsv with columns premise and hypothesis")
     parser.add_argument(
         "--output_file", type=Path, help="predictions of --input_file, as jsonl (default: the terminal)"
     )
-    parser.add_argument("--num_proc", type=positive, help="more processes that tokenize --input_file (default: none)")
     add_encoding(parser)
     add_backend(parser)
 
@@ -42,9 +41,8 @@ def run(args: argparse.Namespace) -> None:
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         raise BertSnliError("give either --premise and --hypothesis, or --input_file")
-    for name in ("output_file", "num_proc"):
-        if one_pair and getattr(args, name):
-            raise BertSnliError(f"--{name} goes with --input_file; leave it out for a single pair")
+    if one_pair and args.output_file:
+        raise BertSnliError("--output_file goes with --input_file; leave it out for a single pair")
     if args.output_file and args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
         raise BertSnliError(f"--output_file {args.output_file}: predictions are lines of JSON; name it .jsonl")
 
@@ -77,13 +75,13 @@ def run(args: argparse.Namespace) -> None:
             for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
                 print(f"{label:15}{probability:8.4f}")
         return
-    predicted = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs), num_proc=args.num_proc)
+    chunks = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs))
     if not accelerator.is_main_process:
-        for _ in predicted:  # its share of each chunk
+        for _ in chunks:  # computes this process's share
             pass
         return
-    hidden = None if args.output_file else True  # among the predictions there is no place for a bar
-    with open_output(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=hidden) as bar:
-        for pairs, predictions in predicted:
+    no_bar = None if args.output_file else True  # it would mix with predictions on the terminal
+    with open_output(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=no_bar) as bar:
+        for pairs, predictions in chunks:
             file.write(format_predictions(pairs, predictions))
             bar.update(len(pairs))

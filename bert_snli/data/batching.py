@@ -1,4 +1,7 @@
-"""Batching and padding of encoded pairs."""
+"""Batching and padding of encoded pairs.
+
+Shape suffixes: B pairs of a batch, R rows of a data set, L positions.
+"""
 
 from __future__ import annotations
 
@@ -19,36 +22,28 @@ IGNORED_LABEL = -100
 
 
 class MicroBatch(NamedTuple):
-    """The rows of a global batch that one process computes in one forward and backward pass.
-
-    Args:
-        rows: row numbers.
-        has_labels: False for a filler row, whose labels are ignored.
-    """
+    """Numbers of the rows of a global batch that one process computes in one forward and backward pass."""
 
     rows: list[int]
-    has_labels: bool
+    has_labels: bool  # False for a filler row, whose labels are ignored
 
 
 class GlobalBatchSampler(Sampler[MicroBatch]):
     """Splits an epoch into global batches, and each global batch into micro-batches and across processes.
 
-    The global batches depend on the seed and the epoch only, not on the number of processes. Each row occurs once in an
-    epoch. If a short batch has fewer rows than there are micro-batches and processes, a micro-batch without rows gets a
-    filler row without labels, because all processes must take part in every step.
+    The global batches depend only on the seed and the epoch, not on the number of processes. Each row occurs once in an
+    epoch. All processes must take part in every step, so a micro-batch without rows gets a filler row without labels.
 
     Args:
         lengths: the lengths of all rows, in tokens.
         batch_size: rows of a global batch.
-        seed: the seed of the order of the rows.
         strategy: `group_by_length` puts rows of similar length into a batch, which saves padding, and shuffles the
             batches; `random` shuffles the rows, as d2l does.
         max_tokens: with `group_by_length`, the tokens of a global batch, padding included, instead of `batch_size`.
         num_micro_batches: micro-batches of each process in a global batch.
-        num_processes, process_index: the processes that train together, and which of them this one is.
 
     Raises:
-        BertSnliError: `max_tokens` with `random`, or less than the longest row.
+        BertSnliError: `max_tokens` is given with `random`, or is less than the longest row.
     """
 
     def __init__(
@@ -79,14 +74,14 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         self.epoch, self.first_batch = epoch, first_batch
 
     def _ends(self, max_tokens: int | None) -> list[int]:
-        """Return where each global batch but the last ends in the order of the rows. It is the same in every epoch."""
+        """Return the ends of all global batches but the last, which are the same in every epoch."""
         if max_tokens is None:
             return list(range(self.batch_size, len(self.lengths), self.batch_size))
         if self.strategy != "group_by_length":
-            raise BertSnliError("--train_batch_tokens goes with --train_sampling_strategy group_by_length")
+            raise BertSnliError("train_batch_tokens goes with train_sampling_strategy group_by_length")
         longest = int(self.lengths.max(initial=0))
         if longest > max_tokens:
-            raise BertSnliError(f"--train_batch_tokens {max_tokens}: the longest pair has {longest}; give that or more")
+            raise BertSnliError(f"train_batch_tokens {max_tokens}: the longest pair has {longest}; give that or more")
         ends, begin = [], 0
         for place, length in enumerate(np.sort(self.lengths).tolist()):  # a batch is as long as its last row
             if (place + 1 - begin) * length > max_tokens:
@@ -130,9 +125,6 @@ class PaddedPairs(torch.utils.data.Dataset):
 
     Args:
         encoded: columns `input_ids`, `token_type_ids`, `length` and optionally `labels`.
-        pad_token_id: the id of padding.
-        pad_to_length: pad all rows to this length.
-        device: where the tensors are.
     """
 
     def __init__(
@@ -146,10 +138,8 @@ class PaddedPairs(torch.utils.data.Dataset):
         table = encoded if isinstance(encoded, pa.Table) else encoded.with_format("arrow")[:]
         self.lengths = table["length"].to_numpy().astype(np.int64)
         self.device = torch.device(device)
-        self.spans = {  # start and length of each row in the flat tensors
-            name: torch.from_numpy(numbers).to(self.device)
-            for name, numbers in {"start": np.cumsum(self.lengths) - self.lengths, "length": self.lengths}.items()
-        }
+        self.length_R = torch.from_numpy(self.lengths).to(self.device)
+        self.start_R = self.length_R.cumsum(0) - self.length_R  # of each row in the flat tensors
         self.tokens = {
             name: torch.from_numpy(table[name].combine_chunks().flatten().to_numpy().astype(np.int32)).to(self.device)
             for name in ("input_ids", "token_type_ids")
@@ -164,18 +154,18 @@ class PaddedPairs(torch.utils.data.Dataset):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch. The pairs are the same in all epochs."""
+        """Do nothing; the pairs are the same in all epochs."""
 
-    def numbers(self, micro_batch: MicroBatch) -> torch.Tensor:
+    def row_numbers(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return the row numbers of `micro_batch` as a tensor on the device."""
         return torch.tensor(micro_batch.rows, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
         columns = torch.arange(self.pad_to_length or int(self.lengths[micro_batch.rows].max()), device=self.device)
-        rows = self.numbers(micro_batch)
-        mask_BL = columns < self.spans["length"][rows, None]
+        rows = self.row_numbers(micro_batch)
+        mask_BL = columns < self.length_R[rows, None]
         # Padding has index 0 here; its values are replaced below.
-        index_BL = (self.spans["start"][rows, None] + columns) * mask_BL
+        index_BL = (self.start_R[rows, None] + columns) * mask_BL
         batch = {
             name: torch.where(mask_BL, flat[index_BL], self.padding[name]).long() for name, flat in self.tokens.items()
         }

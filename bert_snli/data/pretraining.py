@@ -229,7 +229,7 @@ class MaskedPairs(PaddedPairs):
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
         batch = super().__getitem__(micro_batch)
         batch["next_sentence_label"] = batch["labels"]
-        rows = self.numbers(micro_batch)
+        rows = self.row_numbers(micro_batch)
         numbers = torch.arange(int(self.predictions_R[micro_batch.rows].max()), device=self.device)
         is_prediction_BQ = numbers < self.prediction_counts_R[rows, None]  # False for padding
         index_BQ = (self.prediction_starts_R[rows, None] + numbers) * is_prediction_BQ

@@ -1,4 +1,4 @@
-"""Where pairs lie: a hub id, a zip, a folder or a file; and the rows that are there, as they are."""
+"""Read the rows of data sets from the Hub, a zip, a folder, a file or memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import datasets
 from datasets import Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import HTTPError
 
 from bert_snli.choices import HUB_ID
 from bert_snli.data import sample
@@ -25,77 +27,80 @@ from bert_snli.files import looks_like_path, make_temporary_folder
 
 SAMPLE = "sample"
 
-# Our name of a split → the words that name it in files; any other split is named by its own.
+# Our name of a split → the words for it in file names; any other split has its own name.
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
-# What a file's ending means to `datasets`.
+# The `datasets` builder for a file's suffix.
 READERS = {".jsonl": "json", ".txt": "csv", ".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
-QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a field that .csv would have in quotes
+QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a field in quotes, as in .csv
 SHARD = re.compile(r"-\d+-of-\d+$|(?<=^esnli_train)_\d$")  # train-00000-of-00002, esnli_train_1
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, IndexError, StopIteration, csv.Error, DatasetsError, HTTPError)
 
 
 def is_data_file(name_or_path: str) -> bool:
-    """Whether it names one file of rows, which has no splits."""
+    """Whether it is the path of one file of rows, which has no splits."""
     path = Path(name_or_path)
     return path.is_file() and path.suffix in READERS
 
 
-def read_split(name_or_path: str, split: str) -> tuple[Dataset, str]:
-    """The rows of a split as they are, and where they come from, for messages.
+def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Dataset, str]:
+    """Read the rows of a split unchanged.
+
+    Returns:
+        The rows, and where they come from, for error messages.
 
     Raises:
-        BertSnliError: nothing there, or nothing that can be read.
+        BertSnliError: there is no such data set or split, or it cannot be read.
     """
-    path = Path(name_or_path)
-    if name_or_path == SAMPLE:
-        path = _sample_folder()
+    if isinstance(dataset, Mapping):
+        if split not in dataset:
+            raise BertSnliError(f"dataset: no split {split!r}, only {', '.join(map(str, dataset))}")
+        return dataset[split], f"dataset[{split!r}]"
+    path = _sample_folder() if dataset == SAMPLE else Path(dataset)
     if path.is_dir():
-        files = _files_of_split(sorted(path.rglob("*")), split, name_or_path)
+        files = _files_of_split(sorted(path.rglob("*")), split, dataset)
         return read_files(files, split), ", ".join(map(str, files))
     if zipfile.is_zipfile(path):
         return read_files(_extract(path, split), split), f"{path} ({split})"
-    if path.exists() or path.suffix in {".zip", *READERS} or looks_like_path(name_or_path):
+    if path.exists() or path.suffix in {".zip", *READERS} or looks_like_path(dataset):
         what = "not a zip or a folder" if path.exists() else "no such file or folder"
         raise BertSnliError(
-            f"--dataset_name_or_path {name_or_path}: {what}; "
-            f"give Stanford's zip, a folder of its files, a hub id such as {HUB_ID}, or '{SAMPLE}'; "
-            f"to evaluate, also one {', '.join(READERS)} file"
+            f"dataset_name_or_path {dataset}: {what}; give Stanford's zip, a folder of its files, "
+            f"a hub id such as {HUB_ID}, or '{SAMPLE}'; to evaluate, also one {', '.join(READERS)} file"
         )
-    return _read_hub(name_or_path, split), f"{name_or_path} ({split})"
-
-
-def _read_hub(name: str, split: str) -> Dataset:
     try:
-        return load_dataset(name, split=split)
-    except Exception as error:  # anything from no network to a repository that is no dataset
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return load_dataset(dataset, split=split), f"{dataset} ({split})"
+    except LOADING_ERRORS as error:
         raise BertSnliError(
-            f"--dataset_name_or_path {name}: cannot be loaded from the hub ({reason}); "
+            f"dataset_name_or_path {dataset}: cannot be loaded from the hub ({_first_line(error)}); "
             f"check the id and the network, or give a file, a folder or '{SAMPLE}'"
         ) from error
 
 
 def read_files(files: Sequence[Path], split: str = "test") -> Dataset:
-    """The rows of files of one kind, under the name `split`.
+    """Read the rows of files of one format, as a data set with the name `split`.
 
     Raises:
         BertSnliError: they cannot be read.
     """
-    builder = READERS[files[0].suffix]
+    suffix = files[0].suffix
     try:
-        options = _table_options(files) if builder == "csv" else {}
+        options = _table_options(files) if READERS[suffix] == "csv" else {}
         paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
-        return load_dataset(builder, data_files={split: paths}, split=split, **options)
-    except Exception as error:  # a damaged file ends in any of the builders' many errors
+        return load_dataset(READERS[suffix], data_files={split: paths}, split=split, **options)
+    except LOADING_ERRORS as error:
         cause = error.__cause__ or error
         if isinstance(cause, (StopIteration, IndexError)) or "corresponds to no data" in str(cause):
             raise BertSnliError(f"{files[0]}: holds no rows; give a file with some") from error
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        remedy = "save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else "mend the file or get it again"
-        raise BertSnliError(f"{files[0]}: cannot be read as {files[0].suffix} ({reason}); {remedy}") from error
+        remedy = "save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else "correct it or get it again"
+        raise BertSnliError(f"{files[0]}: cannot be read as {suffix} ({_first_line(cause)}); {remedy}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _table_options(files: Sequence[Path]) -> dict[str, Any]:
-    """How a table is read: as text throughout, as sentences such as "None", "n/a" and "007" must stay what they are."""
+    """Options of the csv builder. All cells are text, so that "None", "n/a" and "007" are read unchanged."""
     delimiter, quoted = "," if files[0].suffix == ".csv" else "\t", all(map(_is_quoted, files))
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with files[0].open(encoding="utf-8-sig", newline="") as file:
@@ -105,11 +110,7 @@ def _table_options(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _is_quoted(file: Path) -> bool:
-    """Whether quotes in a table are part of its format: in .csv; not in Stanford's .txt; in .tsv if they come in pairs.
-
-    Some publish .tsv with quotes around what needs them, others with sentences as they stand, of which some begin with
-    a quote that ends elsewhere.
-    """
+    """Whether quotes in a table are part of its format: in .csv, and in .tsv if all are balanced; not in .txt."""
     if file.suffix != ".tsv":
         return file.suffix == ".csv"
     with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -118,28 +119,24 @@ def _is_quoted(file: Path) -> bool:
 
 
 def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: str) -> list:
-    """The files of `split` among `paths`, all of the first kind that is there.
+    """Choose the files of `split` among `paths`, all of the first format that is there.
 
     Raises:
-        BertSnliError: there is none, or several that are not shards of one.
+        BertSnliError: there is none, or there are several that are not shards of one.
     """
     words = SPLITS.get(split, (re.escape(split),))
-    named = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(words)})(?:[^a-z]|$)")
-    visible = [path for path in paths if not path.name.startswith(".") and named.search(path.name)]
+    name_of_split = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(words)})(?:[^a-z]|$)")
+    candidates = [path for path in paths if not path.name.startswith(".") and name_of_split.search(path.name)]
     for suffix in READERS:
-        files = [path for path in visible if path.suffix == suffix]
-        wholes = {(path.parent, SHARD.sub("", path.stem)) for path in files}
-        if len(files) > 1 and (len(wholes) > 1 or not all(SHARD.search(path.stem) for path in files)):
-            raise BertSnliError(
-                f"--dataset_name_or_path {where}: both {files[0].name} and {files[1].name} look like the {split} "
-                "split; give one of them"
-            )
+        files = [path for path in candidates if path.suffix == suffix]
+        sets = {(path.parent, SHARD.sub("", path.stem)) for path in files}
+        if len(files) > 1 and (len(sets) > 1 or not all(SHARD.search(path.stem) for path in files)):
+            both = f"both {files[0].name} and {files[1].name} look like the {split} split"
+            raise BertSnliError(f"dataset_name_or_path {where}: {both}; give one of them")
         if files:
             return files
-    raise BertSnliError(
-        f"--dataset_name_or_path {where}: no {', '.join(READERS)} file of the {split} split in it "
-        f"(a name with '{words[-1]}'); check that it holds SNLI"
-    )
+    what = f"no {', '.join(READERS)} file of the {split} split in it (a name with '{words[-1]}')"
+    raise BertSnliError(f"dataset_name_or_path {where}: {what}; check that it holds SNLI")
 
 
 def _cache_folder() -> Path:
@@ -147,7 +144,7 @@ def _cache_folder() -> Path:
 
 
 def _extract(archive_path: Path, split: str) -> list[Path]:
-    """Copy the members of `split`, and nothing else, into the cache."""
+    """Extract the members of `split` into the cache."""
     try:
         with zipfile.ZipFile(archive_path) as archive:
             names = _files_of_split([PurePosixPath(name) for name in archive.namelist()], split, str(archive_path))
@@ -157,10 +154,7 @@ def _extract(archive_path: Path, split: str) -> list[Path]:
 
 
 def _extract_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Path:
-    """Where the member lies unpacked: a name of ours, made of where it comes from, so that it is unpacked once.
-
-    Not of its checksum, which another archive can be made to have.
-    """
+    """Extract a member once, under a name made of its origin: another archive can be made with the same checksum."""
     status = path.stat()
     origin = (str(path.resolve()), status.st_mtime_ns, status.st_size, member.filename, member.CRC, member.file_size)
     name = hashlib.sha256(repr(origin).encode()).hexdigest()[:32]
@@ -176,7 +170,7 @@ def _extract_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInf
 
 
 def _sample_folder() -> Path:
-    """Return the folder of the generated corpus, which is written once for each version of its generator."""
+    """Return the folder of the generated corpus, written once for each version of its generator."""
     version = hashlib.sha256(Path(sample.__file__).read_bytes()).hexdigest()[:16]
     folder = _cache_folder() / f"{SAMPLE}-{version}"
     if not folder.is_dir():

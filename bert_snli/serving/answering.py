@@ -107,7 +107,7 @@ class Answerer:
         probabilities = self._probabilities(inputs)
         milliseconds = 1000 * (time.perf_counter() - start)
         sides, length = self._sides(premise, hypothesis, row["token_type_ids"].count(0) - 2, shares)
-        labelled = zip(self.predictor.names, probabilities, strict=True)
+        labelled = zip(self.predictor.labels, probabilities, strict=True)
         scores = dict(sorted(labelled, key=lambda item: -item[1]))
         return Answer(scores, milliseconds, sides, length, self.max_length)
 

@@ -145,10 +145,10 @@ def label_file(answerer: Answerer, path: Path) -> tuple[str, Path, str]:
     Raises:
         BertSnliError: the file is not one of pairs, or holds too many.
     """
-    count = count_pairs(path, called=path.name)
+    count = count_pairs(path, name=path.name)
     if count > MAX_ROWS:
         raise BertSnliError(f"{path.name}: {count:,} pairs; give at most {MAX_ROWS:,} at once")
-    pairs = list(iterate_pairs(path, called=path.name))
+    pairs = list(iterate_pairs(path, name=path.name))
     answers = answerer.predict(pairs)
     labels = [next(iter(scores)) for scores in answers]
     counts = ", ".join(f"{labels.count(label):,} {label}" for label in sorted(answers[0]))

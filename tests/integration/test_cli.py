@@ -22,7 +22,7 @@ from bert_snli.console import EXTRA_OF_IMPORT, is_lost_connection, run
 from bert_snli.data.sample import write_sample
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling.labels import LABEL2ID
-from bert_snli.prediction import predict_pairs
+from bert_snli.prediction import Predictor
 from bert_snli.recipes import find_recipe
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
@@ -102,7 +102,7 @@ def test_finetune_of_a_d2l_checkpoint_says_to_convert_it_first(
     d2l_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     command = ["finetune", "--model_name_or_path", d2l_checkpoint, "--output_dir", tmp_path / "run"]
-    assert f"convert it first: bert-snli convert {d2l_checkpoint}" in error_line(command, capsys)
+    assert "a d2l checkpoint; convert it first" in error_line(command, capsys)
 
 
 def test_mistake_in_a_recipe_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -224,7 +224,7 @@ def test_error_in_two_processes_exits_with_2(pretrained: Path, tmp_path: Path, r
 
 
 def predicted_scores(folder: Path, pairs: list[tuple[str, str]]) -> list[dict[str, float]]:
-    return predict_pairs(load_classifier(str(folder)), load_tokenizer(str(folder)), pairs)
+    return Predictor(load_classifier(str(folder)), load_tokenizer(str(folder)))(pairs)
 
 
 def test_predict_prints_the_probabilities_of_one_pair(model_folder: Path, capsys: pytest.CaptureFixture):

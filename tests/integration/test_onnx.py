@@ -26,7 +26,7 @@ from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.onnx import INPUTS, OnnxClassifier
 from bert_snli.onnx_export import export_onnx, random_batch
-from bert_snli.prediction import predict_pairs
+from bert_snli.prediction import Predictor
 from bert_snli.training.arguments import FinetuneArguments
 from tests.support.classifiers import random_pairs, save_random_classifier, write_pairs
 from tests.support.command_line import error_line
@@ -153,9 +153,8 @@ logits = session.run(["logits"], dict(inputs))[0]
 print(json.dumps([config.id2label[number] for number in logits.argmax(1).tolist()]))
 """
     pairs = random_pairs(30)
-    expected = predict_pairs(
-        load_classifier(str(exported_matching.model)), load_tokenizer(str(exported_matching.model)), pairs
-    )
+    model = str(exported_matching.model)
+    expected = Predictor(load_classifier(model), load_tokenizer(model))(pairs)
     predicted = run_without_package(script, tmp_path, folder=str(exported_matching.onnx), pairs=pairs)
     assert predicted == [next(iter(scores)) for scores in expected]
 

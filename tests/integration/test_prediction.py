@@ -23,7 +23,7 @@ def predictor(model_folder: Path) -> Predictor:
 
 
 def test_stream_gives_the_predictions_of_a_list_in_order(predictor: Predictor, monkeypatch):
-    monkeypatch.setattr(prediction, "CHUNK", 7)
+    monkeypatch.setattr(prediction, "CHUNK_SIZE", 7)
     pairs = random_pairs(30)
     chunks = list(predictor.stream(iter(pairs)))
     assert [len(chunk) for chunk, _ in chunks] == [7, 7, 7, 7, 2]
@@ -33,9 +33,9 @@ def test_stream_gives_the_predictions_of_a_list_in_order(predictor: Predictor, m
         assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_stream_reads_no_more_pairs_than_one_chunk_ahead(predictor: Predictor, monkeypatch):
+def test_stream_reads_one_chunk_at_a_time(predictor: Predictor, monkeypatch):
     """So memory does not grow with the file."""
-    monkeypatch.setattr(prediction, "CHUNK", 5)
+    monkeypatch.setattr(prediction, "CHUNK_SIZE", 5)
     num_read = 0
 
     def generate_pairs():
@@ -49,26 +49,6 @@ def test_stream_reads_no_more_pairs_than_one_chunk_ahead(predictor: Predictor, m
         next(stream)
         assert num_read == 5 * number
     stream.close()
-
-
-@pytest.mark.slow
-def test_stream_of_two_processes_keeps_the_order_and_reads_three_chunks_ahead(predictor: Predictor, monkeypatch):
-    monkeypatch.setattr(prediction, "CHUNK", 7)
-    pairs, num_read = random_pairs(60), 0
-
-    def generate_pairs():
-        nonlocal num_read
-        for pair in pairs:
-            num_read += 1
-            yield pair
-
-    streamed = []
-    for number, (chunk, predictions) in enumerate(predictor.stream(generate_pairs(), num_proc=2)):
-        assert num_read <= 7 * (number + 3)
-        assert chunk == pairs[7 * number : 7 * (number + 1)]
-        streamed.extend(predictions)
-    for found, expected in zip(streamed, predictor(pairs), strict=True):
-        assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -141,8 +121,3 @@ def test_output_to_a_named_pipe_does_not_replace_it(model_folder: Path, tmp_path
     assert main(["predict", str(model_folder), "--input_file", str(source), "--output_file", str(pipe)]) == 0
     reader.join(timeout=30)
     assert len(lines) == 3 and pipe.is_fifo()
-
-
-def test_num_proc_without_an_input_file_is_refused(model_folder: Path, capsys):
-    assert main(["predict", str(model_folder), "--premise", "a", "--hypothesis", "b", "--num_proc", "2"]) == 2
-    assert "--num_proc goes with --input_file" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from bert_snli.cli import main
 from bert_snli.inference import load_classifier
 from bert_snli.modeling.labels import D2L_LABELS
-from bert_snli.prediction import predict_pairs
+from bert_snli.prediction import Predictor
 from tests.support.classifiers import random_pairs, save_random_classifier
 from tests.support.command_line import error_line
 
@@ -84,7 +84,7 @@ def test_report_accuracies_equal_a_plain_computation(report_dir: Path, reported_
     model, tokenizer = load_classifier(str(reported_model)), AutoTokenizer.from_pretrained(reported_model)
 
     def compute_accuracy(pairs: list[tuple[str, str]]) -> float:
-        predicted = [next(iter(scores)) for scores in predict_pairs(model, tokenizer, pairs)]
+        predicted = [next(iter(scores)) for scores in Predictor(model, tokenizer)(pairs)]
         return sum(label == gold for label, gold in zip(predicted, golds, strict=True)) / len(golds)
 
     whole = compute_accuracy([(row["sentence1"], row["sentence2"]) for row in rows])
@@ -150,7 +150,7 @@ def confident_parquet(reported_model: Path, tmp_path_factory: pytest.TempPathFac
     label_ids = {"entailment": 0, "neutral": 1, "contradiction": 2}
     rows: dict[str, list[dict]] = {label: [] for label in label_ids}
     pairs = random_pairs(1500)
-    for (premise, hypothesis), scores in zip(pairs, predict_pairs(model, tokenizer, pairs), strict=True):
+    for (premise, hypothesis), scores in zip(pairs, Predictor(model, tokenizer)(pairs), strict=True):
         label = next(iter(scores))
         rows[label].append({"premise": premise, "hypothesis": hypothesis, "label": label_ids[label]})
     assert min(map(len, rows.values())) >= 20

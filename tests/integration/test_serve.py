@@ -32,7 +32,7 @@ from bert_snli.cli import main
 from bert_snli.data.pair_encoding import encoder_of
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_classifier, load_tokenizer
-from bert_snli.prediction import predict_pairs
+from bert_snli.prediction import Predictor
 from bert_snli.serving.answering import CUT, MAX_CHARACTERS, SPECIAL, UNKNOWN, WEIGHTS, Answerer
 from bert_snli.serving.app import MAX_ROWS, ROWS_SHOWN, label_file
 from bert_snli.serving.page import SHADINGS, render
@@ -57,9 +57,7 @@ PAIRS = [
 def test_scores_equal_those_of_predict(
     trained_classifier: Path, answerer: Answerer, pair: tuple[str, str], weights: str
 ):
-    (expected,) = predict_pairs(
-        load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), [pair]
-    )
+    (expected,) = Predictor(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)))([pair])
     scores = answerer.answer(*pair, weights).scores
     assert list(scores) == list(expected)
     assert scores == pytest.approx(expected, abs=1e-6)
@@ -212,7 +210,7 @@ def test_predictions_of_a_file_equal_those_of_predict(trained_classifier: Path, 
     pairs = [*KNOWN_PAIRS.values(), ("A dog.", MARKUP.replace('"', ""))] * (ROWS_SHOWN // 2)
     path.write_text("premise,hypothesis\n" + "".join(f'"{premise}","{hypothesis}"\n' for premise, hypothesis in pairs))
     summary, predictions_file, table = label_file(answerer, path)
-    expected = predict_pairs(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), pairs)
+    expected = Predictor(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)))(pairs)
     lines = [json.loads(line) for line in predictions_file.read_text().splitlines()]
     assert [(line["premise"], line["hypothesis"]) for line in lines] == pairs
     for line, scores in zip(lines, expected, strict=True):
@@ -267,7 +265,7 @@ def predict_neutral_pair(address: str) -> str:
 
 def test_client_programs_get_the_scores_of_predict(trained_classifier: Path, address: str):
     pair = KNOWN_PAIRS["contradiction"]
-    (scores,) = predict_pairs(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), [pair])
+    (scores,) = Predictor(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)))([pair])
     client = Client(address, verbose=False)
     predictions = [
         client.predict(*pair, api_name="/predict"),
@@ -293,7 +291,7 @@ def test_predictions_do_not_depend_on_concurrent_requests(trained_classifier: Pa
         for pairs in [*([pair] for pair in singles), *([*dict.fromkeys(file)] for file in files)]
         for pair, scores in zip(
             pairs,
-            predict_pairs(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)), pairs),
+            Predictor(load_classifier(str(trained_classifier)), load_tokenizer(str(trained_classifier)))(pairs),
             strict=True,
         )
     }

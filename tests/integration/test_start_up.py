@@ -66,7 +66,6 @@ def test_wrong_value_of_a_training_option_imports_no_large_library(arguments: li
     ("command", "message"),
     [
         ("predict m --premise a", "give either --premise and --hypothesis, or --input_file"),
-        ("predict m --premise a --hypothesis b --num_proc 2", "--num_proc goes with --input_file"),
         ("predict m --input_file pairs.csv --output_file p.csv", "--output_file p.csv: predictions are lines of JSON"),
         ("evaluate m --compare other", "--compare other: add --report DIR"),
         ("serve m --space s --port 80", "--port goes with serving; leave it out with --space"),

@@ -161,7 +161,7 @@ def test_row_with_invalid_scores_is_refused(
     file.write_text("".join(json.dumps(line) + "\n" for line in (valid, row)))
     with pytest.raises(BertSnliError, match=message) as caught:
         run_finetune(base_model, corpus, tmp_path / "run", text_source="raw", train_file=str(file))
-    assert str(caught.value).startswith(f"--train_file {file}: ")
+    assert str(caught.value).startswith(f"train_file {file}: ")
     assert not (tmp_path / "run").exists()
 
 
@@ -177,5 +177,5 @@ def test_train_file_that_is_not_a_file_is_refused(
     corpus: Path,
     tmp_path: Path,
 ):
-    with pytest.raises(BertSnliError, match=f"--train_file .*{message}"):
+    with pytest.raises(BertSnliError, match=f"^train_file .*{message}"):
         run_finetune(base_model, corpus, tmp_path / "run", train_file=str(tmp_path / name))

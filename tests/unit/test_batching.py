@@ -113,7 +113,7 @@ def test_token_budget_below_the_longest_pair_is_refused():
 
 
 def test_token_budget_with_random_batches_is_refused():
-    with pytest.raises(BertSnliError, match="goes with --train_sampling_strategy group_by_length"):
+    with pytest.raises(BertSnliError, match="^train_batch_tokens goes with train_sampling_strategy group_by_length"):
         GlobalBatchSampler([4, 9], 1, seed=0, max_tokens=80, strategy="random")
 
 

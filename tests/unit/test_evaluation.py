@@ -31,7 +31,7 @@ from bert_snli.inference import (
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.modeling.pair_truncation import TRUNCATIONS
-from bert_snli.prediction import predict_pairs
+from bert_snli.prediction import Predictor
 from bert_snli.training.arguments import FinetuneArguments
 from tests.support.classifiers import random_pairs
 
@@ -72,9 +72,9 @@ def test_non_finite_logits_are_refused():
 def test_predictions_are_in_the_order_of_the_pairs_and_sorted_by_score(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
     pairs = random_pairs(30)
-    together = predict_pairs(model, tokenizer, pairs, batch_size=7)
+    together = Predictor(model, tokenizer, batch_size=7)(pairs)
     for pair, scores in zip(pairs, together, strict=True):
-        (alone,) = predict_pairs(model, tokenizer, [pair])
+        (alone,) = Predictor(model, tokenizer)([pair])
         assert scores == pytest.approx(alone, abs=1e-5)
         assert list(scores.values()) == sorted(scores.values(), reverse=True)
         assert sum(scores.values()) == pytest.approx(1)
@@ -106,10 +106,10 @@ def truncating_model(model_folder: Path) -> Path:
 def test_predictions_use_the_length_and_truncation_of_the_config(truncating_model: Path):
     model, tokenizer = load_classifier(str(truncating_model)), load_tokenizer(str(truncating_model))
     pairs = random_pairs(30)
-    predictions = predict_pairs(model, tokenizer, pairs)
-    assert predictions == predict_pairs(model, tokenizer, pairs, max_length=9, truncation="ratio")
-    assert predictions != predict_pairs(model, tokenizer, pairs, truncation="longest")
-    assert predictions != predict_pairs(model, tokenizer, pairs, max_length=12)
+    predictions = Predictor(model, tokenizer)(pairs)
+    assert predictions == Predictor(model, tokenizer, max_length=9, truncation="ratio")(pairs)
+    assert predictions != Predictor(model, tokenizer, truncation="longest")(pairs)
+    assert predictions != Predictor(model, tokenizer, max_length=12)(pairs)
 
 
 def test_evaluation_uses_the_length_and_truncation_of_the_config(truncating_model: Path, corpus: Path):
@@ -142,7 +142,7 @@ def test_finetuning_saves_its_length_and_truncation_in_the_config(model_folder: 
 def test_max_length_of_zero_is_refused(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
     with pytest.raises(BertSnliError, match="--max_length 0"):
-        predict_pairs(model, tokenizer, random_pairs(1), max_length=0)
+        Predictor(model, tokenizer, max_length=0)(random_pairs(1))
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
@@ -206,7 +206,7 @@ def test_report_is_replaced_only_by_a_report_on_the_same_weights(
 def test_evaluator_of_the_evaluate_library_gives_the_same_accuracy(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
     pairs = random_pairs(12)
-    predicted = [next(iter(scores)) for scores in predict_pairs(model, tokenizer, pairs)]
+    predicted = [next(iter(scores)) for scores in Predictor(model, tokenizer)(pairs)]
     golds = [predicted[0]] * len(predicted)
     premises, hypotheses = map(list, zip(*pairs, strict=True))
     result = evaluate.evaluator("text-classification").compute(

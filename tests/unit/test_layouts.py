@@ -238,7 +238,7 @@ def test_columns_and_labels_can_be_declared(custom_table: Path):
 
 
 def test_undeclared_label_is_refused(custom_table: Path):
-    with pytest.raises(BertSnliError, match=r"label '0' in row 1 is none of .*; say what it means: --labels 0=LABEL"):
+    with pytest.raises(BertSnliError, match=r"label '0' in row 1 is none of .*; map it: labels 0=LABEL"):
         load_evaluation_set(str(custom_table), columns=DECLARED_COLUMNS)
 
 
@@ -248,5 +248,5 @@ def test_missing_declared_column_is_refused(custom_table: Path):
 
 
 def test_split_of_a_single_file_is_refused(tmp_path: Path):
-    with pytest.raises(BertSnliError, match="--split test: .* is one file"):
+    with pytest.raises(BertSnliError, match="^split test: .* is one file"):
         load_evaluation_set(str(write_esnli(tmp_path)), split="test")

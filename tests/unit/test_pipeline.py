@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from bert_snli.modeling import (
 )
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.modeling.nli_pipeline import TASK
-from bert_snli.prediction import predict_pairs
+from bert_snli.prediction import Predictor
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
 from tests.support.tolerances import rounding
@@ -105,7 +106,7 @@ def scores_by_label(entries: list[dict]) -> dict[str, float]:
 
 def predict(folder: Path, pairs: list[tuple[str, str]], **options) -> list[dict[str, float]]:
     model = D2LBertForSequenceClassification.from_pretrained(folder).eval()
-    return predict_pairs(model, AutoTokenizer.from_pretrained(folder), pairs, **options)
+    return Predictor(model, AutoTokenizer.from_pretrained(folder), **options)(pairs)
 
 
 def assert_same_predictions(found: list, expected: list[dict[str, float]]) -> None:
@@ -168,9 +169,9 @@ def test_long_pairs_are_truncated_as_in_training(
     encoder = PairEncoder(nli.tokenizer, max_length or 36, truncation or "longest")
     assert encoder.budget % 2 or max_length == 15
     table = encoder.encode([p for p, _ in pairs], [h for _, h in pairs])
-    rows = [nli.preprocess([pair]) for pair in nli.encode(pairs, **options)]
-    assert [row["input_ids"][0].tolist() for row in rows] == table["input_ids"].to_pylist()
-    assert [row["token_type_ids"][0].tolist() for row in rows] == table["token_type_ids"].to_pylist()
+    rows = nli.preprocess(pairs, **options)
+    assert [row["input_ids"] for row in rows] == table["input_ids"].to_pylist()
+    assert [row["token_type_ids"] for row in rows] == table["token_type_ids"].to_pylist()
     assert_same_predictions(nli(pairs, top_k=None, **options), predict(folder, pairs, **options))
 
 
@@ -191,6 +192,18 @@ def test_key_pair_dataset_gives_the_predictions_of_the_list(nli: NLIPipeline):
     predictions = list(nli(dataset, num_workers=0, batch_size=2))
     for found, expected in zip(predictions, nli(PAIRS), strict=True):
         assert found == {"label": expected["label"], "score": pytest.approx(expected["score"], rel=0, abs=TOLERANCE)}
+
+
+def test_threads_with_different_options_do_not_affect_each_other(nli: NLIPipeline, folder: Path):
+    pairs = LONG_PAIRS + PAIRS
+    expected = {max_length: predict(folder, pairs, max_length=max_length) for max_length in (9, 15, 36, 48)}
+    with ThreadPoolExecutor(4) as pool:
+        calls = [
+            (max_length, pool.submit(nli, pairs, max_length=max_length, top_k=None, batch_size=2))
+            for max_length in [*expected] * 8
+        ]
+    for max_length, call in calls:
+        assert_same_predictions(call.result(), expected[max_length])
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])

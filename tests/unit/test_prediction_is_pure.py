@@ -117,7 +117,7 @@ def test_predictions_do_not_depend_on_concurrent_threads(folder: Path, pairs: li
 def test_predictions_of_a_stream_do_not_depend_on_earlier_chunks(
     folder: Path, pairs: list[Pair], expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("bert_snli.prediction.CHUNK", 250)  # the last chunk is shorter and has other tokens
+    monkeypatch.setattr("bert_snli.prediction.CHUNK_SIZE", 250)  # the last chunk is shorter and has other tokens
     predictor = Predictor(load_classifier(str(folder)), load_tokenizer(str(folder)), batch_size=64)
     labels, found = list(LABEL2ID), []
     for _, predictions in predictor.stream(pairs):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from bert_snli.data import sample
 from bert_snli.data.sample import write_sample
@@ -95,6 +95,49 @@ def test_each_format_gives_the_same_pairs(kind: str, corpus: Path, tmp_path: Pat
     assert snli.splits["train"].features["label"].names == list(D2L_LABELS)
 
 
+MEMORY_LABELS = ["neutral", "entailment", None, "contradiction"]
+
+
+def make_dataset(labels: list, feature: ClassLabel | Value) -> DatasetDict:
+    """Return a data set in memory whose rows are numbered, with another column and in another format."""
+    features = Features({"id": Value("int64"), "premise": Value("string"), "hypothesis": Value("string")})
+    numbers = [str(number) for number in range(len(labels))]
+    columns = {"id": range(len(labels)), "premise": numbers, "hypothesis": numbers, "label": labels}
+    dataset = Dataset.from_dict(columns, features=Features({**features, "label": feature}))
+    return DatasetDict({"train": dataset, "extra": dataset.with_format("torch")})
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"),
+    [
+        (MEMORY_LABELS, Value("string")),
+        (["neutral", "Entailment", "-", "contradiction"], Value("string")),
+        ([1, 0, -1, 2], ClassLabel(names=HUB_LABELS)),
+        ([0, 2, None, 1], ClassLabel(names=["neutral", "contradiction", "entailment"])),
+        ([1, 2, -1, 0], Value("int64")),
+        ([1, 2, None, 0], Value("int8")),
+    ],
+    ids=["names", "names-with-dash", "hub-order", "other-order", "numbers", "numbers-with-null"],
+)
+def test_dataset_in_memory_gives_labels_by_name(values: list, feature: ClassLabel | Value):
+    labels = ["contradiction", "neutral", "entailment"]  # the order of the numbers
+    snli = load_snli(make_dataset(values, feature), splits=["train", "extra"], labels=labels)
+    for split in ("train", "extra"):
+        pairs = snli.splits[split]
+        assert pairs.column_names == ["premise", "hypothesis", "label"]
+        assert pairs.features["label"].names == labels
+        assert read_pairs(pairs) == [(str(i), str(i), name) for i, name in enumerate(MEMORY_LABELS) if name]
+        assert snli.num_dropped[split] == 1
+
+
+def test_dataset_in_memory_without_the_split_or_with_an_unknown_label_is_refused():
+    dataset = make_dataset([0, 3], Value("int64"))
+    with pytest.raises(BertSnliError, match=r"^dataset: no split 'test', only train, extra"):
+        load_snli(dataset, splits=["test"])
+    with pytest.raises(BertSnliError, match=r"^dataset\['train'\]: label '3' in row 2 is none of entailment"):
+        load_snli(dataset, splits=["train"])
+
+
 def test_label_ids_follow_the_given_order(corpus: Path):
     split = load_snli(str(corpus), splits=["test"], labels=HUB_LABELS).splits["test"]
     assert split.features["label"].names == HUB_LABELS
@@ -151,7 +194,7 @@ def test_text_that_looks_like_a_missing_value_is_kept(tmp_path: Path):
     [
         ([ROW, {**ROW, "gold_label": "maybe"}], "raw", r"label 'maybe' in row 2 is none of entailment, contradiction"),
         ([{**ROW, "gold_label": "-"}], "raw", "no pair with a gold label"),
-        ([ROW], "parse", "no column sentence1_binary_parse; it has .*; use --text_source raw"),
+        ([ROW], "parse", "no column sentence1_binary_parse; it has .*; use text_source raw"),
         ([{"text": "A dog."}], "raw", "no column sentence1 or premise"),
     ],
 )
@@ -180,8 +223,8 @@ def test_damaged_or_missing_file_error_names_the_cause(name: str, content: bytes
 @pytest.mark.parametrize(
     "name", ["nowhere/snli_1.0.zip", "./nowhere", "data.parquet", "tests/nowhere", "no-such/dataset"]
 )
-def test_missing_source_error_names_the_option(name: str):
-    with pytest.raises(BertSnliError, match=f"--dataset_name_or_path {name}"):
+def test_missing_source_error_names_the_parameter(name: str):
+    with pytest.raises(BertSnliError, match=f"^dataset_name_or_path {name}: "):
         load_snli(name, splits=["test"])
 
 

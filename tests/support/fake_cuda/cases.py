@@ -160,16 +160,22 @@ def check_log_line(folder: Path) -> None:
 def check_evaluation(folder: Path, head: str, attention: str) -> None:
     """Evaluate several batches as `finetune` and `evaluate` do. The host reads values after the last batch."""
     from bert_snli.data.batching import PaddedPairs
-    from bert_snli.inference import batches_by_length, load_classifier, logits_by_length, logits_of, predict_logits
+    from bert_snli.inference import (
+        as_logits_function,
+        batches_by_length,
+        compute_logits,
+        load_classifier,
+        predict_logits,
+    )
 
     accelerator, (tokenizer, _, encoded) = accelerator_on_cuda("no"), encoded_pairs(folder)
     with fake_tensors():
         model = load_classifier(str(folder / head))
         model.set_attn_implementation(attention)
     with fake_tensors(), host_reads(allowed=False):
-        compute = logits_of(model, accelerator)
+        compute = as_logits_function(model, accelerator)
         padded = PaddedPairs(encoded, tokenizer.pad_token_id, device=compute.device)
-        logits_RC = logits_by_length(compute, padded, batches_by_length(padded.lengths, 16))
+        logits_RC = compute_logits(compute, padded, batches_by_length(padded.lengths, 16))
         assert logits_RC.device == accelerator.device and logits_RC.shape == (len(encoded), 3)
     with fake_tensors(), host_reads(allowed=True):
         options: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id, "accelerator": accelerator}
