@@ -231,7 +231,6 @@ def _evaluation(text: str) -> dict:
         "text_source": str(entry["text_source"]),
         "pairs": int(entry["pairs"]),
         "labels": len(entry["per_label"]),
-        "swapped_labels": bool(entry["swapped_labels"]),
         "max_length": int(entry["max_length"]),
         "truncation": str(entry["truncation"]),
         **numbers,
@@ -246,8 +245,6 @@ def _notes(entry: dict, config: D2LBertConfig) -> str:
     as_trained = longest_pair(None, config.max_pair_length, config.max_position_embeddings), config.pair_truncation
     if (entry["max_length"], entry["truncation"]) != as_trained:
         notes.append(f"cut at {entry['max_length']} tokens, {entry['truncation']}")
-    if entry["swapped_labels"]:
-        notes.append("labels probably swapped")
     return "; ".join(notes)
 
 

@@ -12,7 +12,7 @@ import torch
 from bert_snli.card_templates import write_converted_card
 from bert_snli.data.sample import write_sample
 from bert_snli.data.snli import load_snli
-from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
+from bert_snli.evaluation.report import evaluate_model, format_results, save_results
 from bert_snli.files import check_output_dir
 from bert_snli.finetune import finetune_model
 from bert_snli.inference import load_classifier, load_tokenizer
@@ -80,8 +80,8 @@ def quickstart(output_dir: Path, *, overwrite_output_dir: bool = False) -> None:
 
     print("[5/5] Evaluating and predicting", flush=True)
     results = evaluate_model(str(run), str(data), split="test")
-    save_figures(results, run)
-    print(f"\n{format_figures(results)}\n")
+    save_results(results, run)
+    print(f"\n{format_results(results)}\n")
     _print_predictions(run, data)
     _print_summary(output_dir, data, start, run, results["accuracy"])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_snli.evaluation.plots import plot_confusion_matrix, plot_course
+from bert_snli.evaluation.plots import plot_confusion_matrix, plot_training_progress
 from bert_snli.training.record import read_origin
 
 RUN_REPORT, TRAINING_PLOT, CONFUSION = "report.md", "course.png", "confusion_matrix.png"
@@ -23,7 +23,7 @@ def write_run_report(
         kept: what is known of the model that was kept besides its figures.
     """
     origin = read_origin(output_dir)
-    plot_course([entry for entry in entries if "eval_loss" not in entry], output_dir / TRAINING_PLOT)
+    plot_training_progress([entry for entry in entries if "eval_loss" not in entry], output_dir / TRAINING_PLOT)
     pictures = ["![Curve](curve.png)", f"![Learning rate, gradient, throughput]({TRAINING_PLOT})"]
     if "confusion_matrix" in kept:
         title = f"{results['eval_split']}, {results['eval_accuracy']:.1%} right"

@@ -16,9 +16,8 @@ from datasets import Dataset
 from bert_snli.cli.main import build_parser
 from bert_snli.data.pair_encoding import PairEncoder
 from bert_snli.errors import BertSnliError
-from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
-from bert_snli.evaluation.pages import check_report_dir
-from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
+from bert_snli.evaluation.metrics import ClassificationMetrics, nli_metrics
+from bert_snli.evaluation.report import check_report_dir, evaluate_model, format_results, save_results
 from bert_snli.finetune import finetune_model
 from bert_snli.inference import (
     label_names,
@@ -31,7 +30,7 @@ from bert_snli.inference import (
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.modeling.pair_truncation import TRUNCATIONS
-from bert_snli.prediction import predict_pairs
+from bert_snli.prediction import Predictor
 from bert_snli.training.arguments import FinetuneArguments
 from tests.support.classifiers import random_pairs
 
@@ -40,10 +39,9 @@ PREDICTED = ["entailment"] * 3 + ["neutral"] + ["contradiction"] * 2 + ["entailm
 
 
 def test_metrics_equal_values_computed_by_hand():
-    results = evaluate.combine(
-        [m(keep_in_memory=True) for m in (Accuracy, MacroF1, PerLabel, ConfusionMatrix)]
-    ).compute(predictions=PREDICTED, references=GOLD)
+    results = ClassificationMetrics(keep_in_memory=True).compute(predictions=PREDICTED, references=GOLD)
     assert results["accuracy"] == pytest.approx(0.7)
+    assert results["pairs"] == 10
     assert results["per_label"]["entailment"] == pytest.approx(
         {"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "support": 4}
     )
@@ -72,9 +70,9 @@ def test_non_finite_logits_are_refused():
 def test_predictions_are_in_the_order_of_the_pairs_and_sorted_by_score(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
     pairs = random_pairs(30)
-    together = predict_pairs(model, tokenizer, pairs, batch_size=7)
+    together = Predictor(model, tokenizer, batch_size=7)(pairs)
     for pair, scores in zip(pairs, together, strict=True):
-        (alone,) = predict_pairs(model, tokenizer, [pair])
+        (alone,) = Predictor(model, tokenizer)([pair])
         assert scores == pytest.approx(alone, abs=1e-5)
         assert list(scores.values()) == sorted(scores.values(), reverse=True)
         assert sum(scores.values()) == pytest.approx(1)
@@ -106,10 +104,10 @@ def truncating_model(model_folder: Path) -> Path:
 def test_predictions_use_the_length_and_truncation_of_the_config(truncating_model: Path):
     model, tokenizer = load_classifier(str(truncating_model)), load_tokenizer(str(truncating_model))
     pairs = random_pairs(30)
-    predictions = predict_pairs(model, tokenizer, pairs)
-    assert predictions == predict_pairs(model, tokenizer, pairs, max_length=9, truncation="ratio")
-    assert predictions != predict_pairs(model, tokenizer, pairs, truncation="longest")
-    assert predictions != predict_pairs(model, tokenizer, pairs, max_length=12)
+    predictions = Predictor(model, tokenizer)(pairs)
+    assert predictions == Predictor(model, tokenizer, max_length=9, truncation="ratio")(pairs)
+    assert predictions != Predictor(model, tokenizer, truncation="longest")(pairs)
+    assert predictions != Predictor(model, tokenizer, max_length=12)(pairs)
 
 
 def test_evaluation_uses_the_length_and_truncation_of_the_config(truncating_model: Path, corpus: Path):
@@ -141,8 +139,8 @@ def test_finetuning_saves_its_length_and_truncation_in_the_config(model_folder: 
 
 def test_max_length_of_zero_is_refused(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
-    with pytest.raises(BertSnliError, match="--max_length 0"):
-        predict_pairs(model, tokenizer, random_pairs(1), max_length=0)
+    with pytest.raises(BertSnliError, match="max_length 0"):
+        Predictor(model, tokenizer, max_length=0)(random_pairs(1))
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
@@ -153,7 +151,7 @@ def test_each_truncation_is_an_option_of_the_commands(truncation: str, command: 
 
 def test_results_are_saved_as_json_and_as_an_image(model_folder: Path, corpus: Path, tmp_path: Path):
     results = evaluate_model(str(model_folder), str(corpus), split="test")
-    table, image = save_figures(results, tmp_path / "report")
+    table, image = save_results(results, tmp_path / "report")
     assert json.loads(table.read_text()) == results
     assert image.read_bytes().startswith(b"\x89PNG")
 
@@ -170,16 +168,16 @@ def test_results_count_the_pairs_with_and_without_a_gold_label(model_folder: Pat
 
 def test_printed_results_show_the_accuracy(model_folder: Path, corpus: Path):
     results = evaluate_model(str(model_folder), str(corpus), split="test")
-    assert f"accuracy {results['accuracy']:.4f}" in format_figures(results)
+    assert f"accuracy {results['accuracy']:.4f}" in format_results(results)
 
 
 def test_results_on_other_data_are_not_overwritten(tmp_path: Path):
     matrix = {label: dict.fromkeys(D2L_LABELS, 1) for label in D2L_LABELS}
     results = {"split": "test", "dataset": "snli_1.0.zip", "accuracy": 1 / 3, "confusion_matrix": matrix}
     other = {**results, "dataset": "elsewhere/test.tsv"}
-    assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
-    assert [path.name for path in save_figures(other, tmp_path)][0] == "eval_results_elsewhere_test.json"
-    assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
+    assert [path.name for path in save_results(results, tmp_path)][0] == "eval_results_test.json"
+    assert [path.name for path in save_results(other, tmp_path)][0] == "eval_results_elsewhere_test.json"
+    assert [path.name for path in save_results(results, tmp_path)][0] == "eval_results_test.json"
     assert json.loads((tmp_path / "eval_results_test.json").read_text()) == results
 
 
@@ -206,14 +204,14 @@ def test_report_is_replaced_only_by_a_report_on_the_same_weights(
 def test_evaluator_of_the_evaluate_library_gives_the_same_accuracy(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
     pairs = random_pairs(12)
-    predicted = [next(iter(scores)) for scores in predict_pairs(model, tokenizer, pairs)]
+    predicted = [next(iter(scores)) for scores in Predictor(model, tokenizer)(pairs)]
     golds = [predicted[0]] * len(predicted)
     premises, hypotheses = map(list, zip(*pairs, strict=True))
     result = evaluate.evaluator("text-classification").compute(
         model_or_pipeline=model,
         tokenizer=tokenizer,
         data=Dataset.from_dict({"premise": premises, "hypothesis": hypotheses, "label": golds}),
-        metric=Accuracy(),
+        metric=ClassificationMetrics(),
         input_column="premise",
         second_input_column="hypothesis",
         label_column="label",
