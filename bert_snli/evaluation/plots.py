@@ -71,7 +71,7 @@ def plot_pretraining(entries: Rows, eval_split: str, folder: Path) -> None:
         _draw_lines(axes, "step", lines, xlabel="step", ylabel=f"{task.upper()} loss")
     last = entries[-1]
     title = (
-        f"{eval_split}: MLM loss {last['eval_mlm_loss']:.3f} (accuracy {last['eval_mlm_accuracy']:.3f}), "
+        f"{eval_split}: MLM loss {last['eval_mlm_loss']:.3f} (accuracy {last['eval_mlm_accuracy']:.3f})\n"
         f"NSP loss {last['eval_nsp_loss']:.3f} (accuracy {last['eval_nsp_accuracy']:.3f})"
     )
     _save(figure, title, folder / "curve.png", folder / "curve.svg")
