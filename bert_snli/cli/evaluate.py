@@ -33,81 +33,58 @@ LABELS = ("entailment", "contradiction", "neutral", "non-entailment", "-")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
+    add = parser.add_argument
     add_model(parser)
-    parser.add_argument("--dataset_name_or_path", default="stanfordnlp/snli", help="as for finetune, or one data file")
-    parser.add_argument("--split", help="train, validation, test, or the data set's name for it (default: test)")
-    parser.add_argument(
-        "--text_source", choices=["raw", "parse"], default="raw", help="raw text, or the leaves of parses"
-    )
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        type=column,
-        default=[],
-        metavar="ROLE=NAME",
-        help="names of the columns",
-    )
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        type=label,
-        default=[],
-        metavar="VALUE=LABEL",
-        help="the label that a value stands for",
-    )
-    parser.add_argument("--output_dir", type=Path, help="folder for the results (default: the model folder)")
-    parser.add_argument(
-        "--report", type=Path, metavar="DIR", help="folder for the full report; replaces a report on the same weights"
-    )
-    parser.add_argument(
-        "--compare", metavar="OTHER", help="another fine-tuned model; McNemar's test is added to the report"
-    )
+    add("--dataset_name_or_path", default="stanfordnlp/snli", help="as for finetune, or one data file")
+    add("--split", help="train, validation, test, or the data set's name for it (default: test)")
+    add("--text_source", choices=["raw", "parse"], default="raw", help="raw text, or the leaves of parses")
+    add("--columns", nargs="+", type=assignment, default=[], metavar="ROLE=NAME", help="names of the columns")
+    add("--labels", nargs="+", type=assignment, default=[], metavar="VALUE=LABEL", help="what a value stands for")
+    add("--output_dir", type=Path, help="folder for the results (default: the model folder)")
+    add("--report", type=Path, metavar="DIR", help="folder for the full report; replaces a report on the same weights")
+    add("--compare", metavar="OTHER", help="another fine-tuned model; McNemar's test is added to the report")
     add_encoding(parser)
     add_backend(parser)
 
 
-def column(text: str) -> tuple[str, str]:
-    """For `type=`: a column of the data set."""
-    role, _, name = text.partition("=")
-    if role not in COLUMNS or not name:
-        raise argparse.ArgumentTypeError(f"{text}: write {'|'.join(COLUMNS)}=NAME")
-    return role, name
+def assignment(text: str) -> tuple[str, str]:
+    """For `type=`: a name and a value."""
+    name, equals, value = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=VALUE")
+    return name, value
 
 
-def label(text: str) -> tuple[str, str]:
-    """For `type=`: a value of the label column, and the label that it stands for."""
-    value, equals, name = text.rpartition("=")
-    if name not in LABELS or not equals:
-        raise argparse.ArgumentTypeError(f"{text}: write VALUE={'|'.join(LABELS)}")
-    return value, name
-
-
-def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+def check_options(args: argparse.Namespace) -> None:
+    """Find mistakes before the libraries are imported and the model is loaded."""
+    for role, name in args.columns:
+        if role not in COLUMNS:
+            raise BertSnliError(f"--columns {role}={name}: write {'|'.join(COLUMNS)}=NAME")
+    for value, label in args.labels:
+        if label not in LABELS:
+            raise BertSnliError(f"--labels {value}={label}: write VALUE={'|'.join(LABELS)}")
     if args.compare and not args.report:
         raise BertSnliError(f"--compare {args.compare}: add --report DIR, where the comparison is written")
     if args.output_dir is None and not Path(args.model).is_dir():
         raise BertSnliError(f"{args.model}: not a folder; name a model folder, or add --output_dir for a hub model")
-    output_dir = args.output_dir or Path(args.model)
-    for folder in [output_dir] + [args.report] * bool(args.report):
-        check_output_dir(folder, overwrite=True)
+    check_output_dir(args.output_dir or Path(args.model), overwrite=True)
+    if args.report:
+        check_output_dir(args.report, overwrite=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    check_options(args)
 
     from bert_snli.data.snli import load_evaluation_set
+    from bert_snli.evaluation import report
     from bert_snli.evaluation.predictions import EvaluatedModel
-    from bert_snli.evaluation.report import (
-        check_report_dir,
-        compute_report,
-        compute_results,
-        format_results,
-        save_results,
-        write_report,
-    )
 
     quiet_libraries()
     options = {name: getattr(args, name) for name in ("text_source", "max_length", "truncation", "batch_size")}
     model = EvaluatedModel(args.model, backend=args.backend, **options)
     if args.report:
-        check_report_dir(args.report, model.name, model.weights_sha256)
+        report.check_report_dir(args.report, model.name, model.weights_sha256)
     other = EvaluatedModel(args.compare, **options) if args.compare else None
     evaluation_set = load_evaluation_set(
         args.dataset_name_or_path,
@@ -117,15 +94,15 @@ def run(args: argparse.Namespace) -> None:
         label_names=dict(args.labels),
     )
     predictions = model.predict(evaluation_set)
-    results = compute_results(model, predictions, args.dataset_name_or_path)
-    print(format_results(results), "", sep="\n")
-    files = save_results(results, output_dir)
+    results = report.compute_results(model, predictions, args.dataset_name_or_path)
+    print(report.format_results(results), "", sep="\n")
+    files = report.save_results(results, args.output_dir or Path(args.model))
     if args.report:
-        report = compute_report(model, predictions, results, other)
-        files += write_report(report, args.report)
-        if compared := report["comparison"]:
+        full_report = report.compute_report(model, predictions, results, other)
+        files += report.write_report(full_report, args.report)
+        if compared := full_report["comparison"]:
             print(
-                f"compared with {compared['other']}: accuracy {report['accuracy']:.4f} and "
+                f"compared with {compared['other']}: accuracy {results['accuracy']:.4f} and "
                 f"{compared['other_accuracy']:.4f}; only this right {compared['only_this_right']:,}, only the other "
                 f"{compared['only_other_right']:,}; McNemar's exact test p = {compared['p_value']:.2g}\n"
             )
