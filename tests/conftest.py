@@ -106,20 +106,20 @@ def trained_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def answerer(trained_classifier: Path):
+def predictor(trained_classifier: Path):
     """`trained_classifier`, loaded as `bert-snli serve` loads it."""
-    from bert_snli.serving.answering import Answerer
+    from bert_snli.serving.explanation import ExplainedPredictor
 
-    return Answerer(str(trained_classifier))
+    return ExplainedPredictor(str(trained_classifier))
 
 
 @pytest.fixture(scope="session")
-def address(answerer) -> Iterator[str]:
-    """The address at which the page of `answerer` is served."""
-    from bert_snli.serving.server import start
+def address(predictor) -> Iterator[str]:
+    """The address at which the page of `predictor` is served."""
+    from bert_snli.serving.app import start
 
     port = unused_port()
-    app = start(answerer, "127.0.0.1", port)
+    app = start(predictor, "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     app.close(verbose=False)
 
@@ -142,7 +142,7 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "finetune.plot_curve",
         "pretrain.plot_pretraining",
-        "training.run_report.plot_course",
+        "training.run_report.plot_training_progress",
         "training.run_report.plot_confusion_matrix",
     ):
         monkeypatch.setattr(f"bert_snli.{name}", lambda *arguments: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 from bert_snli.cli.options import add_model, positive
@@ -11,7 +12,7 @@ from bert_snli.errors import BertSnliError
 
 SUMMARY = "show it in the browser"
 HELP = """\
-A web page that answers a pair of sentences or a file of them, with an endpoint for programs. It needs no network.
+A web page that predicts a pair of sentences or a file of pairs, with an endpoint for programs. It works offline.
 
 examples:
   bert-snli serve runs/snli
@@ -20,15 +21,15 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     add_model(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 admits other machines")
     parser.add_argument("--port", type=port, help="port to listen at (default: the first free one from 7860)")
     parser.add_argument("--space", type=Path, metavar="DIR", help="write a Hugging Face Space there and do not serve")
 
 
 def port(text: str) -> int:
-    """For `type=`: a number of a port."""
+    """For `type=`: the number of a port."""
     number = positive(text)
     if number > 65535:
         raise argparse.ArgumentTypeError(f"{text}: give 1 to 65535")
@@ -36,16 +37,16 @@ def port(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli serve`."""
+    """Run the command."""
     if args.space and args.port is not None:
         raise BertSnliError("--port goes with serving; leave it out with --space")
 
-    from bert_snli.serving.server import serve
+    from bert_snli.serving.app import serve
     from bert_snli.serving.space import write_space
 
     quiet_libraries()
     if args.space is None:
-        serve(args.model, host=args.host, port=args.port, say=lambda line: print(line, flush=True))
-        return
-    write_space(args.model, args.space)
-    print(f"Wrote {args.space}; its README.md says how to try it and how to upload it")
+        serve(args.model, host=args.host, port=args.port, log=functools.partial(print, flush=True))
+    else:
+        write_space(args.model, args.space)
+        print(f"Wrote {args.space}; its README.md says how to try it and how to upload it")

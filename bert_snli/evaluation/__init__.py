@@ -1,1 +1,1 @@
-"""How good a classifier is: metrics and pictures."""
+"""Evaluation of classifiers: metrics, analysis of errors, reports and plots."""

@@ -1,147 +1,133 @@
-"""Pictures: the book's training curve, and the confusion matrix."""
+"""Plots of training runs and evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-def _figure(**options: Any) -> Figure:
-    """Make a figure. Matplotlib takes a second to import, so it is imported when a figure is needed."""
-    from matplotlib.figure import Figure  # pyplot would change the figures of a notebook
-
-    return Figure(**options)
+Rows = Sequence[Mapping[str, Any]]  # lines of `metrics.jsonl`
 
 
-def plot_curve(entries: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
-    """The book's figure (15.7): train loss, train and evaluation accuracy over epochs, as `curve.png` and `.svg`."""
-    epochs = [entry for entry in entries if "eval_loss" in entry]
-    x = [entry["epoch"] for entry in epochs]
-    figure = _figure(figsize=(5.5, 3.8), layout="constrained")
-    axes = figure.subplots()
-    series = (
-        ("train loss", "train_loss", "-"),
-        ("train accuracy", "train_accuracy", "--"),
-        (f"{eval_split} accuracy", "eval_accuracy", "-."),
-    )
-    for label, key, style in series:
-        axes.plot(x, [entry[key] for entry in epochs], style, marker="o", markersize=3, label=label)
-    axes.set_xlabel("epoch")
-    axes.set_xlim(0, 1.03 * max(x))
-    axes.set_ylim(bottom=0)
+def _new_figure(width: float, height: float) -> Figure:
+    # Imported here, because it takes a second. Not pyplot, which would change the figures of a notebook.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw_lines(axes: Axes, x: str, lines: Sequence[tuple[Rows, str, str, str]], **properties: Any) -> None:
+    """Draw (rows, key, label, style) over the value `x` of the rows. None is a gap."""
+    for rows, key, label, style in lines:
+        values = np.array([row[key] for row in rows], float)
+        axes.plot([row[x] for row in rows], values, style, markersize=3, label=label)
+    axes.set(**properties)
+    axes.label_outer()
     axes.grid(alpha=0.4)
-    axes.legend(loc="best", fontsize=9)
+    axes.legend(fontsize=9)
+
+
+def _save(figure: Figure, title: str, *paths: Path) -> None:
+    figure.suptitle(title, fontsize=10)
+    for path in paths:
+        figure.savefig(path, dpi=150)
+
+
+def plot_curve(entries: Rows, eval_split: str, folder: Path) -> None:
+    """Draw d2l's figure (15.7) as `curve.png` and `.svg`: train loss, train and evaluation accuracy over epochs."""
+    epochs = [entry for entry in entries if "eval_loss" in entry]
+    lines = [
+        (epochs, "train_loss", "train loss", "o-"),
+        (epochs, "train_accuracy", "train accuracy", "o--"),
+        (epochs, "eval_accuracy", f"{eval_split} accuracy", "o-."),
+    ]
+    figure = _new_figure(5.5, 3.8)
+    right = 1.03 * max(epoch["epoch"] for epoch in epochs)
+    _draw_lines(figure.subplots(), "epoch", lines, xlabel="epoch", xlim=(0, right), ylim=(0, None))
     last = epochs[-1]
-    axes.set_title(
+    title = (
         f"train loss {last['train_loss']:.3f}, train acc {last['train_accuracy']:.3f}, "
-        f"{eval_split} acc {last['eval_accuracy']:.3f}",
-        fontsize=10,
+        f"{eval_split} acc {last['eval_accuracy']:.3f}"
     )
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"curve.{suffix}", dpi=150)
+    _save(figure, title, folder / "curve.png", folder / "curve.svg")
 
 
-def plot_pretraining(entries: Sequence[dict[str, Any]], eval_split: str, folder: Path) -> None:
-    """The book's figure (15.10): MLM and NSP loss over updates, as `curve.png` and `.svg`; evaluations as points."""
-    figure = _figure(figsize=(5.5, 5), layout="constrained")
-    both_axes = figure.subplots(2, sharex=True)
-    for axes, key, name in zip(both_axes, ("mlm_loss", "nsp_loss"), ("MLM loss", "NSP loss"), strict=True):
-        for where, label, style in (("train", "train", "-"), ("eval", eval_split, "o--")):
-            of_where = [entry for entry in entries if ("eval_loss" in entry) == (where == "eval")]
-            steps, values = ([entry[column] for entry in of_where] for column in ("step", f"{where}_{key}"))
-            axes.plot(steps, values, style, markersize=3, label=label)
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.4)
-        axes.legend(loc="best", fontsize=9)
-    both_axes[-1].set_xlabel("step")
+def plot_pretraining(entries: Rows, eval_split: str, folder: Path) -> None:
+    """Draw d2l's figure (15.10) as `curve.png` and `.svg`: MLM and NSP loss over updates; evaluations as points."""
+    updates = [entry for entry in entries if "eval_loss" not in entry]
+    evaluations = [entry for entry in entries if "eval_loss" in entry]
+    figure = _new_figure(5.5, 5)
+    for axes, task in zip(figure.subplots(2, sharex=True), ("mlm", "nsp"), strict=True):
+        lines = [
+            (updates, f"train_{task}_loss", "train", "-"),
+            (evaluations, f"eval_{task}_loss", eval_split, "o--"),
+        ]
+        _draw_lines(axes, "step", lines, xlabel="step", ylabel=f"{task.upper()} loss")
     last = entries[-1]
-    both_axes[0].set_title(
-        f"{eval_split}: MLM loss {last['eval_mlm_loss']:.3f} (accuracy {last['eval_mlm_accuracy']:.3f}), "
-        f"NSP loss {last['eval_nsp_loss']:.3f} (accuracy {last['eval_nsp_accuracy']:.3f})",
-        fontsize=9,
+    title = (
+        f"{eval_split}: MLM loss {last['eval_mlm_loss']:.3f} (accuracy {last['eval_mlm_accuracy']:.3f})\n"
+        f"NSP loss {last['eval_nsp_loss']:.3f} (accuracy {last['eval_nsp_accuracy']:.3f})"
     )
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"curve.{suffix}", dpi=150)
+    _save(figure, title, folder / "curve.png", folder / "curve.svg")
 
 
-def plot_course(entries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Learning rate, norm of the gradient and pairs per second over steps, from lines of `metrics.jsonl`."""
-    figure = _figure(figsize=(5.5, 5.6), layout="constrained")
-    series = {
-        "learning_rate": "learning rate",
-        "grad_norm": "norm of the gradient",
-        "train_samples_per_second": "pairs/s",
-    }
-    all_axes = figure.subplots(len(series), sharex=True)
-    steps = [entry["step"] for entry in entries]
-    for axes, (key, name) in zip(all_axes, series.items(), strict=True):
-        values = np.array([entry[key] for entry in entries], float)  # none becomes a gap
-        axes.plot(steps, values, marker="o", markersize=2)
-        axes.set_ylabel(name)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.4)
-    all_axes[-1].set_xlabel("step")
-    figure.savefig(path, dpi=150)
+def plot_training_progress(entries: Rows, path: Path) -> None:
+    """Draw learning rate, gradient norm and throughput over steps."""
+    names = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "train_samples_per_second": "examples/s"}
+    figure = _new_figure(5.5, 5.6)
+    for axes, (key, name) in zip(figure.subplots(len(names), sharex=True), names.items(), strict=True):
+        _draw_lines(axes, "step", [(entries, key, name, "o-")], xlabel="step", ylim=(0, None))
+    _save(figure, "", path)
 
 
-def plot_confusion_matrix(matrix: dict[str, dict[str, int]], title: str, path: Path) -> None:
-    """Counts of each gold label (rows) and predicted label (columns), shaded by the share of the row."""
+def plot_confusion_matrix(matrix: Mapping[str, Mapping[str, int]], title: str, path: Path) -> None:
+    """Draw the counts of each gold label (rows) and predicted label (columns), shaded by the share of the row."""
     names = list(matrix)
     counts = np.array([[matrix[gold][predicted] for predicted in names] for gold in names])
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    figure = _figure(figsize=(4.8, 4.2), layout="constrained")
+    figure = _new_figure(4.8, 4.2)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names, rotation=90, va="center")
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("gold")
-    axes.set_title(title, fontsize=10)
+    axes.set(xlabel="predicted", ylabel="gold")
     for (row, column), count in np.ndenumerate(counts):
-        shade = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{count:,}\n{shares[row, column]:.1%}", ha="center", va="center", color=shade)
-    figure.savefig(path, dpi=150)
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{count:,}\n{shares[row, column]:.1%}", ha="center", va="center", color=color)
+    _save(figure, title, path)
 
 
-def plot_reliability(calibration: dict, path: Path) -> None:
-    """Accuracy over confidence, the diagonal of a model that is as often right as it says, and how many pairs."""
+def plot_reliability(calibration: Mapping[str, Any], path: Path) -> None:
+    """Draw accuracy over confidence next to the diagonal of perfect calibration, and the pairs of each bin."""
     bins = calibration["bins"]
-    confidence = [entry["confidence"] for entry in bins]
-    figure = _figure(figsize=(4.8, 4.6), layout="constrained")
-    axes, counts = figure.subplots(2, height_ratios=(4, 1), sharex=True)
-    axes.plot([0, 1], [0, 1], ":", color="gray", label="as sure as right")
-    axes.plot(confidence, [entry["accuracy"] for entry in bins], marker="o", label="the model")
-    axes.set_ylabel("accuracy")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.4)
-    axes.legend(loc="upper left", fontsize=9)
-    axes.set_title(f"expected calibration error {calibration['expected_calibration_error']:.1%}", fontsize=10)
-    counts.bar(confidence, [entry["pairs"] for entry in bins], width=0.045)
-    counts.set_xlabel("confidence")
-    counts.set_ylabel("pairs")
-    figure.savefig(path, dpi=150)
+    diagonal = [{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]
+    lines = [(diagonal, "accuracy", "perfect calibration", "k:"), (bins, "accuracy", "model", "o-")]
+    figure = _new_figure(4.8, 4.6)
+    axes, count_axes = figure.subplots(2, height_ratios=(4, 1), sharex=True)
+    _draw_lines(axes, "confidence", lines, ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    count_axes.bar([entry["confidence"] for entry in bins], [entry["pairs"] for entry in bins], width=0.045)
+    count_axes.set(xlabel="confidence", ylabel="pairs")
+    _save(figure, f"expected calibration error {calibration['expected_calibration_error']:.1%}", path)
 
 
-def plot_slices(slices: dict[str, list[dict]], accuracy: float, path: Path) -> None:
-    """Accuracy of each slice with its 95 % interval, a panel for each way of slicing; the dotted line is the whole."""
-    figure = _figure(figsize=(10, 3.4), layout="constrained")
-    all_axes = figure.subplots(1, len(slices), sharey=True)
-    for axes, (name, entries) in zip(all_axes, slices.items(), strict=True):
-        shares = np.array([entry["accuracy"] for entry in entries])
-        ends = np.array([entry["accuracy_interval"] for entry in entries]).T
-        axes.bar(range(len(entries)), shares, yerr=np.abs(ends - shares), capsize=3, color="tab:blue", alpha=0.75)
+def plot_slices(slices: Mapping[str, Sequence[dict]], accuracy: float, path: Path) -> None:
+    """Draw the accuracy of each slice with its 95 % interval; the dotted line is the accuracy of the whole set."""
+    figure = _new_figure(10, 3.4)
+    for axes, (name, entries) in zip(figure.subplots(1, len(slices), sharey=True), slices.items(), strict=True):
+        x = range(len(entries))
+        accuracies = np.array([entry["accuracy"] for entry in entries])
+        errors = np.abs(np.array([entry["accuracy_interval"] for entry in entries]).T - accuracies)
+        axes.bar(x, accuracies, yerr=errors, capsize=3, color="tab:blue", alpha=0.75)
         axes.axhline(accuracy, linestyle=":", color="black")
-        axes.set_xticks(range(len(entries)), [entry["slice"] for entry in entries], rotation=35, ha="right", fontsize=8)
-        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_xticks(x, [entry["slice"] for entry in entries], rotation=35, ha="right", fontsize=8)
+        axes.set(xlabel=name.replace("_", " "), ylabel="accuracy", ylim=(0, 1))
+        axes.label_outer()
         for place, entry in enumerate(entries):
             axes.text(place, 0.02, f"{entry['pairs']:,}", ha="center", fontsize=7, color="white", rotation=90)
-    all_axes[0].set_ylabel("accuracy")
-    all_axes[0].set_ylim(0, 1)
-    figure.savefig(path, dpi=150)
+    _save(figure, "", path)

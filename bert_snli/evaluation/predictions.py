@@ -1,7 +1,7 @@
-"""Predictions of a model on a data set, with the gold labels, all in the order of `D2L_LABELS`.
+"""A fine-tuned model to evaluate, and its predictions on a data set next to the gold labels.
 
-A two-way set (HANS) asks only whether the hypothesis follows. Then contradiction and neutral count as one answer: the
-most probable of the three labels is taken, and is `non-entailment` unless it is entailment (McCoy et al., 2019).
+Labels are in the order of `D2L_LABELS`. A two-way set (HANS) asks only whether the hypothesis follows. There the most
+probable of the three labels counts as `non-entailment` unless it is entailment (McCoy et al., 2019).
 
 Shape suffixes: R rows, C the labels of the set.
 """
@@ -10,22 +10,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
+from bert_snli.data.pair_encoding import encode_pairs, encoder_of
 from bert_snli.data.snli import EvaluationSet
-from bert_snli.evaluation.metrics import probabilities_of
-from bert_snli.inference import LogitsFunction, predict_logits
-from bert_snli.modeling import D2LBertForSequenceClassification
+from bert_snli.evaluation.metrics import cross_entropy, softmax
+from bert_snli.files import ONNX_FILE, WEIGHTS, sha256_of_file
+from bert_snli.inference import label_names, load_tokenizer, predict_logits
 from bert_snli.modeling.labels import D2L_LABELS
+from bert_snli.onnx import choose_backend, open_classifier
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """`logits` (R, 3) of the pairs in `evaluation_set`, encoded as `encoded`."""
+    """`logits` (R, 3) of the pairs in `evaluation_set`; `encoded` are the model's inputs."""
 
     evaluation_set: EvaluationSet
     encoded: Dataset
@@ -41,49 +42,59 @@ class Predictions:
 
     @cached_property
     def predictions_R(self) -> np.ndarray:
-        return self.merged(self.logits.argmax(axis=1))
+        """The predicted label ids; in a two-way set contradiction and neutral are both id 1."""
+        return np.minimum(self.logits.argmax(axis=1), len(self.labels) - 1)
 
     @cached_property
-    def right_R(self) -> np.ndarray:
+    def is_correct_R(self) -> np.ndarray:
         return self.predictions_R == self.references_R
 
-    @cached_property
-    def accuracy(self) -> float:
-        return float(self.right_R.mean())
-
-    @cached_property
-    def confidence_R(self) -> np.ndarray:
-        """Probability of the label that was predicted."""
-        return np.take_along_axis(self.probabilities(), self.predictions_R[:, None], axis=1)[:, 0]
-
-    def merged(self, numbers_R: np.ndarray) -> np.ndarray:
-        """Numbers of the three labels → numbers of the set's labels."""
-        return np.minimum(numbers_R, len(self.labels) - 1)
-
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
-        """Probabilities (R, C) of the set's labels."""
-        probabilities_R3 = probabilities_of(self.logits, temperature)
+        """Return the probabilities (R, C) of the set's labels."""
+        probabilities_R3 = softmax(self.logits, temperature)
         if len(self.labels) == len(D2L_LABELS):
             return probabilities_R3
-        # Not the sum of the other two, which rounding can bring above 1.
+        # The sum of the other two could be above 1 by rounding.
         return np.stack([probabilities_R3[:, 0], 1 - probabilities_R3[:, 0]], axis=1)
 
-    def names(self, numbers_R: np.ndarray) -> list[str]:
-        """Numbers of the set's labels → their names."""
-        return np.asarray(self.labels)[numbers_R].tolist()
+    def probability_of(self, label_ids_R: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Return the probability of one label in each row."""
+        return self.probabilities(temperature)[np.arange(len(label_ids_R)), label_ids_R]
+
+    def loss(self, temperature: float = 1.0) -> float:
+        return cross_entropy(self.probabilities(temperature), self.references_R)
+
+    def label_names(self, label_ids_R: np.ndarray) -> list[str]:
+        return np.asarray(self.labels)[label_ids_R].tolist()
 
 
-def predict_set(
-    classifier: D2LBertForSequenceClassification | LogitsFunction,
-    tokenizer: PreTrainedTokenizerBase,
-    evaluation_set: EvaluationSet,
-    encoder: PairEncoder,
-    model_labels: list[str],
-    *,
-    batch_size: int,
-) -> Predictions:
-    """A classifier's predictions; `model_labels` are its labels in the order of its logits."""
-    encoded = encode_pairs(evaluation_set.pairs, encoder)
-    logits = predict_logits(classifier, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=batch_size)
-    in_our_order = [model_labels.index(label) for label in D2L_LABELS]
-    return Predictions(evaluation_set, encoded, logits[:, in_our_order])
+class EvaluatedModel:
+    """A fine-tuned model to evaluate.
+
+    Args:
+        model_name_or_path: a model folder or a Hub id.
+        backend: `torch` or `onnx`. Defaults to the one whose weights the folder holds.
+        batch_size: the number of pairs in a batch.
+        encoding: `text_source`, and `max_length` and `truncation` if they are not those of fine-tuning.
+
+    Raises:
+        BertSnliError: the model is missing, or is not a classifier of natural language inference.
+    """
+
+    def __init__(self, model_name_or_path: str, *, backend: str | None = None, batch_size: int = 256, **encoding):
+        self.name = model_name_or_path
+        self.backend = choose_backend(model_name_or_path, backend)
+        self.classifier = open_classifier(model_name_or_path, self.backend)
+        self.labels = label_names(self.classifier.config, model_name_or_path)
+        self.tokenizer = load_tokenizer(model_name_or_path)
+        self.encoder = encoder_of(self.classifier.config, self.tokenizer, **encoding)
+        self.batch_size = batch_size
+        weights = Path(model_name_or_path) / (ONNX_FILE if self.backend == "onnx" else WEIGHTS)
+        self.weights_sha256 = sha256_of_file(weights) if weights.is_file() else None  # None for a model on the Hub
+
+    def predict(self, evaluation_set: EvaluationSet) -> Predictions:
+        encoded = encode_pairs(evaluation_set.pairs, self.encoder)
+        logits = predict_logits(
+            self.classifier, encoded, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size
+        )
+        return Predictions(evaluation_set, encoded, logits[:, [self.labels.index(label) for label in D2L_LABELS]])

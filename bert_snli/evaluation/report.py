@@ -1,71 +1,30 @@
-"""A fine-tuned classifier measured on a set: figures for tools, and with `full_report` all that a reader asks next."""
+"""Evaluation of a fine-tuned classifier on a data set: the results and the full report, as values and as files."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
+from jinja2 import Environment, PackageLoader
 
-from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, PairEncoder, encoder_of
+from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
 from bert_snli.data.snli import EvaluationSet, load_evaluation_set
-from bert_snli.evaluation.calibration import calibration, loss_of
-from bert_snli.evaluation.comparison import mcnemar, swapped_labels
-from bert_snli.evaluation.metrics import interval, label_metrics
-from bert_snli.evaluation.plots import plot_confusion_matrix
-from bert_snli.evaluation.predictions import Predictions, predict_set
-from bert_snli.evaluation.slices import annotators, hardest, slices
-from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, sha256_of_file
-from bert_snli.inference import LogitsFunction, label_names, load_tokenizer
-from bert_snli.modeling import D2LBertForSequenceClassification
-from bert_snli.onnx import choose_backend, open_classifier
-
-
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """A model with its tokenizer, the order of its labels, and the way in which it reads pairs."""
-
-    name: str
-    backend: str
-    weights_sha256: str | None  # of the file that was opened; not known of a model on the hub
-    classifier: D2LBertForSequenceClassification | LogitsFunction
-    tokenizer: PreTrainedTokenizerBase
-    labels: list[str]
-    encoder: PairEncoder
-    batch_size: int
-
-    def predict(self, evaluation_set: EvaluationSet) -> Predictions:
-        """Its predictions to the pairs of a set."""
-        return predict_set(
-            self.classifier, self.tokenizer, evaluation_set, self.encoder, self.labels, batch_size=self.batch_size
-        )
-
-
-def load_evaluated_model(
-    model_name_or_path: str,
-    *,
-    text_source: str = "raw",
-    max_length: int | None = None,
-    truncation: str | None = None,
-    batch_size: int = 256,
-    backend: str | None = None,
-) -> EvaluatedModel:
-    """A fine-tuned model, ready to be asked.
-
-    Raises:
-        BertSnliError: it is not there, or no classifier of natural language inference.
-    """
-    backend = choose_backend(model_name_or_path, backend)
-    classifier, tokenizer = open_classifier(model_name_or_path, backend), load_tokenizer(model_name_or_path)
-    labels = label_names(classifier.config, model_name_or_path)
-    encoder = encoder_of(
-        classifier.config, tokenizer, max_length=max_length, truncation=truncation, text_source=text_source
-    )
-    weights = Path(model_name_or_path) / (ONNX_FILE if backend == "onnx" else WEIGHTS)
-    sha256 = sha256_of_file(weights) if weights.is_file() else None
-    return EvaluatedModel(model_name_or_path, backend, sha256, classifier, tokenizer, labels, encoder, batch_size)
+from bert_snli.errors import BertSnliError
+from bert_snli.evaluation.analysis import (
+    accuracy_by_pair_type,
+    annotator_agreement,
+    calibration,
+    hardest_pairs,
+    mcnemar_test,
+)
+from bert_snli.evaluation.metrics import label_metrics, measure_accuracy
+from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
+from bert_snli.evaluation.predictions import EvaluatedModel, Predictions
+from bert_snli.files import atomic_folder
 
 
 def evaluate_model(
@@ -76,18 +35,18 @@ def evaluate_model(
     columns: Mapping[str, str] | None = None,
     label_names: Mapping[str, str] | None = None,
     text_source: str = "raw",
-    **reading,
+    **model_options,
 ) -> dict:
     """Evaluate a fine-tuned model on a data set.
 
     Args:
         model_name_or_path: a model folder or a Hub id.
         dataset_name_or_path: see `bert_snli.data.snli.load_evaluation_set`.
-        split: `train`, `validation` or `test`, or another name that the set has; by default the test split.
-        columns: which columns are `premise`, `hypothesis` and `label`, if their names are not known ones.
-        label_names: the label that each value of the label column stands for, if the values are not known ones.
+        split: `train`, `validation` or `test`, or another name that the set has. Defaults to the test split.
+        columns: the names of the columns `premise`, `hypothesis` and `label`, if they are not known names.
+        label_names: maps each value of the label column to a label, if the values are not known ones.
         text_source: `raw` or `parse`.
-        reading: `max_length`, `truncation`, `batch_size` and `backend`, see `load_evaluated_model`.
+        model_options: `max_length`, `truncation`, `batch_size` and `backend`, see `EvaluatedModel`.
 
     Returns:
         The content of `eval_results_SPLIT.json`: accuracy with its 95 % interval, macro F1, loss, precision and recall
@@ -95,108 +54,167 @@ def evaluate_model(
 
     Raises:
         BertSnliError: the model or the data are missing or do not fit.
+
+    Example:
+        >>> results = evaluate_model("quickstart/finetuned", "quickstart/mini_snli", split="test")
+        >>> results["pairs"], results["accuracy"] > 0.9
+        (594, True)
+        >>> sorted(results["confusion_matrix"])
+        ['contradiction', 'entailment', 'neutral']
     """
-    evaluated_model = load_evaluated_model(model_name_or_path, text_source=text_source, **reading)
+    model = EvaluatedModel(model_name_or_path, text_source=text_source, **model_options)
     evaluation_set = load_evaluation_set(
         dataset_name_or_path, split=split, text_source=text_source, columns=columns, label_names=label_names
     )
-    return figures(evaluated_model, evaluated_model.predict(evaluation_set), dataset_name_or_path)
+    return compute_results(model, model.predict(evaluation_set), dataset_name_or_path)
 
 
-def figures(evaluated_model: EvaluatedModel, predictions: Predictions, dataset_name_or_path: str) -> dict:
-    """What was measured, how, and the figures."""
-    encoder, evaluation_set = evaluated_model.encoder, predictions.evaluation_set
+def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_name_or_path: str) -> dict:
+    """Return what was evaluated, with which settings, and the metrics: the content of `eval_results_SPLIT.json`."""
     return {
-        "model": evaluated_model.name,
-        "weights_sha256": evaluated_model.weights_sha256,
-        "backend": evaluated_model.backend,
+        "model": model.name,
+        "weights_sha256": model.weights_sha256,
+        "backend": model.backend,
         "dataset": dataset_name_or_path,
-        "split": evaluation_set.name,
-        "text_source": encoder.text_source,
-        "max_length": encoder.budget + NUM_SPECIAL_TOKENS,
-        "truncation": encoder.truncation,
-        "pairs": len(predictions.encoded),
-        "without_gold_label": evaluation_set.num_dropped,
-        "loss": loss_of(predictions),
+        "split": predictions.evaluation_set.name,
+        "text_source": model.encoder.text_source,
+        "max_length": model.encoder.budget + NUM_SPECIAL_TOKENS,
+        "truncation": model.encoder.truncation,
+        "without_gold_label": predictions.evaluation_set.num_dropped,
+        "loss": predictions.loss(),
         **label_metrics(
-            predictions.names(predictions.predictions_R),
-            predictions.names(predictions.references_R),
+            predictions.label_names(predictions.predictions_R),
+            predictions.label_names(predictions.references_R),
             predictions.labels,
         ),
         "calibration": calibration(predictions),
-        "swapped_labels": swapped_labels(predictions),
     }
 
 
-def full_report(
-    evaluated_model: EvaluatedModel, predictions: Predictions, results: dict, other: EvaluatedModel | None = None
-) -> dict:
-    """`results` (see `figures`), and where the model is right: kinds of pairs, blanked premises, annotators, hardest.
+def save_results(results: dict, folder: Path) -> list[Path]:
+    """Write the results as JSON and the confusion matrix as PNG into `folder`; return both paths.
 
-    With `other`, both models are compared on the same pairs.
-    """
-    evaluation_set = predictions.evaluation_set
-    return {
-        **results,
-        "majority_share": max(predictions.references_R.tolist().count(n) for n in range(len(predictions.labels)))
-        / len(predictions.references_R),
-        "hypothesis_only": hypothesis_only(evaluated_model, evaluation_set),
-        "slices": slices(predictions, evaluated_model.tokenizer.unk_token_id),
-        "annotators": annotators(predictions),
-        "comparison": {"other": other.name, **mcnemar(predictions, other.predict(evaluation_set))} if other else None,
-        "hardest": hardest(predictions),
-    }
-
-
-def hypothesis_only(evaluated_model: EvaluatedModel, evaluation_set: EvaluationSet) -> dict:
-    """Accuracy with every premise blanked: what hypotheses alone give away (Gururangan et al., 2018)."""
-    pairs = evaluation_set.pairs
-    blank = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
-    predictions = evaluated_model.predict(replace(evaluation_set, pairs=blank))
-    right = int(predictions.right_R.sum())
-    return {"accuracy": predictions.accuracy, "accuracy_interval": interval(right, len(pairs))}
-
-
-def save_figures(results: dict, folder: Path) -> list[Path]:
-    """Write the figures as JSON and the confusion matrix as PNG into `folder`; returns both paths.
-
-    They are named by the split, and by the data too where the folder holds figures of a split of other data.
+    The file names contain the split, and also the data set if `folder` holds results of a split of another one.
 
     Raises:
         BertSnliError: the folder cannot be written.
     """
     name = results["split"]
-    if _are_of_other_data(folder / f"eval_results_{name}.json", results["dataset"]):
+    if _read_json(folder / f"eval_results_{name}.json").get("dataset", results["dataset"]) != results["dataset"]:
         data = Path(results["dataset"])
         name = f"{data.stem if data.stem != name else data.resolve().parent.name}_{name}"
     table, picture = f"eval_results_{name}.json", f"confusion_matrix_{name}.png"
     with atomic_folder(folder, overwrite=True) as temporary:
         (temporary / table).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        title = f"{results['split']}: accuracy {results['accuracy']:.3f}"
-        plot_confusion_matrix(results["confusion_matrix"], title, temporary / picture)
+        plot_confusion_matrix(results["confusion_matrix"], accuracy_title(results), temporary / picture)
     return [folder / table, folder / picture]
 
 
-def _are_of_other_data(path: Path, dataset: str) -> bool:
+def _read_json(path: Path) -> dict:
+    """Return the content of a results file, or nothing if it is missing or damaged."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["dataset"] != dataset)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def format_figures(results: dict) -> str:
-    """The figures as a table for the terminal."""
+def accuracy_title(results: dict) -> str:
+    return f"{results['split']}: accuracy {results['accuracy']:.3f}"
+
+
+def format_results(results: dict) -> str:
+    """Return the results as a table for the terminal."""
     low, high = results["accuracy_interval"]
-    left_out = f"{results['without_gold_label']:,} without a gold label left out"
     lines = [
-        f"{results['split']}: {results['pairs']:,} pairs, {left_out}",
+        f"{results['split']}: {results['pairs']:,} pairs, "
+        f"{results['without_gold_label']:,} without a gold label left out",
         f"accuracy {results['accuracy']:.4f} ({low:.4f} to {high:.4f})   macro F1 {results['macro_f1']:.4f}   "
         f"loss {results['loss']:.4f}   calibration error {results['calibration']['expected_calibration_error']:.4f}",
         "",
         f"{'':15}{'precision':>10}{'recall':>10}{'F1':>10}{'pairs':>10}   predicted as",
     ]
     for name, row in results["per_label"].items():
-        figures = "".join(f"{row[key]:>10.3f}" for key in ("precision", "recall", "f1"))
+        metrics = "".join(f"{row[key]:>10.3f}" for key in ("precision", "recall", "f1"))
         predicted = ", ".join(f"{other} {count:,}" for other, count in results["confusion_matrix"][name].items())
-        lines.append(f"{name:15}{figures}{row['support']:>10,}   {predicted}")
+        lines.append(f"{name:15}{metrics}{row['support']:>10,}   {predicted}")
     return "\n".join(lines)
+
+
+def compute_report(
+    model: EvaluatedModel, predictions: Predictions, results: dict, other: EvaluatedModel | None = None
+) -> dict:
+    """Add the analysis of errors to `results`: the content of `report.json`.
+
+    With `other`, both models are compared on the same pairs.
+    """
+    evaluation_set = predictions.evaluation_set
+    return {
+        **results,
+        "majority_share": float(np.bincount(predictions.references_R).max() / len(predictions.references_R)),
+        "hypothesis_only": hypothesis_only_accuracy(model, evaluation_set),
+        "slices": accuracy_by_pair_type(predictions, model.tokenizer.unk_token_id),
+        "annotators": annotator_agreement(predictions),
+        "comparison": {"other": other.name, **mcnemar_test(predictions, other.predict(evaluation_set))}
+        if other
+        else None,
+        "hardest": hardest_pairs(predictions),
+    }
+
+
+def hypothesis_only_accuracy(model: EvaluatedModel, evaluation_set: EvaluationSet) -> dict:
+    """Measure the accuracy with every premise blanked (Gururangan et al., 2018)."""
+    pairs = evaluation_set.pairs
+    blank = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
+    return measure_accuracy(model.predict(replace(evaluation_set, pairs=blank)).is_correct_R)
+
+
+def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> None:
+    """Refuse a folder with a report on other weights. A model on the Hub has no `weights_sha256`; its name is compared.
+
+    Raises:
+        BertSnliError: the existing report is on other weights, or does not say on which.
+    """
+    old = _read_json(folder / "report.json")
+    is_same = old.get("weights_sha256") == weights_sha256 and (weights_sha256 or old.get("model") == model)
+    if (folder / "report.json").exists() and not is_same:
+        content = f"a report on other weights ({old['model']})" if "model" in old else "a report.json without a model"
+        raise BertSnliError(f"report {folder}: holds {content}; name another folder, or delete that report")
+
+
+def write_report(report: dict, folder: Path) -> list[Path]:
+    """Write the files of a report from `compute_report`; return the paths of `report.md`, `.html` and `.json`.
+
+    Raises:
+        BertSnliError: the folder cannot be written.
+    """
+    with atomic_folder(folder, overwrite=True) as temporary:
+        plot_confusion_matrix(report["confusion_matrix"], accuracy_title(report), temporary / "confusion_matrix.png")
+        plot_reliability(report["calibration"], temporary / "reliability.png")
+        plot_slices(report["slices"], report["accuracy"], temporary / "slices.png")
+        (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        images = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in temporary.glob("*.png")}
+        for name in ("report.md", "report.html"):
+            template = _environment().get_template(f"{name}.jinja")
+            (temporary / name).write_text(template.render(report=report, base64_images=images), encoding="utf-8")
+    return [folder / name for name in ("report.md", "report.html", "report.json")]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("bert_snli.evaluation"),
+        autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["interval"] = lambda limits: f"{limits[0]:.1%} to {limits[1]:.1%}"
+    environment.filters["basename"] = lambda path: Path(path).name or path  # a report shows no private folders
+    environment.filters["cell"] = _escape_markdown
+    return environment
+
+
+def _escape_markdown(text: str) -> str:
+    line = " ".join(text.split())
+    return "".join("\\" + character if character in "\\`*_{}[]<>#|~$&" else character for character in line)

@@ -1,39 +1,35 @@
-"""The page as a Gradio app: a tab for one pair, a tab for a file of them, and an endpoint for programs."""
+"""The page as a Gradio app: a tab for one pair, a tab for a file of pairs, and an endpoint for programs.
+
+Neither the page nor the server sends requests to other servers.
+"""
 
 from __future__ import annotations
 
 import functools
+import socket
+import threading
 from collections.abc import Callable
 from html import escape
+from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 
 from bert_snli.data.pair_files import COLUMNS, DELIMITERS, count_pairs, format_predictions, iterate_pairs
 from bert_snli.errors import BertSnliError
-from bert_snli.serving.answering import MAX_CHARACTERS, Answerer, check_pair
-from bert_snli.serving.page import SHADINGS, render, render_table
+from bert_snli.serving.explanation import MAX_CHARACTERS, ExplainedPredictor, check_pair
+from bert_snli.serving.page import EXAMPLES, TEMPLATES, TITLE, render_explanation, render_header, render_predictions
 
-TITLE = "Does it follow?"
 MAX_FILE_SIZE = "5mb"
 MAX_ROWS = 10_000
-ROWS_SHOWN = 100
-KEEP_FILES = 3600  # seconds that what was uploaded and answered stays on the server's disk
-SUFFIXES = [*DELIMITERS, ".jsonl"]
-EXAMPLES = [
-    ["A woman in a red coat is walking her dog along the beach.", "A woman is outside with an animal."],
-    ["Three children are playing football in the park.", "The children are asleep in their beds."],
-    ["A man is playing the guitar on a street corner.", "The man wants to earn money for his rent."],
-    ["Nobody is sitting on the bench by the lake.", "Two people are sitting on a bench."],
-    ["A barista in a zoot suit pours a flat white.", "Someone is making coffee."],
-]
-
-F = TypeVar("F", bound=Callable)
+NUM_DISPLAYED_ROWS = 100
+DELETE_FILES_AFTER = 3600  # seconds, for uploads and downloads on the server's disk
+SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
-def told_plainly(function: F) -> F:
-    """Show a user's mistake as one line; Gradio shows such lines as HTML."""
+def show_errors(function: Callable) -> Callable:
+    """Show a `BertSnliError` as one line. Gradio shows it as HTML, so it is escaped."""
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> Any:
@@ -42,81 +38,60 @@ def told_plainly(function: F) -> F:
         except BertSnliError as error:
             raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
-def build_app(answerer: Answerer) -> gr.Blocks:
-    """The app around a model."""
+def build_app(predictor: ExplainedPredictor) -> gr.Blocks:
+    """Return the app for a model."""
 
-    @told_plainly
-    def show(premise: str, hypothesis: str, shading: str) -> str:
-        return render(answerer.answer(premise, hypothesis, shading), shading)
+    @show_errors
+    def explain(premise: str, hypothesis: str) -> str:
+        return render_explanation(predictor.explain(premise, hypothesis))
 
-    @told_plainly
+    @show_errors
     def predict(premise: str, hypothesis: str) -> dict:
         check_pair(premise, hypothesis)
-        (scores,) = answerer.predict([(premise, hypothesis)])
+        (scores,) = predictor.predict([(premise, hypothesis)])
         return {"label": next(iter(scores)), "scores": scores}
 
-    @told_plainly
-    def answer_file(path: str) -> tuple[str, Any, str]:
-        summary, answered, table = label_file(answerer, Path(path))
-        return summary, gr.File(str(answered), visible=True), table
+    @show_errors
+    def predict_uploaded_file(path: str) -> tuple[str, Any, str]:
+        summary, predictions_file, table = predict_file(predictor, Path(path))
+        return summary, gr.File(str(predictions_file), visible=True), table
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEEP_FILES, KEEP_FILES)) as app:
-        gr.HTML(_head(answerer))
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DELETE_FILES_AFTER, DELETE_FILES_AFTER)) as app:
+        gr.HTML(render_header(predictor))
         with gr.Tab("One pair"), gr.Row(elem_classes="bs-pair"):
-            _pair_tab(show, app)
+            _add_pair_tab(explain, app)
         with gr.Tab("A file of pairs"):
-            _file_tab(answer_file)
-        with gr.Accordion("Ask it from a program", open=False):
-            gr.Markdown(API_HELP)
-        # Not queued, so that one POST is answered by one response.
-        gr.api(predict, api_name="predict", api_description=API_DESCRIPTION, queue=False)
+            _add_file_tab(predict_uploaded_file)
+        with gr.Accordion("Use it from a program", open=False):
+            gr.Markdown(TEMPLATES.get_template("api.md.jinja").render())
+        description = "Probability of entailment, contradiction and neutral for a premise and a hypothesis."
+        # Without the queue, one POST returns one response.
+        gr.api(predict, api_name="predict", api_description=description, queue=False)
     return app
 
 
-def _head(answerer: Answerer) -> str:
-    config = answerer.model.config
-    return (
-        f'<div class="bs-head"><h1>{TITLE}</h1>'
-        "<p>Natural language inference: take the premise to be true. Does the hypothesis follow from it "
-        "(entailment), can it not be true (contradiction), or neither (neutral)?</p>"
-        f'<p class="bs-note">Model <b>{escape(answerer.name)}</b>: {config.num_hidden_layers} layers of '
-        f"{config.hidden_size}, a vocabulary of {config.vocab_size:,} words, pairs of up to {answerer.max_length} "
-        "tokens. It knows captions of everyday photographs and is often wrong about other things.</p></div>"
-    )
-
-
-def _pair_tab(show: Callable[[str, str, str], str], app: gr.Blocks) -> None:
-    """The sentences on the left, examples below them, the answer on the right; on a phone the examples come last."""
+def _add_pair_tab(explain: Callable[[str, str], str], app: gr.Blocks) -> None:
+    """Add the sentences and examples on the left, the prediction on the right; on a phone the examples come last."""
     first_premise, first_hypothesis = EXAMPLES[0]
-    shading = next(iter(SHADINGS))
     with gr.Column(min_width=280):
         premise = gr.Textbox(first_premise, label="Premise", lines=2, max_lines=8, max_length=MAX_CHARACTERS)
         hypothesis = gr.Textbox(first_hypothesis, label="Hypothesis", lines=2, max_lines=8, max_length=MAX_CHARACTERS)
-        button = gr.Button("Does it follow?", variant="primary")
+        button = gr.Button(TITLE, variant="primary")
     with gr.Column(min_width=280):
-        answer = gr.HTML(elem_id="answer", container=True, padding=True)
-        choice = gr.Radio(
-            [(label, value) for value, (label, _) in SHADINGS.items()], value=shading, label="Colour of the words"
-        )
-    inputs = [premise, hypothesis, choice]
-    gr.on(
-        [app.load, button.click, premise.submit, hypothesis.submit, choice.input],
-        show,
-        inputs,
-        answer,
-        api_visibility="private",
-        show_progress="minimal",
-    )
+        output = gr.HTML(elem_id="prediction", container=True, padding=True)
+    inputs = [premise, hypothesis]
+    events = [app.load, button.click, premise.submit, hypothesis.submit]
+    gr.on(events, explain, inputs, output, api_visibility="private", show_progress="minimal")
     with gr.Column(min_width=280):
         gr.Examples(
-            [[*pair, shading] for pair in EXAMPLES],
+            EXAMPLES,
             inputs,
-            answer,
-            show,
-            example_labels=[pair[1] for pair in EXAMPLES],
+            output,
+            explain,
+            example_labels=[hypothesis for _, hypothesis in EXAMPLES],
             label="Examples, by their hypothesis",
             run_on_click=True,
             cache_examples=False,
@@ -124,59 +99,110 @@ def _pair_tab(show: Callable[[str, str, str], str], app: gr.Blocks) -> None:
         )
 
 
-def _file_tab(answer_file: Callable[[str], tuple[str, Any, str]]) -> None:
+def _add_file_tab(predict_uploaded_file: Callable[[str], tuple[str, Any, str]]) -> None:
     gr.Markdown(
         f"A CSV or TSV file with the columns `{COLUMNS[0]}` and `{COLUMNS[1]}`, or a JSONL file with these keys in "
-        f"each line; at most {MAX_ROWS:,} pairs and {MAX_FILE_SIZE[:-2]} MB. It is answered as soon as it is here, and "
-        f"is deleted from the server within {2 * KEEP_FILES // 3600} hours."
+        f"each line; at most {MAX_ROWS:,} pairs and {MAX_FILE_SIZE[:-2]} MB. The server deletes it within "
+        f"{2 * DELETE_FILES_AFTER // 3600} hours."
     )
-    upload = gr.File(label="File of pairs", file_types=SUFFIXES, height=140)
+    upload = gr.File(label="File of pairs", file_types=[*DELIMITERS, ".jsonl"], height=140)
     summary = gr.Markdown()
-    download = gr.File(label="All answers", interactive=False, visible=False)
+    download = gr.File(label="All predictions", interactive=False, visible=False)
     table = gr.HTML(elem_id="table")
     outputs = [summary, download, table]
-    upload.upload(answer_file, upload, outputs, api_visibility="private")
+    upload.upload(predict_uploaded_file, upload, outputs, api_visibility="private")
     upload.clear(lambda: ("", gr.File(None, visible=False), ""), None, outputs, api_visibility="private")
 
 
-def label_file(answerer: Answerer, path: Path) -> tuple[str, Path, str]:
-    """A summary in a line, the file of all answers, which is written beside `path`, and the first of them as HTML.
+def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, str]:
+    """Predict the pairs of a file.
+
+    Returns:
+        A summary in one line, the path of the file of predictions, and a table of the first predictions as HTML.
 
     Raises:
-        BertSnliError: the file is not one of pairs, or holds too many.
+        BertSnliError: the file cannot be read, or holds too many pairs.
     """
     count = count_pairs(path, name=path.name)
     if count > MAX_ROWS:
         raise BertSnliError(f"{path.name}: {count:,} pairs; give at most {MAX_ROWS:,} at once")
     pairs = list(iterate_pairs(path, name=path.name))
-    answers = answerer.predict(pairs)
-    labels = [next(iter(scores)) for scores in answers]
-    counts = ", ".join(f"{labels.count(label):,} {label}" for label in sorted(answers[0]))
-    shown = f"; the first {ROWS_SHOWN} below" if len(pairs) > ROWS_SHOWN else ""
-    # Beside the upload, in the folder of Gradio's that is emptied now and then.
-    answered = path.with_name(f"{path.stem}-answers.jsonl")
-    answered.write_text(format_predictions(pairs, answers), encoding="utf-8")
-    return (
-        f"**{len(pairs):,} pairs**: {counts}{shown}",
-        answered,
-        render_table(pairs[:ROWS_SHOWN], answers[:ROWS_SHOWN]),
-    )
+    predictions = predictor.predict(pairs)
+    labels = [next(iter(scores)) for scores in predictions]
+    counts = ", ".join(f"{labels.count(label):,} {label}" for label in sorted(predictions[0]))
+    displayed = f"; the first {NUM_DISPLAYED_ROWS} below" if len(pairs) > NUM_DISPLAYED_ROWS else ""
+    predictions_file = path.with_name(f"{path.stem}-predictions.jsonl")  # in the folder that Gradio empties
+    predictions_file.write_text(format_predictions(pairs, predictions), encoding="utf-8")
+    table = render_predictions(pairs[:NUM_DISPLAYED_ROWS], predictions[:NUM_DISPLAYED_ROWS])
+    return f"**{len(pairs):,} pairs**: {counts}{displayed}", predictions_file, table
 
 
-API_DESCRIPTION = "Probability of entailment, contradiction and neutral for a premise and a hypothesis."
-API_HELP = """\
-`/predict` takes a premise and a hypothesis, and says what `bert-snli predict` says. ADDRESS is that of this page.
+def start(predictor: ExplainedPredictor, host: str | None, port: int | None) -> gr.Blocks:
+    """Serve the page in background threads until `close()` of the returned app.
 
-```python
-from gradio_client import Client  # pip install gradio_client
+    Raises:
+        BertSnliError: the port is taken.
+    """
+    app = build_app(predictor)
+    try:
+        app.launch(
+            server_name=host,
+            server_port=port,
+            theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", **SYSTEM_FONTS),
+            css=resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
+            footer_links=[],
+            max_file_size=MAX_FILE_SIZE,
+            prevent_thread_lock=True,
+            quiet=True,
+            run_history=False,  # would store what users type
+            share=False,
+            ssr_mode=False,
+        )
+    except OSError as error:
+        what = "no free port from 7860" if port is None else f"port {port}: is taken or not permitted"
+        raise BertSnliError(f"{what}; name another port") from error
+    return app
 
-Client("ADDRESS").predict("A dog runs.", "An animal moves.", api_name="/predict")
-# {'label': 'entailment', 'scores': {'entailment': ..., 'neutral': ..., 'contradiction': ...}}
-```
 
-```sh
-curl ADDRESS/gradio_api/run/predict -H "Content-Type: application/json" \\
-     -d '{"data": ["A dog runs.", "An animal moves."]}'
-# {"data": [{"label": "entailment", "scores": {...}}], ...}
-```
-"""
+def serve(
+    model_name_or_path: str,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    log: Callable[[str], object] = print,
+) -> None:
+    """Serve the page of a fine-tuned model until Ctrl-C.
+
+    Args:
+        model_name_or_path: a model folder or a Hub id.
+        host: the address to listen at. Defaults to `GRADIO_SERVER_NAME`, which a Space sets, or 127.0.0.1.
+        port: defaults to `GRADIO_SERVER_PORT` or the first free one from 7860.
+        log: receives the address of the page.
+
+    Raises:
+        BertSnliError: the model is not a fine-tuned one, the host is not this machine, or the port is taken.
+    """
+    if host is not None:
+        check_host(host)
+    app = start(ExplainedPredictor(model_name_or_path), host, port)
+    log(f"Serving {model_name_or_path} at {app.local_url} (Ctrl-C stops it)")
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        log("Stopped.")
+    finally:
+        app.close(verbose=False)
+
+
+def check_host(host: str) -> None:
+    """Check that the server can listen at an address. Gradio would try 100 ports, 5 seconds each.
+
+    Raises:
+        BertSnliError: it is not an address of this machine.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.bind((address[0], 0))
+    except OSError as error:
+        raise BertSnliError(f"host {host}: not an address of this machine ({error.strerror}); try 127.0.0.1") from error

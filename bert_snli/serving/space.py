@@ -1,108 +1,60 @@
-"""A folder that is a Hugging Face Space: the page, the code behind it and the model, ready to upload.
+"""A folder that is a Hugging Face Space: the page, the model, and a copy of this package, ready to upload.
 
-The Space carries a copy of this package instead of asking pip for it: it then runs the code that it was made with,
-whether or not that was ever published.
+The Space holds a copy of the package, so that it does not depend on a published release.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from bert_snli.files import atomic_folder, check_output_dir
-from bert_snli.serving.answering import Answerer
+from bert_snli.serving.explanation import ExplainedPredictor
+from bert_snli.serving.page import TEMPLATES
 
-PARAMETER = "space"
-MODELS = "models"
-# Of a model folder, what opening it takes; what fine-tuning left beside it stays behind.
+# The files of a model folder that inference needs.
 MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "*.py")
-# The dependencies of bert-snli that the page needs.
-REQUIREMENTS = (
-    "accelerate",
-    "datasets",
-    "filelock",
-    "gradio",
-    "huggingface_hub",
-    "jinja2",
-    "numpy",
-    "pyarrow",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "tqdm",
-    "transformers",
-)
-APP = '''\
-"""The Space: `python app.py` serves it here as well."""
-
-import os
-from pathlib import Path
-
-from bert_snli.serving.server import serve
-
-serve(
-    {model},
-    host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"),
-    port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-)
-'''
-README = """\
----
-title: Does it follow?
-emoji: 🧾
-colorFrom: blue
-colorTo: gray
-sdk: gradio
-sdk_version: {gradio}
-python_version: "{python}"
-app_file: app.py
-pinned: false
-{models}---
-
-Natural language inference with {model}: does a hypothesis follow from a premise, contradict it, or neither?
-
-Made by `bert-snli serve {model} --space ...`. Try it here first, then upload it:
-
-    pip install -r requirements.txt
-    GRADIO_SERVER_NAME=127.0.0.1 python app.py
-
-    hf repos create USER/NAME --type space --sdk gradio
-    hf upload USER/NAME . --type space
-"""
 
 
 def write_space(model_name_or_path: str, folder: Path) -> None:
-    """Write a Space of a fine-tuned model, which is copied if it is a local one.
+    """Write a Space of a fine-tuned model. A local model is copied into it.
 
     Raises:
-        BertSnliError: no fine-tuned model; the folder holds files already or cannot be written.
+        BertSnliError: the model is not a fine-tuned one, or the folder holds files already or cannot be written.
     """
-    check_output_dir(folder, name=PARAMETER)
-    name = Answerer(model_name_or_path).name  # a Space that cannot start is found out here
+    check_output_dir(folder, name="space")
+    name = ExplainedPredictor(model_name_or_path).name  # fails for a model that the Space could not load
     source = Path(model_name_or_path)
-    local = source.is_dir()
-    model = f"str(Path(__file__).parent / {MODELS!r} / {name!r})" if local else repr(model_name_or_path)
-    readme = README.format(
-        gradio=version("gradio"),
-        python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        models="" if local else f"models: [{model_name_or_path}]\n",
-        model=name,
+    is_local = source.is_dir()
+    readme = TEMPLATES.get_template("README.md.jinja").render(
+        gradio_version=version("gradio"),
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        hub_id=None if is_local else model_name_or_path,
+        name=name,
     )
-    with atomic_folder(folder, name=PARAMETER) as space:
-        (space / "app.py").write_text(APP.format(model=model), encoding="utf-8")
-        (space / "requirements.txt").write_text("".join(map(_requirement, REQUIREMENTS)), encoding="utf-8")
-        (space / "README.md").write_text(readme, encoding="utf-8")
+    model = f'str(Path(__file__).parent / "models" / {name!r})' if is_local else repr(model_name_or_path)
+    app = TEMPLATES.get_template("app.py.jinja").render(model=model)
+    with atomic_folder(folder, name="space") as space:
+        for filename, text in {"README.md": readme, "app.py": app, "requirements.txt": list_requirements()}.items():
+            (space / filename).write_text(text, encoding="utf-8")
         with as_file(files("bert_snli")) as package:
             shutil.copytree(package, space / "bert_snli", ignore=shutil.ignore_patterns("__pycache__"))
-        if local:
-            (space / MODELS / name).mkdir(parents=True)
+        if is_local:
+            (space / "models" / name).mkdir(parents=True)
             for path in {path for pattern in MODEL_FILES for path in source.glob(pattern)}:
-                shutil.copyfile(path, space / MODELS / name / path.name)
+                shutil.copyfile(path, space / "models" / name / path.name)
 
 
-def _requirement(package: str) -> str:
-    """A line of requirements.txt with the version that is here, but for `+cpu` and the like, which PyPI has not."""
-    return f"{package}=={version(package).split('+')[0]}\n"
+def list_requirements() -> str:
+    """Return the packages of `bert-snli[serve]` in the installed versions, as lines of requirements.txt.
+
+    PyPI does not have local versions such as `2.8.0+cpu`, so their suffix is left out.
+    """
+    requirements = map(Requirement, requires("bert-snli") or [])
+    names = [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": "serve"})]
+    return "".join(f"{name}=={version(name).split('+')[0]}\n" for name in sorted(names))

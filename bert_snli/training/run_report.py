@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_snli.evaluation.plots import plot_confusion_matrix, plot_course
+from bert_snli.evaluation.plots import plot_confusion_matrix, plot_training_progress
 from bert_snli.training.checkpointing import Progress
 from bert_snli.training.run_folder import read_metrics, read_origin
 
@@ -22,7 +22,7 @@ def write_run_report(output_dir: Path, results: dict[str, Any], progress: Progre
         progress: the state of the run.
     """
     origin, entries = read_origin(output_dir), read_metrics(output_dir)
-    plot_course([entry for entry in entries if "eval_loss" not in entry], output_dir / TRAINING_PLOT)
+    plot_training_progress([entry for entry in entries if "eval_loss" not in entry], output_dir / TRAINING_PLOT)
     plots = ["![Training curve](curve.png)", f"![Learning rate, gradient norm and throughput]({TRAINING_PLOT})"]
     if "confusion_matrix" in progress.saved_model:
         title = f"{results['eval_split']}: accuracy {results['eval_accuracy']:.1%}"

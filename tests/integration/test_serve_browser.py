@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bert_snli.modeling.labels import D2L_LABELS
-from bert_snli.serving.app import EXAMPLES
+from bert_snli.serving.page import EXAMPLES
 from tests.support.trained_classifier import KNOWN_PAIRS, PREMISE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -44,7 +44,7 @@ def page(browser, address: str) -> Iterator[Page]:
     page.on("websocket", lambda socket: requests.append(socket.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
-    expect(page.locator("#answer .bs-verdict")).to_have_count(1, timeout=20_000)
+    expect(page.locator("#prediction .bs-label")).to_have_count(1, timeout=20_000)
     yield page
     page.close()
     other_urls = [url for url in requests if not url.startswith((f"{address}/", "data:", f"blob:{address}/"))]
@@ -63,8 +63,8 @@ def submit(page: Page, premise: str, hypothesis: str) -> None:
 def test_submitted_pair_shows_its_label_and_probabilities(page: Page, label: str):
     premise, hypothesis = KNOWN_PAIRS[label]
     submit(page, premise, hypothesis)
-    expect(page.locator("[data-side=hypothesis]")).to_contain_text(hypothesis.split()[-2])
-    expect(page.locator(".bs-verdict")).to_have_text(label)
+    expect(page.locator("[data-sentence=hypothesis]")).to_contain_text(hypothesis.split()[-2])
+    expect(page.locator(".bs-label")).to_have_text(label)
     rows = page.locator(".bs-bars tr")
     expect(rows.locator("th")).to_have_text(["entailment", "contradiction", "neutral"])
     percentages = [float(text.rstrip("%")) for text in rows.locator("td:last-child").all_inner_texts()]
@@ -81,25 +81,17 @@ def test_click_on_an_example_fills_in_the_pair(page: Page):
     premise, hypothesis = EXAMPLES[1]
     page.get_by_role("button", name=hypothesis).click()
     expect(page.get_by_label("Premise")).to_have_value(premise)
-    expect(page.locator("[data-side=premise]")).to_contain_text("football")
-
-
-def test_token_weights_can_be_switched_to_attention(page: Page):
-    expect(page.locator(".bs-note", has_text="Gradient × input")).to_be_visible()
-    before = page.locator(".bs-token").first.get_attribute("title")
-    page.get_by_label("Where <cls> looks").check()
-    expect(page.locator(".bs-note", has_text="Attention of <cls>")).to_be_visible()
-    assert page.locator(".bs-token").first.get_attribute("title") != before
+    expect(page.locator("[data-sentence=premise]")).to_contain_text("football")
 
 
 def test_markup_in_a_pair_is_shown_as_text(page: Page):
     submit(page, MARKUP, MARKUP)
-    words = page.locator("[data-side=hypothesis]")
+    words = page.locator("[data-sentence=hypothesis]")
     expect(words).to_contain_text("onerror")
     shown = words.evaluate("e => { e.querySelectorAll('small').forEach(s => s.remove()); return e.textContent }")
     assert shown.startswith(MARKUP)
     assert page.evaluate("window.hit") is None
-    expect(page.locator("#answer img, #answer script")).to_have_count(0)
+    expect(page.locator("#prediction img, #prediction script")).to_have_count(0)
 
 
 def test_empty_hypothesis_shows_a_message(page: Page):
@@ -135,7 +127,7 @@ def test_predictions_of_an_uploaded_file_can_be_downloaded(page: Page, tmp_path:
 def test_page_fits_the_width_of_a_phone(page: Page):
     page.set_viewport_size(PHONE)
     submit(page, "A dog is running in the park. " * 10, "wombat" * 60)
-    expect(page.locator(".bs-cut-notice")).to_be_visible()
+    expect(page.locator(".bs-truncation-notice")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    button, answer = (page.locator(place).first.bounding_box() for place in ("button.primary", "#answer"))
-    assert answer["y"] > button["y"]
+    button, prediction = (page.locator(place).first.bounding_box() for place in ("button.primary", "#prediction"))
+    assert prediction["y"] > button["y"]

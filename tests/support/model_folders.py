@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bert_snli.cli import main
-from bert_snli.evaluation.report import evaluate_model, save_figures
+from bert_snli.evaluation.report import evaluate_model, save_results
 from bert_snli.files import atomic_folder
 from bert_snli.finetune import finetune_model
 from bert_snli.pretrain import pretrain_model
@@ -47,7 +47,7 @@ def finetune_with_all_files(converted: Path, corpus: Path, folder: Path) -> Path
         FinetuneArguments(str(converted), str(corpus), str(folder), learning_rate=1e-2, mixed_precision="no", **recipe)
     )
     results = evaluate_model(str(folder), str(corpus), split="test")
-    save_figures(results, folder)
+    save_results(results, folder)
     for name in OTHER_FILES + REPORT_FILES:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(f"content of {name}")

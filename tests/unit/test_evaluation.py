@@ -16,9 +16,8 @@ from datasets import Dataset
 from bert_snli.cli.main import build_parser
 from bert_snli.data.pair_encoding import PairEncoder
 from bert_snli.errors import BertSnliError
-from bert_snli.evaluation.metrics import Accuracy, ConfusionMatrix, MacroF1, PerLabel, nli_metrics
-from bert_snli.evaluation.pages import check_report_dir
-from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
+from bert_snli.evaluation.metrics import ClassificationMetrics, nli_metrics
+from bert_snli.evaluation.report import check_report_dir, evaluate_model, format_results, save_results
 from bert_snli.finetune import finetune_model
 from bert_snli.inference import (
     label_names,
@@ -40,10 +39,9 @@ PREDICTED = ["entailment"] * 3 + ["neutral"] + ["contradiction"] * 2 + ["entailm
 
 
 def test_metrics_equal_values_computed_by_hand():
-    results = evaluate.combine(
-        [m(keep_in_memory=True) for m in (Accuracy, MacroF1, PerLabel, ConfusionMatrix)]
-    ).compute(predictions=PREDICTED, references=GOLD)
+    results = ClassificationMetrics(keep_in_memory=True).compute(predictions=PREDICTED, references=GOLD)
     assert results["accuracy"] == pytest.approx(0.7)
+    assert results["pairs"] == 10
     assert results["per_label"]["entailment"] == pytest.approx(
         {"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "support": 4}
     )
@@ -141,7 +139,7 @@ def test_finetuning_saves_its_length_and_truncation_in_the_config(model_folder: 
 
 def test_max_length_of_zero_is_refused(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
-    with pytest.raises(BertSnliError, match="--max_length 0"):
+    with pytest.raises(BertSnliError, match="max_length 0"):
         Predictor(model, tokenizer, max_length=0)(random_pairs(1))
 
 
@@ -153,7 +151,7 @@ def test_each_truncation_is_an_option_of_the_commands(truncation: str, command: 
 
 def test_results_are_saved_as_json_and_as_an_image(model_folder: Path, corpus: Path, tmp_path: Path):
     results = evaluate_model(str(model_folder), str(corpus), split="test")
-    table, image = save_figures(results, tmp_path / "report")
+    table, image = save_results(results, tmp_path / "report")
     assert json.loads(table.read_text()) == results
     assert image.read_bytes().startswith(b"\x89PNG")
 
@@ -170,16 +168,16 @@ def test_results_count_the_pairs_with_and_without_a_gold_label(model_folder: Pat
 
 def test_printed_results_show_the_accuracy(model_folder: Path, corpus: Path):
     results = evaluate_model(str(model_folder), str(corpus), split="test")
-    assert f"accuracy {results['accuracy']:.4f}" in format_figures(results)
+    assert f"accuracy {results['accuracy']:.4f}" in format_results(results)
 
 
 def test_results_on_other_data_are_not_overwritten(tmp_path: Path):
     matrix = {label: dict.fromkeys(D2L_LABELS, 1) for label in D2L_LABELS}
     results = {"split": "test", "dataset": "snli_1.0.zip", "accuracy": 1 / 3, "confusion_matrix": matrix}
     other = {**results, "dataset": "elsewhere/test.tsv"}
-    assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
-    assert [path.name for path in save_figures(other, tmp_path)][0] == "eval_results_elsewhere_test.json"
-    assert [path.name for path in save_figures(results, tmp_path)][0] == "eval_results_test.json"
+    assert [path.name for path in save_results(results, tmp_path)][0] == "eval_results_test.json"
+    assert [path.name for path in save_results(other, tmp_path)][0] == "eval_results_elsewhere_test.json"
+    assert [path.name for path in save_results(results, tmp_path)][0] == "eval_results_test.json"
     assert json.loads((tmp_path / "eval_results_test.json").read_text()) == results
 
 
@@ -213,7 +211,7 @@ def test_evaluator_of_the_evaluate_library_gives_the_same_accuracy(model_folder:
         model_or_pipeline=model,
         tokenizer=tokenizer,
         data=Dataset.from_dict({"premise": premises, "hypothesis": hypotheses, "label": golds}),
-        metric=Accuracy(),
+        metric=ClassificationMetrics(),
         input_column="premise",
         second_input_column="hypothesis",
         label_column="label",

@@ -12,11 +12,17 @@ from datasets import ClassLabel, Dataset
 
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import EvaluationSet
-from bert_snli.evaluation.calibration import calibration
-from bert_snli.evaluation.comparison import mcnemar, swapped_labels
-from bert_snli.evaluation.metrics import interval, label_metrics
+from bert_snli.evaluation.analysis import (
+    LENGTHS,
+    accuracy_by_pair_type,
+    accuracy_by_slice,
+    annotator_agreement,
+    calibration,
+    hardest_pairs,
+    mcnemar_test,
+)
+from bert_snli.evaluation.metrics import label_metrics, measure_accuracy
 from bert_snli.evaluation.predictions import Predictions
-from bert_snli.evaluation.slices import accuracy_by, annotators, hardest, slices
 from bert_snli.modeling.labels import D2L_LABELS, TWO_WAY_LABELS
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
@@ -50,7 +56,9 @@ def test_interval_equals_the_wilson_interval(num_correct: int, count: int):
     """The limits are the shares p at which (share - p)^2 = z^2 p (1 - p) / n."""
     share, z_squared = num_correct / count, 3.841458820694124
     roots = np.roots([1 + z_squared / count, -2 * share - z_squared / count, share**2])
-    assert interval(num_correct, count) == pytest.approx(sorted(roots.real), abs=1e-9)
+    found = measure_accuracy(np.arange(count) < num_correct)
+    assert (found["pairs"], found["accuracy"]) == (count, share)
+    assert found["accuracy_interval"] == pytest.approx(sorted(roots.real), abs=1e-9)
 
 
 def test_calibration_error_and_bins_equal_a_plain_computation():
@@ -83,55 +91,24 @@ def test_mcnemar_p_value_equals_the_exact_binomial_test():
     golds = [0] * 30
     first = make_predictions([[1, 0, 0]] * 20 + [[0, 1, 0]] * 10, golds)
     second = make_predictions([[1, 0, 0]] * 12 + [[0, 0, 1]] * 16 + [[1, 0, 0]] * 2, golds)
-    found = mcnemar(first, second)
+    found = mcnemar_test(first, second)
     assert (found["only_this_right"], found["only_other_right"]) == (8, 2)
     assert (found["both_right"], found["both_wrong"]) == (12, 8)
     tail = sum(Fraction(math.comb(10, k), 2**10) for k in range(3))
     assert found["p_value"] == pytest.approx(float(2 * tail))
-    assert mcnemar(first, first)["p_value"] == 1.0
-
-
-def test_swapped_labels_are_detected():
-    random = np.random.default_rng(0)
-    golds = random.integers(0, 3, 200)
-    logits = np.eye(3)[golds] + random.normal(size=(200, 3)) * 0.3
-    assert swapped_labels(make_predictions(logits, golds)) is None
-    assert swapped_labels(make_predictions(random.normal(size=(200, 3)), golds)) is None
-    found = swapped_labels(make_predictions(logits[:, [0, 2, 1]], golds))
-    assert found["read_as"] == {"entailment": "entailment", "contradiction": "neutral", "neutral": "contradiction"}
-    assert found["accuracy"] > 0.9 > 0.5 > found["instead_of"]
-    rotated = swapped_labels(make_predictions(logits[:, [1, 2, 0]], golds))
-    assert rotated["read_as"] == {"entailment": "contradiction", "contradiction": "neutral", "neutral": "entailment"}
-
-
-@pytest.mark.parametrize(
-    ("logits", "golds", "labels"),
-    [
-        ([0.1, 0.2, 2.0], [1] * 200, D2L_LABELS),
-        ([0.1, 0.2, 2.0], [1] * 170 + [0] * 15 + [2] * 15, D2L_LABELS),
-        ([0.1, 0.2, 2.0], [1] * 140 + [0] * 30 + [2] * 30, D2L_LABELS),
-        ([2.0, 0.1, 0.2], [1] * 100 + [0] * 100, TWO_WAY_LABELS),
-    ],
-    ids=["one gold label", "85% one gold label", "70% one gold label", "two labels"],
-)
-def test_swapped_labels_are_not_reported_for_constant_predictions(logits, golds, labels):
-    """A constant prediction scores better under another label order where that label is more frequent."""
-    assert swapped_labels(make_predictions([logits] * 200, golds, labels=labels)) is None
-
-
-def test_swapped_labels_are_not_reported_for_three_pairs():
-    assert swapped_labels(make_predictions([[0, 0, 1]] * 3, [1, 1, 1])) is None
+    assert mcnemar_test(first, first)["p_value"] == 1.0
 
 
 def test_two_label_sets_merge_contradiction_and_neutral():
     logits = [[1.0, 0.9, 0.9], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0], [3.0, 0.0, 0.0]]
     predictions = make_predictions(logits, [1, 1, 1, 0], labels=TWO_WAY_LABELS)
     assert predictions.predictions_R.tolist() == [0, 1, 1, 0]  # the most probable of three labels, then merged
-    assert predictions.accuracy == 0.75
+    assert predictions.is_correct_R.mean() == 0.75
     probabilities_RC = scipy.special.softmax(np.array(logits), axis=1)
     not_entailment_R = probabilities_RC[:, 1] + probabilities_RC[:, 2]
     np.testing.assert_allclose(predictions.probabilities()[:, 1], not_entailment_R, atol=1e-7)
-    np.testing.assert_allclose(predictions.confidence_R[0], probabilities_RC[0, 0], atol=1e-7)
+    confidence_R = predictions.probability_of(predictions.predictions_R)
+    np.testing.assert_allclose(confidence_R[0], probabilities_RC[0, 0], atol=1e-7)
 
 
 def test_macro_f1_averages_only_the_labels_that_occur():
@@ -144,7 +121,7 @@ def test_slices_have_the_expected_pairs_and_accuracies():
     premises = ["a man runs", "a man runs", "a zebra", "a man " * 12]
     hypotheses = ["a man", "a cat sleeps", "a zebra", "dog"]
     predictions = make_predictions(np.eye(3)[[0, 1, 0, 0]], [0, 0, 0, 0], premises=premises, hypotheses=hypotheses)
-    found = slices(predictions, TOKENIZER.unk_token_id)
+    found = accuracy_by_pair_type(predictions, TOKENIZER.unk_token_id)
     by_slice = {name: {e["slice"]: (e["pairs"], e["accuracy"]) for e in entries} for name, entries in found.items()}
     assert by_slice["length"] == {"up to 10": (3, 2 / 3), "21 to 25": (1, 1.0)}
     # Shared tokens: 2 of 2; 1 of 3 (cat is unknown); 1 of 2 (unknown tokens never match); 0 of 1.
@@ -159,31 +136,32 @@ def test_slices_have_the_expected_pairs_and_accuracies():
 
 def test_each_value_is_in_exactly_one_slice():
     values = np.arange(60)
-    entries = accuracy_by(np.ones(60, bool), values, (10, 15, 40), "{:g}", first="up to {}", step=1)
+    entries = accuracy_by_slice(np.ones(60, bool), values, LENGTHS)
     assert [(e["slice"], e["pairs"]) for e in entries] == [
-        ("up to 10", 11), ("11 to 15", 5), ("16 to 40", 25), ("41 or more", 19),
+        ("up to 10", 11), ("11 to 15", 5), ("16 to 20", 5), ("21 to 25", 5), ("26 to 30", 5), ("31 to 40", 10),
+        ("41 or more", 19),
     ]  # fmt: skip
 
 
 def test_annotator_agreement_is_computed_from_the_votes():
     votes = [[5, 0, 0], [3, 2, 0], [0, 4, 1], [0, 0, 0]]
     predictions = make_predictions(np.eye(3)[[0, 1, 1, 0]], [0, 0, 1, 0], votes=votes)
-    found = annotators(predictions)
+    found = annotator_agreement(predictions)
     assert found["pairs"] == 3
     assert found["one_annotator_agrees_with_gold"] == pytest.approx((1 + 0.6 + 0.8) / 3)
     assert found["one_annotator_agrees_with_model"] == pytest.approx((1 + 0.4 + 0.8) / 3)
     levels = {entry["slice"]: (entry["pairs"], entry["accuracy"]) for entry in found["accuracy_by_agreement"]}
     assert levels == {"50% to 70%": (1, 0.0), "70% to 90%": (1, 1.0), "above 90%": (1, 1.0)}
-    assert annotators(make_predictions(np.eye(3), [0, 1, 2])) is None
+    assert annotator_agreement(make_predictions(np.eye(3), [0, 1, 2])) is None
 
 
 def test_hardest_pairs_are_the_wrong_ones_ordered_by_gold_probability():
     predictions = make_predictions([[9, 0, 0], [0, 3, 0], [0, 5, 0], [0, 1, 0]], [0, 0, 0, 0], premises=list("abcd"))
-    assert [pair["premise"] for pair in hardest(predictions)] == ["c", "b", "d"]
-    assert hardest(predictions, 1)[0]["predicted"] == "contradiction"
+    assert [pair["premise"] for pair in hardest_pairs(predictions)] == ["c", "b", "d"]
+    assert hardest_pairs(predictions, 1)[0]["predicted"] == "contradiction"
 
 
 def test_hardest_pairs_of_a_two_label_set_exclude_correct_predictions_with_low_probability():
     correct, wrong = [[1.0, 0.9, 0.9]] * 25, [[1.0, 0.95, 0.5]] * 5
     two_way = make_predictions(correct + wrong, [0] * 25 + [1] * 5, labels=TWO_WAY_LABELS)
-    assert [pair["gold"] for pair in hardest(two_way)] == [TWO_WAY_LABELS[1]] * 5
+    assert [pair["gold"] for pair in hardest_pairs(two_way)] == [TWO_WAY_LABELS[1]] * 5
