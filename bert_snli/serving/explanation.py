@@ -123,10 +123,10 @@ class ExplainedPredictor:
 
 
 def check_pair(premise: str, hypothesis: str) -> None:
-    """Refuse empty and very long sentences.
+    """Check that both sentences can be predicted.
 
     Raises:
-        BertSnliError: see above.
+        BertSnliError: a sentence is empty or too long.
     """
     for name, text in {"premise": premise, "hypothesis": hypothesis}.items():
         if not isinstance(text, str) or not text.strip():

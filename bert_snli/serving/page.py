@@ -40,7 +40,7 @@ def render_header(predictor: ExplainedPredictor) -> str:
 def render_explanation(explanation: Explanation) -> str:
     """Return the predicted label, a bar for each probability, and the tokens coloured by weight."""
     tokens = [token for sentence in explanation.tokens.values() for token in sentence]
-    # The special tokens often have the largest weights, beside which all words would look pale.
+    # Special tokens often have the largest weights; on their scale all words would look pale.
     largest_weight = max((token.weight for token in tokens if token.kind != SPECIAL), default=0.0) or 1.0
     return TEMPLATES.get_template("explanation.html.jinja").render(
         explanation=explanation,
