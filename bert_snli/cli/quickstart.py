@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     """`bert-snli quickstart`."""
     quiet_libraries()
     from bert_snli.data.sample import write_sample
-    from bert_snli.evaluation.report import evaluate_model, format_figures, save_figures
+    from bert_snli.evaluation.report import evaluate_model, format_results, save_results
     from bert_snli.finetune import finetune_model
     from bert_snli.model_card import write_converted_card
     from bert_snli.training.arguments import FinetuneArguments
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> None:
 
     print("[5/5] Evaluating and predicting", flush=True)
     results = evaluate_model(str(finetuned), str(data), split="test")
-    save_figures(results, finetuned)
-    print(f"\n{format_figures(results)}\n")
+    save_results(results, finetuned)
+    print(f"\n{format_results(results)}\n")
     print_predictions(finetuned, data)
     print(LAST_WORDS.format(output_dir=args.output_dir, accuracy=results["accuracy"]))
 
