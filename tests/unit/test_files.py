@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bert_snli.files import atomic_folder, write_atomically
+from bert_snli.errors import BertSnliError
+from bert_snli.files import atomic_folder, check_output_dir, write_atomically
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path):
@@ -46,3 +47,25 @@ def test_atomic_folder_follows_the_umask_without_changing_it(
         "model/onnx": folder_mode,
         "model/onnx/config.json": file_mode,
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overwrite": False}, "output_dir {}: already holds files; name another folder or set overwrite_output_dir"),
+        ({"name": "space"}, "space {}: already holds files; name another folder"),
+        ({"overwrite": True}, None),
+    ],
+)
+def test_output_folder_with_files_is_refused_unless_it_may_be_overwritten(
+    options: dict, message: str | None, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    if message is None:
+        check_output_dir(tmp_path, **options)
+    else:
+        with pytest.raises(BertSnliError) as error:
+            check_output_dir(tmp_path, **options)
+        assert str(error.value) == message.format(tmp_path)
+    with pytest.raises(BertSnliError, match="file is a file; name a folder"):
+        check_output_dir(tmp_path / "file" / "run", **options)
