@@ -105,6 +105,7 @@ def ours(data: str, size: str, batch_size: int, precision: str) -> tuple[Callabl
 
     from bert_snli import pretrain
     from bert_snli.fast.machine import keep_freed_memory
+    from bert_snli.training.run import make_loop
 
     keep_freed_memory()
     recipe = recipe_for(data, size, batch_size, precision)
@@ -114,10 +115,11 @@ def ours(data: str, size: str, batch_size: int, precision: str) -> tuple[Callabl
     tokenizer = pretrain.make_tokenizer(recipe, pretrain.make_empty_tokenizer(recipe), paragraphs.train)
     train, evaluation = pretrain.load_pairs(recipe, paragraphs, tokenizer, accelerator.device)
     took = time.perf_counter() - begun
-    attention = "eager" if accelerator.device.type == "cpu" else "sdpa"
-    model = pretrain.make_model(recipe, tokenizer, None, attention)
-    loop = pretrain.prepare(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
-    loop.model.train()
+    model = pretrain.make_model(recipe, tokenizer)
+    task = pretrain.make_task(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
+    loop = make_loop(recipe, accelerator, task)
+    loop.module.train()
+    loop._start_interval([])
     pieces = sorted(loop.sampler, key=lambda piece: int(train.lengths[piece.rows].sum()))
     order = np.random.default_rng(0).permutation(len(pieces))
 

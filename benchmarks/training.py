@@ -224,7 +224,7 @@ def ours(
 
 
 def prepare_loop(model: str, data: str, *, cpu: bool = False, **options):
-    """The training loop of `bert-snli finetune`, prepared; `options` are those of the recipe."""
+    """Return the training loop of `bert-snli finetune`; `options` are those of the command."""
     import torch
     from accelerate import Accelerator
 
@@ -232,25 +232,30 @@ def prepare_loop(model: str, data: str, *, cpu: bool = False, **options):
     from bert_snli.data.pair_encoding import PairEncoder
     from bert_snli.inference import load_tokenizer
     from bert_snli.modeling.labels import D2L_LABELS
+    from bert_snli.training.run import make_loop
 
     # The book's head by default, as the others have.
     options = {"classifier_head": "pooler", "mixed_precision": "no", **options}
-    recipe = finetune.FinetuneArguments(
+    arguments = finetune.FinetuneArguments(
         model_name_or_path=model, dataset_name_or_path=data, output_dir="unused", **options
     )
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu or not torch.accelerator.is_available())
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision, cpu=cpu or not torch.accelerator.is_available()
+    )
     tokenizer = load_tokenizer(model)
-    encoder = PairEncoder(tokenizer, recipe.max_length, recipe.truncation, recipe.text_source)
-    train, evaluation, _ = finetune.load_encoded(recipe, D2L_LABELS, encoder)
-    config = finetune.classifier_config(recipe)
-    loop = finetune.prepare(recipe, accelerator, config, D2L_LABELS, tokenizer, train, evaluation)
-    loop.model.train()
+    encoder = PairEncoder(tokenizer, arguments.max_length, arguments.truncation, arguments.text_source)
+    train, evaluation, _ = finetune.load_encoded(arguments, None, D2L_LABELS, encoder)
+    classifier = finetune.load_base_model(arguments, finetune.classifier_config(arguments), None)
+    task = finetune.make_task(arguments, accelerator, classifier, tokenizer, train, evaluation)
+    loop = make_loop(arguments, accelerator, task)
+    loop.module.train()
+    loop._start_interval([])
     return loop
 
 
 def update(loop, piece) -> int:
     """Make one update of a loop that does not accumulate; returns the size of its batch."""
-    loop._update(iter([loop.pairs[piece]]), np.asarray(piece.rows))
+    loop._update(iter([loop.task.pairs[piece]]), np.asarray(piece.rows))
     return len(piece.rows)
 
 
@@ -258,8 +263,8 @@ def spread(loop, batch_size: int) -> Iterator:
     """Batches of the pairs of `loop`, endlessly; their lengths are spread evenly over those of all batches."""
     from bert_snli.data.batching import GlobalBatchSampler
 
-    lengths = loop.pairs.lengths
-    sampler = GlobalBatchSampler(lengths, batch_size, seed=0, strategy=loop.recipe.train_sampling_strategy)
+    lengths = loop.task.pairs.lengths
+    sampler = GlobalBatchSampler(lengths, batch_size, seed=0, strategy=loop.arguments.train_sampling_strategy)
     pieces = sorted(sampler, key=lambda piece: int(lengths[piece.rows].sum()))
     return (pieces[int(number * GOLDEN_RATIO % 1 * len(pieces))] for number in count())
 

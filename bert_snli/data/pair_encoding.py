@@ -45,6 +45,10 @@ class TokenSequences(NamedTuple):
         """Return the sequences of `texts`, in that order."""
         return self._replace(starts=self.starts[texts], lengths=self.lengths[texts])
 
+    def concatenate(self) -> np.ndarray:
+        """Return the ids of all sequences, in order."""
+        return self.ids[concatenate_ranges(self.starts, self.lengths)]
+
 
 def pack_pairs(first: TokenSequences, second: TokenSequences, cls_token_id: int, sep_token_id: int) -> pa.Table:
     """Build `<cls> first <sep> second <sep>` for each pair of sequences.
@@ -58,10 +62,8 @@ def pack_pairs(first: TokenSequences, second: TokenSequences, cls_token_id: int,
     second_starts = starts + first.lengths + 2
     ids = np.full(lengths.sum(), sep_token_id, first.ids.dtype)
     ids[starts] = cls_token_id
-    ids[concatenate_ranges(starts + 1, first.lengths)] = first.ids[concatenate_ranges(first.starts, first.lengths)]
-    ids[concatenate_ranges(second_starts, second.lengths)] = second.ids[
-        concatenate_ranges(second.starts, second.lengths)
-    ]
+    ids[concatenate_ranges(starts + 1, first.lengths)] = first.concatenate()
+    ids[concatenate_ranges(second_starts, second.lengths)] = second.concatenate()
     segments = np.zeros(len(ids), np.uint8)
     segments[concatenate_ranges(second_starts, second.lengths + 1)] = 1
     offsets = pa.array(np.append(0, ends))
@@ -188,8 +190,8 @@ class PairEncoder:
             sequences = [encoding.ids for encoding in encodings]
         lengths = np.array([len(sequence) for sequence in sequences], np.int64)
         ids = np.fromiter(chain.from_iterable(sequences), np.int32, lengths.sum())
-        sequences_of_index = TokenSequences(ids, np.cumsum(lengths) - lengths, lengths)
-        return sequences_of_index.take(np.array([index[text] for text in texts], np.int64))
+        distinct = TokenSequences(ids, np.cumsum(lengths) - lengths, lengths)
+        return distinct.take(np.array([index[text] for text in texts], np.int64))
 
 
 @contextmanager

@@ -140,14 +140,6 @@ def draw_masks(num_tokens: int, num_predicted: int, vocab_size: int, seed: int, 
     )
 
 
-class MaskedTokens(NamedTuple):
-    """Token ids after masking, and the columns and original ids of the predicted tokens, row by row."""
-
-    ids_N: np.ndarray
-    columns_P: np.ndarray
-    labels_P: np.ndarray
-
-
 def num_predictions(lengths_R: np.ndarray) -> np.ndarray:
     """Return the number of predicted tokens of each row: max(1, round(0.15 * length))."""
     return np.maximum(1, np.rint(lengths_R * PREDICTION_SHARE)).astype(np.int64)
@@ -155,12 +147,15 @@ def num_predictions(lengths_R: np.ndarray) -> np.ndarray:
 
 def mask_tokens(
     ids_N: np.ndarray, lengths_R: np.ndarray, draws: MaskDraws, mask_token_id: int, excluded_ids: tuple[int, ...]
-) -> MaskedTokens:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose the predicted tokens and replace most of them (d2l 15.9.1.2).
 
     In each row, the `num_predictions` tokens with the smallest `order_N` are predicted, except `excluded_ids`. Such a
     token becomes `mask_token_id` if `mask_P` < 0.8; otherwise it stays if `unchanged_P` < 0.5; otherwise it becomes
     `random_id_P`.
+
+    Returns:
+        All token ids after masking (N,), and of each predicted token its column in the row (P,) and its id (P,).
     """
     starts_R = np.cumsum(lengths_R) - lengths_R
     row_N = np.repeat(np.arange(len(lengths_R)), lengths_R)
@@ -172,7 +167,7 @@ def mask_tokens(
     unmasked_P = np.where(draws.unchanged_P < UNCHANGED_PROBABILITY, labels_P, draws.random_id_P)
     masked_N = ids_N.copy()
     masked_N[predicted_P] = np.where(draws.mask_P < MASK_PROBABILITY, mask_token_id, unmasked_P)
-    return MaskedTokens(masked_N, predicted_P - starts_R[row_N[predicted_P]], labels_P)
+    return masked_N, predicted_P - starts_R[row_N[predicted_P]], labels_P
 
 
 class MaskedPairs(PaddedPairs):
@@ -221,10 +216,12 @@ class MaskedPairs(PaddedPairs):
         num_predicted = int(self.predictions_R.sum())
         draws = draw_masks(len(self.ids_N), num_predicted, len(self.tokenizer), self.seed, epoch)
         excluded_ids = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
-        masked = mask_tokens(self.ids_N, self.lengths, draws, self.tokenizer.mask_token_id, excluded_ids)
-        self.tokens["input_ids"] = torch.from_numpy(masked.ids_N).to(self.device)
-        self.columns_P = torch.from_numpy(masked.columns_P).to(self.device)
-        self.labels_P = torch.from_numpy(masked.labels_P).long().to(self.device)
+        masked_N, columns_P, labels_P = (
+            torch.from_numpy(numbers).to(self.device)
+            for numbers in mask_tokens(self.ids_N, self.lengths, draws, self.tokenizer.mask_token_id, excluded_ids)
+        )
+        self.tokens["input_ids"] = masked_N
+        self.columns_P, self.labels_P = columns_P, labels_P.long()
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
         batch = super().__getitem__(micro_batch)

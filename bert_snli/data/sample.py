@@ -90,16 +90,6 @@ LEAVES = {
 }
 PREDICATES = ("activity", "company", "place")  # slots that follow the verb, in this order
 
-PART_OF_SPEECH = {
-    **dict.fromkeys(("a", "an", "the"), "DT"),
-    **dict.fromkeys(("in", "on", "with"), "IN"),
-    **dict.fromkeys(("outside", "outdoors", "inside", "indoors", "alone"), "RB"),
-    **dict.fromkeys(("tall", "short", "small", "red", "blue", "green"), "JJ"),
-    **{"is": "VBZ", "'s": "POS", "noodles": "NNS", "cards": "NNS", "hello": "UH"},
-    **{mark: mark for mark in ("``", "''", ",", ".")},
-}
-PHRASE_LABELS = {"IN": "PP", "VBG": "VP", "RB": "ADVP", "JJ": "ADJP", "DT": "NP"}  # by the tag of the first token
-
 
 def random_value(rng: random.Random, slot: str) -> Value:
     """Draw a leaf, the first ones more often, or half of the time something more general."""
@@ -167,21 +157,6 @@ def make_sentence(rng: random.Random, facts: Facts) -> list[list[str]]:
     return phrases
 
 
-def tag(token: str) -> str:
-    """Return the part of speech of a token."""
-    return PART_OF_SPEECH.get(token.lower(), "VBG" if token.endswith("ing") else "NN")
-
-
-def labelled_parse(phrases: list[list[str]]) -> str:
-    """Return `(ROOT (S (NP (DT A) (NN man)) (VBZ is) ...))`; phrases are flat."""
-    nodes = []
-    for tokens in phrases:
-        leaves = " ".join(f"({tag(token)} {token})" for token in tokens)
-        label = PHRASE_LABELS.get(tag(tokens[0]))
-        nodes.append(f"({label} {leaves})" if label else leaves)
-    return f"(ROOT (S {' '.join(nodes)}))"
-
-
 def binary_parse(phrases: list[list[str]]) -> str:
     """Return `( ( A man ) ( is sleeping ) )`: a node has two children, and the second one holds the rest."""
 
@@ -189,6 +164,13 @@ def binary_parse(phrases: list[list[str]]) -> str:
         return nodes[0] if len(nodes) == 1 else f"( {nodes[0]} {branch(nodes[1:])} )"
 
     return branch([branch(tokens) for tokens in phrases])
+
+
+def labelled_parse(binary_parse: str) -> str:
+    """Label each node and token as X, the unknown category of the Penn Treebank: `(ROOT (X (X A) (X man)))`."""
+    nodes = {"(": "(X", ")": ")"}
+    labelled = " ".join(nodes.get(token, f"(X {token})") for token in binary_parse.split())
+    return f"(ROOT {labelled})".replace(" )", ")")
 
 
 def raw_text(phrases: list[list[str]]) -> str:
@@ -216,7 +198,7 @@ def make_row(
     for name, phrases in (("sentence1", premise), ("sentence2", hypothesis)):
         row[name] = raw_text(phrases)
         row[f"{name}_binary_parse"] = binary_parse(phrases)
-        row[f"{name}_parse"] = labelled_parse(phrases)
+        row[f"{name}_parse"] = labelled_parse(row[f"{name}_binary_parse"])
     return row
 
 
@@ -241,7 +223,8 @@ def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set)
 def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, seed: int = 0) -> Path:
     """Write `snli_1.0_{split}.jsonl` and `.txt` for every split of `num_pairs` into `folder` and return it.
 
-    The same `num_pairs` and `seed` give the same bytes. The sizes count all rows, also those without a gold label.
+    The same `num_pairs` and `seed` give the same bytes, with one version of Python. The sizes count all rows, also
+    those without a gold label.
 
     Raises:
         ValueError: a size is not a positive multiple of three (a premise has three hypotheses), or all are too many.

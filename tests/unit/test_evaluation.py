@@ -139,7 +139,7 @@ def test_finetuning_saves_its_length_and_truncation_in_the_config(model_folder: 
 
 def test_max_length_of_zero_is_refused(model_folder: Path):
     model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
-    with pytest.raises(BertSnliError, match="max_length 0"):
+    with pytest.raises(BertSnliError, match="^max_length 0"):
         Predictor(model, tokenizer, max_length=0)(random_pairs(1))
 
 

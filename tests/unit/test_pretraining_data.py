@@ -69,12 +69,12 @@ def test_mask_tokens_predicts_the_first_tokens_in_order_without_excluded_ones():
     ids, lengths = np.array([cls, 10, sep, 11, sep, cls, *range(20, 30), sep]), np.array([5, 12])
     order = np.array([0.0, 0.6, 0.1, 0.5, 0.2, 0.0, *np.linspace(0.9, 0.1, 10), 0.0])
     draws = MaskDraws(order, np.array([0.9, 0.7, 0.8]), np.array([0.5, 0.0, 0.4]), np.array([40, 41, 42]))
-    masked = mask_tokens(ids, lengths, draws, mask, (cls, sep))
-    assert masked.columns_P.tolist() == [3, 9, 10]
-    assert masked.labels_P.tolist() == [11, 28, 29]
+    masked, columns, labels = mask_tokens(ids, lengths, draws, mask, (cls, sep))
+    assert columns.tolist() == [3, 9, 10]
+    assert labels.tolist() == [11, 28, 29]
     # The first token is replaced by the drawn one, the second one is masked, and the third one stays.
-    assert [masked.ids_N[i] for i in (3, 14, 15)] == [40, mask, 29]
-    assert np.flatnonzero(masked.ids_N != ids).tolist() == [3, 14]
+    assert [masked[i] for i in (3, 14, 15)] == [40, mask, 29]
+    assert np.flatnonzero(masked != ids).tolist() == [3, 14]
 
 
 def test_shares_of_masked_unchanged_and_replaced_tokens_are_those_of_d2l(wiki: Path, wiki_vocabulary: list[str]):

@@ -122,7 +122,7 @@ def test_parses_are_binary_and_their_leaves_are_the_tokens_of_the_sentences(all_
             assert is_binary(parse), parse
             assert split_text(tokenizer, raw) == leaves(parse)
             assert [word.rstrip(")") for word in labelled.split() if not word.startswith("(")] == leaves(parse)
-            assert labelled.count("(") == labelled.count(")") and labelled.startswith("(ROOT (S ")
+            assert labelled.count("(") == labelled.count(")") and labelled.startswith("(ROOT (X ")
             assert raw[0] == raw[0].upper()
 
 

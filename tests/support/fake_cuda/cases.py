@@ -72,10 +72,11 @@ def encoded_pairs(folder: Path):
 
 
 def finetuning_loop(folder: Path, precision: str, **options):
-    """Return the training loop that `finetune` creates for a recipe, before it runs."""
+    """Return the training loop of `finetune` before it runs."""
     from bert_snli import finetune
+    from bert_snli.training.run import make_loop
 
-    recipe = finetune.FinetuneArguments(
+    arguments = finetune.FinetuneArguments(
         model_name_or_path=str(folder / "start"),
         dataset_name_or_path=str(folder / "corpus"),
         output_dir=str(folder / "run"),
@@ -84,9 +85,10 @@ def finetuning_loop(folder: Path, precision: str, **options):
         **options,
     )
     accelerator, (tokenizer, train, evaluation) = accelerator_on_cuda(precision), encoded_pairs(folder)
-    config = finetune.classifier_config(recipe)
     with fake_tensors():
-        return finetune.prepare(recipe, accelerator, config, LABELS, tokenizer, train, evaluation)
+        model = finetune.load_base_model(arguments, finetune.classifier_config(arguments), None)
+        task = finetune.make_task(arguments, accelerator, model, tokenizer, train, evaluation)
+        return make_loop(arguments, accelerator, task)
 
 
 @cache
@@ -101,10 +103,11 @@ def sentence_splits(folder: Path):
 
 
 def pretraining_loop(folder: Path, precision: str, attention: str, **options):
-    """Return the training loop that `pretrain` creates for a recipe, before it runs."""
+    """Return the training loop of `pretrain` before it runs."""
     from bert_snli import pretrain
+    from bert_snli.training.run import make_loop
 
-    recipe = pretrain.PretrainArguments(
+    arguments = pretrain.PretrainArguments(
         dataset_name_or_path=str(folder / "corpus"),
         output_dir=str(folder / "run"),
         train_batch_size=32,
@@ -116,23 +119,24 @@ def pretraining_loop(folder: Path, precision: str, attention: str, **options):
         **options,
     )
     accelerator, (rules, paragraphs) = accelerator_on_cuda(precision), sentence_splits(folder)
-    tokenizer = pretrain.make_tokenizer(recipe, rules, paragraphs.train)
+    tokenizer = pretrain.make_tokenizer(arguments, rules, paragraphs.train)
     with fake_tensors():
-        train, evaluation = pretrain.load_pairs(recipe, paragraphs, tokenizer, accelerator.device)
-        model = pretrain.make_model(recipe, tokenizer, None, attention)
-        return pretrain.prepare(recipe, accelerator, model, tokenizer, train, evaluation, "validation")
+        train, evaluation = pretrain.load_pairs(arguments, paragraphs, tokenizer, accelerator.device)
+        model = pretrain.make_model(arguments, tokenizer)
+        task = pretrain.make_task(arguments, accelerator, model, tokenizer, train, evaluation, "validation")
+        model.set_attn_implementation(attention)
+        return make_loop(arguments, accelerator, task)
 
 
 def take_updates(loop) -> None:
     """Train for `UPDATES` updates. The host must not read a value from the device."""
     with fake_tensors(), host_reads(allowed=False):
-        loop.model.train()
+        loop.module.train()
         loop.sampler.set_epoch(0)
-        loop._begin_interval()
-        passes = (loop.pairs[piece] for piece in loop.sampler)
+        loop._start_interval([])
+        micro_batches = (loop.task.pairs[micro_batch] for micro_batch in loop.sampler)
         for rows in loop.sampler.global_batches()[:UPDATES]:
-            loop.interval += loop._update(passes, rows)
-            loop.interval_rows += len(rows)
+            loop._update(micro_batches, rows)
             loop.progress.step += 1
 
 
@@ -153,7 +157,7 @@ def check_log_line(folder: Path) -> None:
     take_updates(loop)
     with fake_tensors(), host_reads(allowed=True):
         loop.clock = 0.0
-        loop._end_interval()
+        loop._log_interval()
     assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
@@ -199,7 +203,7 @@ def check_pretraining_evaluation(folder: Path) -> None:
     """Run the evaluation of `pretrain`."""
     loop = pretraining_loop(folder, "bf16", "sdpa", per_device_eval_batch_size=16)
     with fake_tensors(), host_reads(allowed=True):
-        assert "mlm_loss" in loop.evaluate().figures
+        assert "mlm_loss" in loop.task.evaluate().metrics
 
 
 def check_resume(folder: Path, precision: str) -> None:
@@ -208,13 +212,13 @@ def check_resume(folder: Path, precision: str) -> None:
 
     loop = finetuning_loop(folder, precision)
     take_updates(loop)
-    states = (loop.model.state_dict(), loop.optimizer.state_dict())
+    states = (loop.module.state_dict(), loop.optimizer.state_dict())
     with fake_tensors(), host_reads(allowed=True):
         on_cpu = torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu"), states)
         resumed = finetuning_loop(folder, precision)
-        resumed.model.load_state_dict(on_cpu[0])
+        resumed.module.load_state_dict(on_cpu[0])
         resumed.optimizer.load_state_dict(on_cpu[1])
-        tensors = [*resumed.model.parameters(), *resumed.model.buffers()]
+        tensors = [*resumed.module.parameters(), *resumed.module.buffers()]
         tensors += [value for state in resumed.optimizer.state.values() for value in state.values()]
         assert {tensor.device for tensor in tensors} == {loop.accelerator.device}
     take_updates(resumed)
