@@ -257,9 +257,13 @@ def losses(run: Run, *, cpu: bool = False, **options) -> torch.Tensor:
         run.tokenizer.save_pretrained(start)
     options |= {"dropout": 0.0, "max_steps": 30, "warmup_steps": 0, "learning_rate": 2e-5, "classifier_head": None}
     loop = training.prepare_loop(str(start), run.data, cpu=cpu, train_batch_size=run.pick(256, 16), **options)
-    passes = (loop.pairs[piece] for piece in loop.sampler)
-    sums = [loop._update(passes, rows) for rows in loop.sampler.global_batches()[:30]]
-    loss, _, pairs = torch.stack(sums).double().cpu().unbind(dim=1)
+    micro_batches = (loop.task.pairs[micro_batch] for micro_batch in loop.sampler)
+    sums = []
+    for rows in loop.sampler.global_batches()[:30]:
+        loop._start_interval([])
+        loop._update(micro_batches, rows)
+        sums.append(loop.interval_sums)
+    loss, _, pairs = torch.stack(sums).cpu().unbind(dim=1)
     return loss / pairs
 
 

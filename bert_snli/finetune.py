@@ -198,7 +198,7 @@ def load_base_model(
         raise BertSnliError(
             f"{arguments.model_name_or_path}: lacks {missing[0]}; start from a converted or pretrained model"
         )
-    return classifier.float()
+    return classifier
 
 
 def make_task(

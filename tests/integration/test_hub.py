@@ -457,7 +457,7 @@ def test_finetune_pushes_the_model_folder(session: HubSession, hub: Hub, convert
     assert len(repository.branches["main"]) == 2
     files = repository.branches["main"][-1].files
     assert files.keys() == PUSHED_FILES - {"eval_results_test.json", "confusion_matrix_test.png", *REPORT_FILES}
-    assert repository.branches["main"][-1].sha in done.out
+    assert repository.branches["main"][-1].sha in done.err
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
     recipe = yaml.safe_load(files["recipe.yaml"])
     assert not {"push_to_hub", "hub_model_id", "hub_private_repo"} & recipe.keys()  # a second run must not push
@@ -491,23 +491,23 @@ def test_finetune_that_cannot_push_fails_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_failed_push_after_training_keeps_the_model_and_prints_the_push_command(
+def test_failed_push_after_training_keeps_the_model(
     faults: dict, session: HubSession, converted: Path, corpus: Path, tmp_path: Path
 ):
     faults["POST /api/models/user/forbidden/preupload"] = 403
     folder = tmp_path / "run"
     command = finetune_command(converted, corpus, folder)
     done = session.run(*command, "--push_to_hub", "--hub_model_id", "user/forbidden")
-    assert_refused(done, f"the model is in {folder}: bert-snli push {folder} --repo_id user/forbidden")
+    assert_refused(done, f"; the model is saved: push {folder} again")
     assert load_classifier(str(folder)) and (folder / "train_results.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("options", "token", "message"),
     [
-        (["--push_to_hub"], KNOWN_TOKEN, "--push_to_hub: needs --hub_model_id user/name"),
-        (["--hub_model_id", "user/name"], KNOWN_TOKEN, "--hub_model_id: goes with --push_to_hub"),
-        (["--hub_private_repo"], KNOWN_TOKEN, "--hub_private_repo: goes with --push_to_hub"),
+        (["--push_to_hub"], KNOWN_TOKEN, "--push_to_hub: needs --hub_model_id"),
+        (["--hub_model_id", "user/name"], KNOWN_TOKEN, "--hub_model_id: has no effect without --push_to_hub"),
+        (["--hub_private_repo"], KNOWN_TOKEN, "--hub_private_repo: has no effect without --push_to_hub"),
         (["--push_to_hub", "--hub_model_id", "name"], KNOWN_TOKEN, "--hub_model_id name: not the name of a repository"),
         (["--push_to_hub", "--hub_model_id", "user/name"], None, "user/name: you are not logged in"),
     ],

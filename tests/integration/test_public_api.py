@@ -46,9 +46,10 @@ def test_checkpoint_is_converted_fine_tuned_evaluated_and_exported_in_python(
     arguments = bert_snli.FinetuneArguments(
         dataset_name_or_path=str(corpus), max_length=40, max_steps=1, mixed_precision="no", **paths
     )
-    metrics = bert_snli.finetune_model(arguments)
+    result = bert_snli.finetune_model(arguments)
+    assert result.output_dir == tmp_path / "run"
     results = bert_snli.evaluate_model(str(tmp_path / "run"), str(corpus), split="validation")
-    assert results["accuracy"] == pytest.approx(metrics["eval_accuracy"])
+    assert results["accuracy"] == pytest.approx(result.metrics["eval_accuracy"])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     predict = bert_snli.Predictor(model, AutoTokenizer.from_pretrained(tmp_path / "run"))
     (scores,) = predict([("A man inspects a uniform.", "The man is sleeping.")])
