@@ -1,9 +1,9 @@
-"""The pair encoder against the book's dataset class with its 4 worker processes, on the same pairs, in one run.
+"""The pair encoder against d2l's dataset class with its 4 worker processes, on the same pairs, in one run.
 
     python benchmarks/pair_encoding.py MODEL SNLI        # a converted folder; Stanford's zip, or any source of finetune
 
 Time is from texts to encoded pairs, loading not counted; the median of `--rounds`, alternating. Memory is the largest
-growth of all processes together (PSS: what they share is counted once), measured apart, in a fresh process each.
+growth of all processes together (PSS: what they share is counted once), measured separately, each in a new process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.suppor
 import psutil
 
 MAX_LENGTH = 128
-SIDES = ("book", "parse", "raw")
+SIDES = ("d2l", "parse", "raw")
 
 
 class Memory(threading.Thread):
@@ -62,7 +62,7 @@ def measure(side: str, model: str, data: str, watch: bool) -> dict:
     quiet_libraries()
     tokenizer = load_tokenizer(model)
     splits = load_snli(data, text_source="raw" if side == "raw" else "parse").splits.values()
-    if side == "book":
+    if side == "d2l":
         vocabulary = tokenizer.get_vocab()
         columns = [[row for split in splits for row in split[name]] for name in ("premise", "hypothesis", "label")]
 
@@ -78,7 +78,7 @@ def measure(side: str, model: str, data: str, watch: bool) -> dict:
     if watch:
         memory.start()
     seconds = []
-    for _ in range(1 if side == "book" else 2):
+    for _ in range(1 if side == "d2l" else 2):
         begun = time.perf_counter()
         encode()
         seconds.append(time.perf_counter() - begun)
@@ -120,14 +120,14 @@ def main() -> None:
             times[side].append(in_fresh_process(side, args.model, args.data)["seconds"])
     first = {side: statistics.median(seconds[0] for seconds in times[side]) for side in SIDES}
     again = {side: statistics.median(seconds[-1] for seconds in times[side]) for side in SIDES}
-    again["book"] = first["book"]  # it keeps nothing
+    again["d2l"] = first["d2l"]  # it has no cache
     print(f"{pairs:,} pairs, max_length {MAX_LENGTH}, medians of {args.rounds}")
     print(f"{'':26}{'first run':>16}{'second run':>20}{'memory':>18}")
-    for side, title in (("book", "book, 4 processes"), ("parse", "ours, parse leaves"), ("raw", "ours, raw text")):
+    for side, title in (("d2l", "d2l, 4 processes"), ("parse", "ours, parse leaves"), ("raw", "ours, raw text")):
         print(
-            f"{title:26}{first[side]:7.2f} s {first['book'] / first[side]:5.1f} x"
-            f"{again[side]:10.3f} s {first['book'] / again[side]:6.0f} x"
-            f"{memory[side] / 1e6:9.0f} MB {memory[side] / memory['book']:5.2f}"
+            f"{title:26}{first[side]:7.2f} s {first['d2l'] / first[side]:5.1f} x"
+            f"{again[side]:10.3f} s {first['d2l'] / again[side]:6.0f} x"
+            f"{memory[side] / 1e6:9.0f} MB {memory[side] / memory['d2l']:5.2f}"
         )
 
 

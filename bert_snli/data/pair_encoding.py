@@ -225,11 +225,12 @@ def encoder_of(
     )
 
 
-def flat_columns(encoded: Dataset) -> Iterator[np.ndarray]:
+def flat_columns(encoded: Dataset | pa.Table) -> Iterator[np.ndarray]:
     """Yield each column of encoded pairs as one array, rows concatenated."""
-    for column in encoded.with_format("arrow")[:].columns:
+    table = encoded if isinstance(encoded, pa.Table) else encoded.with_format("arrow")[:]
+    for column in table.columns:
         array = column.combine_chunks()
-        yield (array.flatten() if pa.types.is_list(array.type) else array).to_numpy()
+        yield (array.flatten() if pa.types.is_nested(array.type) else array).to_numpy()
 
 
 def distinct_ids(encoded: Dataset) -> np.ndarray:

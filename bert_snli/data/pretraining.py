@@ -23,6 +23,7 @@ from bert_snli.data.pair_encoding import (
     NUM_SPECIAL_TOKENS,
     TokenSequences,
     concatenate_ranges,
+    flat_columns,
     ids_by_token,
     pack_pairs,
 )
@@ -191,10 +192,8 @@ class MaskedPairs(PaddedPairs):
         self.tokenizer = tokenizer
         self.seed = seed
         self.static_masks = static_masks
-        self.ids_N, self.segments_N = (
-            pairs[name].combine_chunks().flatten().to_numpy() for name in ("input_ids", "token_type_ids")
-        )
-        self.is_next_R = pairs["labels"].to_numpy()
+        self.pairs = pairs
+        self.ids_N = self.tokens["input_ids"].cpu().numpy()  # before masking
         self.predictions_R = num_predictions(self.lengths)
         self.prediction_counts_R, self.prediction_starts_R = (
             torch.from_numpy(numbers).to(device)
@@ -205,7 +204,7 @@ class MaskedPairs(PaddedPairs):
 
     def arrays(self) -> list[np.ndarray]:
         """Return all data of the pairs before masking: token ids, segments, lengths and next-sentence labels."""
-        return [self.ids_N, self.segments_N, self.lengths, self.is_next_R]
+        return list(flat_columns(self.pairs))
 
     def set_epoch(self, epoch: int) -> None:
         """Mask the tokens for the epoch."""

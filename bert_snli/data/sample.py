@@ -166,10 +166,10 @@ def binary_parse(phrases: list[list[str]]) -> str:
     return branch([branch(tokens) for tokens in phrases])
 
 
-def labelled_parse(binary_parse: str) -> str:
-    """Label each node and token as X, the unknown category of the Penn Treebank: `(ROOT (X (X A) (X man)))`."""
+def labelled_parse(parse: str) -> str:
+    """Label all nodes and tokens of a binary parse X (unknown in the Penn Treebank): `(ROOT (X (X A) (X man)))`."""
     nodes = {"(": "(X", ")": ")"}
-    labelled = " ".join(nodes.get(token, f"(X {token})") for token in binary_parse.split())
+    labelled = " ".join(nodes.get(token, f"(X {token})") for token in parse.split())
     return f"(ROOT {labelled})".replace(" )", ")")
 
 

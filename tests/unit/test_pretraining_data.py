@@ -120,6 +120,14 @@ def test_vocabulary_holds_the_tokens_that_d2l_counts(wiki_lines: list[str], wiki
     assert words[5:] == sorted(words[5:], key=lambda word: (-counts[word], word))  # the same in every process
 
 
+def test_special_tokens_in_a_text_do_not_change_the_order_of_the_vocabulary():
+    """WikiText's text contains `<unk>`."""
+    paragraphs = Dataset.from_dict({"sentences": [["b <unk> a", "<unk> b c"]]})
+    assert build_vocabulary(paragraphs, 1) == [*SPECIALS, "b", "a", "c"]
+    with pytest.raises(BertSnliError, match="^min_freq 3: no word occurs so often"):
+        build_vocabulary(paragraphs, 3)
+
+
 def test_raw_text_is_tokenized_and_split_into_sentences(wiki: Path, tmp_path: Path):
     raw = 'He can\'t go. She (Ann) can! I "know" it.\nOne sentence.\n\nMr. Smith left. So did we.\n\n\n'
     (tmp_path / "text.txt").write_text(raw, encoding="utf-8")
