@@ -147,7 +147,7 @@ class PaddedPairs(torch.utils.data.Dataset):
         self.padding = {"input_ids": pad_token_id, "token_type_ids": 0}
         self.labels: torch.Tensor | None = None
         if "labels" in table.column_names:
-            self.labels = _labels(table["labels"]).to(self.device)
+            self.labels = _label_tensor(table["labels"]).to(self.device)
         self.pad_to_length = pad_to_length
 
     def __len__(self) -> int:
@@ -176,7 +176,7 @@ class PaddedPairs(torch.utils.data.Dataset):
         return batch
 
 
-def _labels(column: pa.ChunkedArray) -> torch.Tensor:
+def _label_tensor(column: pa.ChunkedArray) -> torch.Tensor:
     """Return label numbers (N,), or label probabilities (N, C)."""
     if not pa.types.is_list(column.type):
         return torch.from_numpy(column.to_numpy().astype(np.int64))

@@ -51,6 +51,8 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Datase
     Raises:
         BertSnliError: there is no such data set or split, or it cannot be read.
     """
+    if isinstance(dataset, Dataset):
+        raise BertSnliError("dataset: a Dataset without splits; give a DatasetDict")
     if isinstance(dataset, Mapping):
         if split not in dataset:
             raise BertSnliError(f"dataset: no split {split!r}, only {', '.join(map(str, dataset))}")

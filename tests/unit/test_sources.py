@@ -132,6 +132,8 @@ def test_dataset_in_memory_gives_labels_by_name(values: list, feature: ClassLabe
 
 def test_dataset_in_memory_without_the_split_or_with_an_unknown_label_is_refused():
     dataset = make_dataset([0, 3], Value("int64"))
+    with pytest.raises(BertSnliError, match="^dataset: a Dataset without splits"):
+        load_snli(dataset["train"])
     with pytest.raises(BertSnliError, match=r"^dataset: no split 'test', only train, extra"):
         load_snli(dataset, splits=["test"])
     with pytest.raises(BertSnliError, match=r"^dataset\['train'\]: label '3' in row 2 is none of entailment"):
