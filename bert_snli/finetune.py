@@ -24,7 +24,6 @@ from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
 from bert_snli.fast.forward import FastClassifier
-from bert_snli.fast.machine import training_flops
 from bert_snli.files import atomic_folder
 from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push, remove_measurements, stage
 from bert_snli.inference import (
@@ -117,8 +116,7 @@ def finetune_model(recipe: FinetuneArguments) -> dict:
         remove_measurements(output_dir)
         write_history(output_dir, [*steps, f"Fine-tuned on pairs of {describe_data(source).name}."])
 
-    flops = training_flops(config, loop.pairs.lengths)
-    results = run_loop(loop, prepare_folder, precision=precision, flops=flops, without_gold_label=num_dropped)
+    results = run_loop(loop, prepare_folder, precision=precision, without_gold_label=num_dropped)
     evidence = did_not_learn(results, [entry["train_loss"] for entry in loop.progress.epochs], evaluation["labels"])
     if evidence and accelerator.is_main_process:
         say(f"the model did not learn: {evidence}; lower --learning_rate")

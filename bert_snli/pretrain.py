@@ -18,7 +18,6 @@ from bert_snli.data.text import Paragraphs, SentenceSplitter, count_words, open_
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
-from bert_snli.fast.machine import pretraining_flops
 from bert_snli.files import atomic_folder
 from bert_snli.hub import remove_measurements
 from bert_snli.inference import batches_by_length, load_config, load_tokenizer, load_weights
@@ -90,7 +89,6 @@ def pretrain_model(recipe: PretrainArguments) -> dict:
     model = make_model(recipe, tokenizer, start, "eager" if accelerator.device.type == "cpu" else "sdpa")
     set_seed(recipe.seed, device_specific=True)  # the same fresh weights, but other dropout, in each process
     loop = prepare(recipe, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
-    flops = pretraining_flops(model.config, train.lengths, train.predictions_R)
     if recipe.extend_vocab_from:
         steps.append(f"{more:,} words of {describe_data(recipe.extend_vocab_from).name} were added to its vocabulary.")
     data = describe_data(recipe.dataset_name_or_path).name
@@ -99,7 +97,7 @@ def pretrain_model(recipe: PretrainArguments) -> dict:
         remove_measurements(output_dir)
         write_history(output_dir, [*steps, f"Pretrained on pairs of sentences of {data}, without labels."])
 
-    return run_loop(loop, prepare_folder, precision=precision, flops=flops, vocab_size=len(tokenizer))
+    return run_loop(loop, prepare_folder, precision=precision, vocab_size=len(tokenizer))
 
 
 def load_start(recipe: PretrainArguments) -> tuple[D2LBertForPreTraining, PreTrainedTokenizerFast]:

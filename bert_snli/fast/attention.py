@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch.nn.functional import embedding, embedding_bag, linear, scaled_dot_product_attention
 
 from bert_snli.fast.dropout import dropout
 from bert_snli.modeling.layers_d2l_bert import D2LBertAttention
@@ -28,7 +28,7 @@ class Projections(NamedTuple):
 
 
 def _projection_weights(attention: D2LBertAttention) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack the weights (3D, D) and biases (3D,) of queries, keys and values; those of the queries include the scale."""
+    """Stack the weights (3D, D) and biases (3D,) of queries (scaled), keys and values."""
     weight = torch.cat([attention.query.weight * attention.scaling, attention.key.weight, attention.value.weight])
     bias = torch.cat([attention.query.bias * attention.scaling, attention.key.bias, attention.value.bias])
     return weight, bias
@@ -36,7 +36,7 @@ def _projection_weights(attention: D2LBertAttention) -> tuple[torch.Tensor, torc
 
 def project(attention: D2LBertAttention, hidden_BLD: torch.Tensor) -> Projections:
     """Compute the queries, keys and values of all positions."""
-    projected_BL3D = nn.functional.linear(hidden_BLD, *_projection_weights(attention))
+    projected_BL3D = linear(hidden_BLD, *_projection_weights(attention))
     return _split_heads(attention, projected_BL3D.chunk(3, dim=-1))
 
 
@@ -61,20 +61,16 @@ def embed_and_project(
         The embedded input (B, L, D) and the projections.
     """
     distinct_ids, word_rows_BL = torch.unique(input_ids_BL, return_inverse=True)
-    word_table_RD = nn.functional.embedding(distinct_ids, words_VD)
+    word_table_RD = embedding(distinct_ids, words_VD)
     place_table_RD = (segments_GD[:, None] + positions_LD).flatten(0, 1)
     place_rows_BL = token_type_ids_BL * len(positions_LD) + torch.arange(len(positions_LD))
     rows_BL2 = torch.stack([word_rows_BL, len(word_table_RD) + place_rows_BL], dim=-1)
 
     weight, bias = _projection_weights(attention)
-    projected_words, projected_places = (
-        nn.functional.linear(word_table_RD, weight),
-        nn.functional.linear(place_table_RD, weight, bias),
-    )
+    projected_words, projected_places = linear(word_table_RD, weight), linear(place_table_RD, weight, bias)
     projected_3RD = torch.cat([projected_words, projected_places]).unflatten(-1, (3, -1)).transpose(0, 1).contiguous()
-    sums_TD = SumsOfTwoRows.apply(
-        rows_BL2.flatten(0, 1), torch.cat([word_table_RD, place_table_RD]), *projected_3RD.unbind()
-    )
+    tables_RD = torch.cat([word_table_RD, place_table_RD]), *projected_3RD
+    sums_TD = SumsOfTwoRows.apply(rows_BL2.flatten(0, 1), *tables_RD)
     hidden_BLD, *projections_BLD = (sum_TD.unflatten(0, rows_BL2.shape[:2]) for sum_TD in sums_TD)
     # Under autocast the hidden states between blocks have its dtype: casts would take a twentieth of a training step.
     return hidden_BLD.to(projected_3RD.dtype), _split_heads(attention, projections_BLD)
@@ -90,16 +86,16 @@ class SumsOfTwoRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows_T2: torch.Tensor, *tables_RD: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.rows_T2, ctx.num_rows = rows_T2, len(tables_RD[0])
-        return tuple(nn.functional.embedding_bag(rows_T2, table_RD, mode="sum") for table_RD in tables_RD)
+        return tuple(embedding_bag(rows_T2, table_RD, mode="sum") for table_RD in tables_RD)
 
     @staticmethod
     def backward(ctx, *gradients_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows = ctx.rows_T2.flatten()
-        # Row r is used by the tokens from `starts_R[r]` to `starts_R[r + 1]`.
+        # All tokens twice, in the order of the rows that they use: those of row r begin at `starts_R[r]`.
         tokens = torch.argsort(rows, stable=True) // 2
         counts_R = torch.bincount(rows, minlength=ctx.num_rows)
         starts_R = counts_R.cumsum(0) - counts_R
-        return None, *(nn.functional.embedding_bag(tokens, part_TD, starts_R, mode="sum") for part_TD in gradients_TD)
+        return None, *(embedding_bag(tokens, part_TD, starts_R, mode="sum") for part_TD in gradients_TD)
 
 
 def attend(attention: D2LBertAttention, projections: Projections, mask_B11L: torch.Tensor) -> torch.Tensor:
@@ -110,9 +106,7 @@ def attend(attention: D2LBertAttention, projections: Projections, mask_B11L: tor
         weights_BNLL = dropout(_masked_softmax(scores_BNLL, mask_B11L), probability, attention.training)
         values_BNLH = weights_BNLL @ projections.values
     else:
-        values_BNLH = nn.functional.scaled_dot_product_attention(
-            *projections, attn_mask=mask_B11L, dropout_p=probability, scale=1.0
-        )
+        values_BNLH = scaled_dot_product_attention(*projections, attn_mask=mask_B11L, dropout_p=probability, scale=1.0)
     return values_BNLH.transpose(1, 2).flatten(2)
 
 

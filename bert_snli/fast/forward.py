@@ -51,7 +51,7 @@ class FastEncoder(nn.Module):
     def before_last_block(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the input of the last block (B, L, D) and its mask (B, 1, 1, L), true at tokens. All arguments are (B, L).
+        """Compute the input of the last block (B, L, D) and its mask (B, 1, 1, L), true at tokens.
 
         Raises:
             ValueError: more positions than the model has.

@@ -61,7 +61,7 @@ class D2LBertPreTrainedModel(PreTrainedModel):
         self.lm_head.decoder = new_embeddings
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save weights, configuration and code, so that every Auto class and a classifier's pipeline load the folder."""
+        """Save weights, configuration and code, so that Auto classes and a classifier's pipeline load the folder."""
         self.config.auto_map = dict(AUTO_MAP)
         saved = getattr(self.config, "custom_pipelines", None) or {}
         pipelines = {task: entry for task, entry in saved.items() if task not in CUSTOM_PIPELINES}
@@ -161,7 +161,7 @@ class D2LBertForPreTraining(D2LBertPreTrainedModel):
     ) -> BertForPreTrainingOutput:
         """Compute `prediction_logits` (B, L, V), `seq_relationship_logits` (B, 2) and the sum of the given losses.
 
-        `labels` (B, L) are the ids to predict, −100 elsewhere. `next_sentence_label` (B,) is 1 for "is next", as in d2l.
+        `labels` (B, L) are the ids to predict, −100 elsewhere. `next_sentence_label` (B,) is 1 for "is next".
         """
         outputs = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs

@@ -152,7 +152,9 @@ def resolve_on_main_process(recipe: Recipe, state: PartialState) -> tuple[Recipe
 def describe_machine(accelerator: Accelerator, precision: Precision) -> str:
     """What is trained on, in words."""
     numbers = "fp32" if precision.name == "no" else precision.name
-    return f"{accelerator.device.type}, {numbers} ({precision.reason}): {precision.rate / 1e9:,.0f} GFLOP/s"
+    return (
+        f"{accelerator.device.type}, {numbers} ({precision.reason}): {precision.matmul_throughput / 1e9:,.0f} GFLOP/s"
+    )
 
 
 def make_sampler(recipe: BaseTrainingArguments, accelerator: Accelerator, lengths: Sequence[int]) -> GlobalBatchSampler:
@@ -225,7 +227,7 @@ def prepare_training(
 
 
 def run_loop(
-    loop: TrainingLoop, prepare_folder: Callable[[Path], None], *, precision: Precision, flops: float, **more: Any
+    loop: TrainingLoop, prepare_folder: Callable[[Path], None], *, precision: Precision, **more: Any
 ) -> dict[str, Any]:
     """Run a prepared loop; returns what `train_results.json` in the output folder holds.
 
@@ -233,7 +235,6 @@ def run_loop(
 
     Args:
         prepare_folder: does to the output folder what is to be done before a run.
-        flops: of the matrix products of an epoch.
         more: results besides those of the loop.
     """
     accelerator, output_dir = loop.accelerator, Path(loop.recipe.output_dir)
@@ -250,7 +251,7 @@ def run_loop(
         except Stopped:
             accelerator.wait_for_everyone()  # the launcher ends whoever has not left when the first does
             raise
-        results = {**summarise(loop, precision, flops), **more}
+        results = {**summarise(loop, precision), **more}
         if accelerator.is_main_process:
             write_run_report(output_dir, results, read_metrics(output_dir), loop.progress.kept)
             write_atomically(
@@ -314,7 +315,7 @@ def _start_trackers(loop: TrainingLoop) -> None:
 def describe_run(loop: TrainingLoop, precision: Precision) -> dict[str, Any]:
     """How a loop runs: on what, on how many, in which numbers."""
     return {
-        "matrix_flops_per_second": precision.rate,
+        "matrix_flops_per_second": precision.matmul_throughput,
         "num_processes": loop.accelerator.num_processes,
         "mixed_precision": str(loop.accelerator.mixed_precision),
         "device": str(loop.accelerator.device),
@@ -336,12 +337,8 @@ def _belongs(line: str, progress: Progress) -> bool:
     return entry in progress.epochs if "eval_loss" in entry else entry["step"] <= progress.step
 
 
-def summarise(loop: TrainingLoop, precision: Precision, flops: float) -> dict[str, Any]:
-    """The figures of the run: those of the epoch that was kept, and how fast it went.
-
-    `model_flops_utilization` is the share of each process's rate of matrix products that the whole model's products,
-    `flops` an epoch, would take; a forward pass that leaves out some of them may be above 1.
-    """
+def summarise(loop: TrainingLoop, precision: Precision) -> dict[str, Any]:
+    """The figures of the run: those of the epoch that was kept, and how fast it went."""
     progress, epochs = loop.progress, loop.progress.epochs
     kept = next(entry for entry in epochs if entry["step"] == progress.kept["step"])
     figures = {
@@ -355,11 +352,6 @@ def summarise(loop: TrainingLoop, precision: Precision, flops: float) -> dict[st
         "train_steps": progress.step,
         "train_runtime": progress.seconds,
         "train_samples_per_second": len(loop.pairs) * epochs[-1]["epoch"] / progress.seconds,
-        "model_flops_utilization": flops
-        * epochs[-1]["epoch"]
-        / progress.seconds
-        / loop.accelerator.num_processes
-        / precision.rate,
         **describe_run(loop, precision),
     }
 
@@ -378,8 +370,7 @@ def run_command(
         recipe, results = train(sys.argv[1:] if argv is None else argv)
         if PartialState().is_main_process:
             print(
-                f"{recipe.output_dir}: {describe(results)} ({results['train_samples_per_second']:,.0f} pairs/s, "
-                f"model FLOPs {results['model_flops_utilization']:.0%} of the machine's rate); "
+                f"{recipe.output_dir}: {describe(results)} ({results['train_samples_per_second']:,.0f} pairs/s); "
                 f"the curve is in {recipe.output_dir}/curve.png"
             )
 
