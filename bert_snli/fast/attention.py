@@ -9,7 +9,6 @@ G segments, R rows of a table of summands, T tokens of a batch (B·L).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -37,11 +36,7 @@ def _projection_weights(attention: D2LBertAttention) -> tuple[torch.Tensor, torc
 def project(attention: D2LBertAttention, hidden_BLD: torch.Tensor) -> Projections:
     """Compute the queries, keys and values of all positions."""
     projected_BL3D = linear(hidden_BLD, *_projection_weights(attention))
-    return _split_heads(attention, projected_BL3D.chunk(3, dim=-1))
-
-
-def _split_heads(attention: D2LBertAttention, projections_BLD: Iterable[torch.Tensor]) -> Projections:
-    return Projections(*(part.unflatten(-1, (-1, attention.head_size)).transpose(1, 2) for part in projections_BLD))
+    return Projections(*projected_BL3D.unflatten(-1, (3, -1, attention.head_size)).permute(2, 0, 3, 1, 4).unbind())
 
 
 def embed_and_project(
@@ -67,35 +62,54 @@ def embed_and_project(
     rows_BL2 = torch.stack([word_rows_BL, len(word_table_RD) + place_rows_BL], dim=-1)
 
     weight, bias = _projection_weights(attention)
-    projected_words, projected_places = linear(word_table_RD, weight), linear(place_table_RD, weight, bias)
-    projected_3RD = torch.cat([projected_words, projected_places]).unflatten(-1, (3, -1)).transpose(0, 1).contiguous()
-    tables_RD = torch.cat([word_table_RD, place_table_RD]), *projected_3RD
-    sums_TD = SumsOfTwoRows.apply(rows_BL2.flatten(0, 1), *tables_RD)
-    hidden_BLD, *projections_BLD = (sum_TD.unflatten(0, rows_BL2.shape[:2]) for sum_TD in sums_TD)
+    projected_R3D = torch.cat([linear(word_table_RD, weight), linear(place_table_RD, weight, bias)])
+    projected_3NRH = projected_R3D.unflatten(-1, (3, -1, attention.head_size)).permute(1, 2, 0, 3).contiguous()
+    embedded_1RD = torch.cat([word_table_RD, place_table_RD])[None]  # as of one head
+    hidden_B1LD, *projections = SumsOfTwoRows.apply(rows_BL2, embedded_1RD, *projected_3NRH)
     # Under autocast the hidden states between blocks have its dtype: casts would take a twentieth of a training step.
-    return hidden_BLD.to(projected_3RD.dtype), _split_heads(attention, projections_BLD)
+    return hidden_B1LD.squeeze(1).to(projected_R3D.dtype), Projections(*projections)
 
 
 class SumsOfTwoRows(torch.autograd.Function):
-    """For each table (R, D), the sums (T, D) of two rows: `table[rows[t, 0]] + table[rows[t, 1]]`.
+    """For each table (N, R, H), the sums (B, N, L, H) of two rows: `table[n, rows[b, l, 0]] + table[n, rows[b, l, 1]]`.
 
     The gradient of a row is the sum of the gradients of the tokens that use it. `embedding_bag` computes both kinds of
-    sums in one pass over memory; its own backward pass takes five times as long.
+    sums in one pass over memory; its own backward pass takes five times as long. Sums in the layout (B, N, L, H) save
+    the matrix products of attention a copy.
     """
 
     @staticmethod
-    def forward(ctx, rows_T2: torch.Tensor, *tables_RD: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.rows_T2, ctx.num_rows = rows_T2, len(tables_RD[0])
-        return tuple(embedding_bag(rows_T2, table_RD, mode="sum") for table_RD in tables_RD)
+    def forward(ctx, rows_BL2: torch.Tensor, *tables_NRH: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.rows_BL2, ctx.num_rows = rows_BL2, tables_NRH[0].shape[1]
+        return tuple(_sum_rows(table_NRH, rows_BL2) for table_NRH in tables_NRH)
 
     @staticmethod
-    def backward(ctx, *gradients_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows = ctx.rows_T2.flatten()
+    def backward(ctx, *gradients_BNLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows = ctx.rows_BL2.flatten()
         # All tokens twice, in the order of the rows that they use: those of row r begin at `starts_R[r]`.
         tokens = torch.argsort(rows, stable=True) // 2
         counts_R = torch.bincount(rows, minlength=ctx.num_rows)
         starts_R = counts_R.cumsum(0) - counts_R
-        return None, *(embedding_bag(tokens, part_TD, starts_R, mode="sum") for part_TD in gradients_TD)
+        return None, *(_sum_tokens(gradient_BNLH, tokens, starts_R) for gradient_BNLH in gradients_BNLH)
+
+
+def _sum_rows(table_NRH: torch.Tensor, rows_BL2: torch.Tensor) -> torch.Tensor:
+    """Add up the two rows of each token and head: (B, N, L, H)."""
+    heads, num_rows, head_size = table_NRH.shape
+    batch, length, _ = rows_BL2.shape
+    rows_BNL2 = rows_BL2[:, None] + num_rows * torch.arange(heads)[:, None, None]  # of the table (NR, H)
+    sums = embedding_bag(rows_BNL2.flatten(0, 2), table_NRH.flatten(0, 1), mode="sum")
+    return sums.view(batch, heads, length, head_size)
+
+
+def _sum_tokens(values_BNLH: torch.Tensor, tokens: torch.Tensor, starts_R: torch.Tensor) -> torch.Tensor:
+    """Add up the values of the tokens of each row: (N, R, H). In bf16, `embedding_bag` adds up in fp32."""
+    _, heads, length, head_size = values_BNLH.shape
+    values = values_BNLH.reshape(-1, head_size)
+    first_head = tokens // length * (heads * length) + tokens % length  # where it is in `values`
+    return torch.stack(
+        [embedding_bag(first_head + head * length, values, starts_R, mode="sum") for head in range(heads)]
+    )
 
 
 def attend(attention: D2LBertAttention, projections: Projections, mask_B11L: torch.Tensor) -> torch.Tensor:

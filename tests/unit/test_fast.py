@@ -100,10 +100,13 @@ def assert_same_values_and_gradients(found, expected, inputs) -> None:
 def test_sums_of_two_rows_equal_indexing_in_float64():
     """Row 6 is used by no token, and a token may use one row twice."""
     generator = torch.Generator().manual_seed(2)
-    rows_T2 = torch.randint(0, 6, (40, 2), generator=generator)
-    tables = [torch.randn(7, width, generator=generator, dtype=torch.float64, requires_grad=True) for width in (3, 5)]
-    sums = attention.SumsOfTwoRows.apply(rows_T2, *tables)
-    assert_same_values_and_gradients(sums, [table[rows_T2].sum(dim=1) for table in tables], tables)
+    rows_BL2 = torch.randint(0, 6, (5, 8, 2), generator=generator)
+    tables = [
+        torch.randn(heads, 7, 4, generator=generator, dtype=torch.float64, requires_grad=True) for heads in (1, 3)
+    ]
+    sums = attention.SumsOfTwoRows.apply(rows_BL2, *tables)
+    expected = [table[:, rows_BL2].sum(dim=3).transpose(0, 1) for table in tables]
+    assert_same_values_and_gradients(sums, expected, tables)
 
 
 def test_projections_of_distinct_tokens_equal_those_of_all_tokens_in_float64():
@@ -150,10 +153,10 @@ def test_fast_forward_applies_dropout_where_the_model_does(head, layers, monkeyp
 
 def test_gradient_of_a_frequent_token_is_complete_in_bf16():
     """A running sum of ones in bf16 stops growing at 256."""
-    table_RD = torch.zeros(2, 6).bfloat16().requires_grad_()
-    (sums_TD,) = attention.SumsOfTwoRows.apply(torch.tensor([0, 1]).expand(4000, 2).contiguous(), table_RD)
-    sums_TD.sum().backward()
-    torch.testing.assert_close(table_RD.grad.float(), torch.full((2, 6), 4000.0), rtol=2**-8, atol=0)
+    table_NRH = torch.zeros(1, 2, 6).bfloat16().requires_grad_()
+    (sums_BNLH,) = attention.SumsOfTwoRows.apply(torch.tensor([0, 1]).expand(40, 100, 2), table_NRH)
+    sums_BNLH.sum().backward()
+    torch.testing.assert_close(table_NRH.grad.float(), torch.full((1, 2, 6), 4000.0), rtol=2**-8, atol=0)
 
 
 def test_hidden_states_between_blocks_are_bf16_only_under_autocast():
