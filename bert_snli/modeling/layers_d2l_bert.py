@@ -67,9 +67,7 @@ class D2LBertEmbeddings(nn.Module):
                 )
             position_ids_BL = torch.arange(length, device=inputs_embeds_BLD.device)
         if token_type_ids_BL is None:
-            token_type_ids_BL = torch.zeros(
-                inputs_embeds_BLD.shape[:2], dtype=torch.long, device=inputs_embeds_BLD.device
-            )
+            token_type_ids_BL = inputs_embeds_BLD.new_zeros(inputs_embeds_BLD.shape[:2], dtype=torch.long)
         segments_BLD = self.token_type_embeddings(token_type_ids_BL)
         return inputs_embeds_BLD + segments_BLD + self.position_embeddings(position_ids_BL)
 
