@@ -144,7 +144,7 @@ def machine() -> dict[str, Any]:
     import torch
     import transformers
 
-    from bert_snli.fast.machine import matrix_rate
+    from bert_snli.fast.machine import measure_matmul_throughput
 
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -159,8 +159,8 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instructions": [name for name in FLAGS if name in facts.get("flags", "").split()],
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "GFLOP/s in fp32": round(matrix_rate(device, torch.float32) / 1e9),
-        "GFLOP/s in bf16": round(matrix_rate(device, torch.bfloat16) / 1e9, 1),
+        "GFLOP/s in fp32": round(measure_matmul_throughput(device, torch.float32) / 1e9),
+        "GFLOP/s in bf16": round(measure_matmul_throughput(device, torch.bfloat16) / 1e9, 1),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -47,12 +47,12 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import pretraining as pretraining_benchmark
 from benchmarks import training
 from benchmarks.common import machine
+from benchmarks.flops import training_flops
 from benchmarks.gpu_checks import Run, bits, evaluation_logits, gradients, logits, loss_curves, release
 from benchmarks.stages import Row, Skipped, Stage, describe, run_stages, write_atomically
 from bert_snli import finetune
 from bert_snli.cli import evaluate, predict
 from bert_snli.console import OneLineErrorParser, quiet_libraries
-from bert_snli.fast.machine import training_flops
 from bert_snli.inference import load_config
 from bert_snli.prediction import Predictor
 

@@ -205,17 +205,17 @@ def ours(
     """
     import torch
 
-    from bert_snli.fast import forward, machine
+    from bert_snli.fast import attention, forward, machine
 
     if variant != "give_back":
         machine.keep_freed_memory()
     if variant == "project_all":
         forward.MIN_ROWS_TO_SHARE = sys.maxsize
     if variant == "slow_dropout":
-        forward.dropped = torch.nn.functional.dropout
+        attention.dropout = forward.dropout = torch.nn.functional.dropout
     if variant == "project_last":
-        forward._attend_some = lambda attention, some, hidden, mask: forward._attend(
-            attention, forward._project(attention, hidden), mask
+        forward.attend_from = lambda layer, selected, hidden, mask: forward.attend(
+            layer, forward.project(layer, hidden), mask
         )[:, :1]
     if variant == "all_words":
         forward.FastClassifier.train_rows = lambda self, used: None

@@ -27,6 +27,7 @@ from bert_snli.modeling import D2LBertForPreTraining
 CODE_FILES = ("configuration_d2l_bert.py", "modeling_d2l_bert.py")
 REQUIRED_FILES = (files.CONFIG, files.WEIGHTS, files.TOKENIZER, "tokenizer_config.json", *CODE_FILES)
 OPTIONAL_FILES = (
+    "layers_d2l_bert.py",
     "nli_pipeline.py",
     "pair_truncation.py",
     files.CARD,

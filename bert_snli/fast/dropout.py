@@ -1,4 +1,4 @@
-"""Dropout that costs less than the matrix products around it, on a CPU too."""
+"""Dropout that takes less time than PyTorch's on a CPU."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import numpy as np
 import torch
 from torch import nn
 
-LEVELS = 2**16  # a rate is rounded to so many steps on a CPU
+LEVELS = 2**16  # of 16 random bits
 
 
-def dropped(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
-    """`x` with a share `rate` of its numbers set to zero and the others scaled up (d2l 5.6); `x` itself in evaluation.
+def dropout(x: torch.Tensor, probability: float, training: bool) -> torch.Tensor:
+    """Apply dropout (d2l 5.6); return `x` itself in evaluation.
 
-    On a CPU the rate is rounded to the next 65,536th: 16 random bits decide on a number, where PyTorch draws 32 for
-    each and one after the other. `torch.manual_seed` fixes them.
+    On a CPU, `probability` is rounded to a multiple of 1/65,536, because 16 random bits decide for each value; PyTorch
+    draws 32 bits for each, one after the other. `torch.manual_seed` makes the result reproducible.
     """
-    if not training or rate == 0:
+    if not training or probability == 0:
         return x
     if x.device.type != "cpu":
-        return nn.functional.dropout(x, rate)
-    return SixteenBitDropout.apply(x, rate)
+        return nn.functional.dropout(x, probability)
+    return SixteenBitDropout.apply(x, probability)
 
 
 class SixteenBitDropout(torch.autograd.Function):
-    """Dropout on a CPU, from four decisions in each 64-bit draw."""
+    """Dropout on a CPU: each 64-bit random number decides for four values."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, rate: float) -> torch.Tensor:
-        zeros = min(round(rate * LEVELS), LEVELS - 1)
-        # PyTorch's generator gives the seed; one that it is too slow for gives the draws.
+    def forward(ctx, x: torch.Tensor, probability: float) -> torch.Tensor:
+        num_dropped = min(round(probability * LEVELS), LEVELS - 1)  # of the levels
+        # PyTorch's generator seeds numpy's, which is faster.
         seed = int(torch.empty((), dtype=torch.int64).random_())
         draws = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16))[: x.numel()]
-        # As numbers of the type of `x`: a product with them takes a fourth of the time of one with booleans.
-        ctx.kept = torch.ge(draws, zeros - LEVELS // 2, out=x.new_empty(x.numel())).view(x.shape)
-        ctx.kept *= LEVELS / (LEVELS - zeros)
-        return x * ctx.kept
+        # The mask has the dtype of `x`: a product with booleans takes four times as long.
+        ctx.mask = torch.ge(draws, num_dropped - LEVELS // 2, out=x.new_empty(x.numel())).view(x.shape)
+        ctx.mask *= LEVELS / (LEVELS - num_dropped)
+        return x * ctx.mask
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient * ctx.kept, None
+        return gradient * ctx.mask, None

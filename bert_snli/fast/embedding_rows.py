@@ -1,23 +1,23 @@
-"""Word embeddings of which only the rows that occur in the training data are trained: the others get no gradient."""
+"""Training of only those rows of the word embedding that occur in the training data.
+
+Shape suffixes: V vocabulary, R rows that occur in the training data, D hidden size.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-# Shape suffixes: V words of the vocabulary, R of them in use, D hidden size.
-
 
 class EmbeddingRows(nn.Module):
-    """The rows `used_R` of a word embedding as a parameter of their own; `write_back` puts them into the embedding.
+    """The rows `used_R` of a word embedding as a separate parameter; `write_back` copies them into the embedding.
 
-    With a vocabulary of 60,005 words, of which SNLI's captions use a fraction, a dense gradient and its optimizer
-    states are mostly zeros that are written and read in every step. The result is that of training the whole table:
-    a row without a gradient is moved by weight decay alone, which is one factor for all of them.
+    The result equals training of the whole table. The other rows have no gradient, so AdamW only multiplies all of them
+    by one weight-decay factor. This saves most of the gradient and optimizer state of a large vocabulary.
     """
 
     used_R: torch.Tensor
-    places_V: torch.Tensor
+    row_of_V: torch.Tensor
     decay: torch.Tensor
 
     def __init__(self, embedding: nn.Embedding, used_R: torch.Tensor):
@@ -25,15 +25,15 @@ class EmbeddingRows(nn.Module):
         table_VD = embedding.weight.requires_grad_(False)
         used_R = used_R.to(table_VD.device)
         self.weight = nn.Parameter(table_VD[used_R].clone())
-        places_V = torch.zeros(len(table_VD), dtype=torch.long, device=used_R.device)
-        places_V[used_R] = torch.arange(len(used_R), device=used_R.device)
+        row_of_V = torch.zeros(len(table_VD), dtype=torch.long, device=used_R.device)
+        row_of_V[used_R] = torch.arange(len(used_R), device=used_R.device)
         self.register_buffer("used_R", used_R, persistent=False)
-        self.register_buffer("places_V", places_V, persistent=False)
+        self.register_buffer("row_of_V", row_of_V, persistent=False)
         # A checkpoint stores this factor, because the table in it has not decayed yet.
         self.register_buffer("decay", torch.ones((), device=used_R.device))
 
-    def decay_others(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the weight decay of one step: to be called after each step of AdamW."""
+    def decay_other_rows(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        """Multiply `decay` by the weight-decay factor of one step: the post-step hook of AdamW."""
         group = next(group for group in optimizer.param_groups if any(p is self.weight for p in group["params"]))
         factor = 1 - group["lr"] * group["weight_decay"]
         overflowed = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler skips such a step
@@ -41,7 +41,7 @@ class EmbeddingRows(nn.Module):
 
     @torch.no_grad()
     def write_back(self, embedding: nn.Embedding) -> None:
-        """Bring the whole table up to date."""
+        """Update the whole table: decay the other rows and copy the trained ones."""
         embedding.weight.mul_(self.decay)
         embedding.weight[self.used_R] = self.weight
         self.decay.fill_(1)

@@ -1,4 +1,4 @@
-"""The D2L-BERT models and their pipeline, known to `transformers` as soon as this is imported."""
+"""The D2L-BERT models and their pipeline. Importing this module registers them with `transformers`."""
 
 from transformers import (
     AutoConfig,

@@ -1,6 +1,6 @@
 """Configuration of the BERT of *Dive into Deep Learning* (d2l.ai, sections 15.8 and 15.7).
 
-This file travels to the hub beside the weights: it stands alone and imports nothing of `bert_snli`.
+`save_pretrained` copies this file next to the weights, so it imports no other part of `bert_snli`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ CLASSIFIER_HEADS = ("pooler", "mlp", "matching")
 
 
 class D2LBertConfig(PreTrainedConfig):
-    """Sizes and rates of a `D2LBertModel`; the defaults are the book's `bert.small`.
+    """Configuration of the D2L-BERT models, with the names of `BertConfig`; the defaults are d2l's `bert.small`.
 
-    Names follow `BertConfig`. What is the book's own:
+    Special-token ids have no default: they depend on the vocabulary. There is no `hidden_act`: d2l uses ReLU.
 
-    - `hidden_act` is not here: the book's feed-forward network and its masked-language-model head use ReLU.
-    - `tie_word_embeddings` is false and cannot be true: the masked-language-model head has its own decoder weight.
-    - `classifier_head`: `"pooler"`, the pretrained `hidden` layer (Linear, tanh) under a fresh Linear, as section 15.7
-      has it; or `"mlp"`, a fresh Dense(`classifier_hidden_size`, ReLU) under a Dense, as the chapter's first form had.
-      `"matching"` is ours: two fresh layers on the pooled output, both sentences' mean states, their difference and
-      product.
-    - `max_pair_length`, `pair_truncation`: how pairs were cut when the model was fine-tuned, for whoever encodes more.
-    - special-token ids have no default: they come from the checkpoint's own vocabulary.
+    Args:
+        classifier_head: `"pooler"`, the pretrained `hidden` layer (Linear, tanh) and a new Linear, as in section 15.7;
+            `"mlp"`, a new Linear(`classifier_hidden_size`), ReLU and Linear, as in an older edition of the chapter; or
+            `"matching"`, two new layers that compare the sentences (`D2LBertMatchingHead`), which d2l does not have.
+        max_pair_length: longest pair, in tokens, that the model was fine-tuned on.
+        pair_truncation: how longer pairs were truncated in fine-tuning.
+        tie_word_embeddings: must be false, because the masked-language-model head has its own decoder weight.
 
     Raises:
         ValueError: `hidden_size` is not a multiple of `num_attention_heads`, `classifier_head` is unknown, or
             `tie_word_embeddings` is true.
+
+    Example:
+        >>> from bert_snli import D2LBertConfig
+        >>> D2LBertConfig(vocab_size=100, classifier_head="matching").hidden_size
+        256
     """
 
     model_type = "d2l_bert"
@@ -55,10 +59,7 @@ class D2LBertConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """Build the configuration from a dictionary, as `PreTrainedConfig.from_dict`, and check it.
-
-        The base class sets most keyword arguments of `from_pretrained` as attributes, after `__post_init__`.
-        """
+        # The base class sets most keyword arguments of `from_pretrained` as attributes after `__post_init__`.
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._check_values()
         return loaded
@@ -67,7 +68,7 @@ class D2LBertConfig(PreTrainedConfig):
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
-                f"({self.num_attention_heads}); choose a number of heads that divides it"
+                f"({self.num_attention_heads}); choose a divisor of hidden_size"
             )
         if self.classifier_head not in CLASSIFIER_HEADS:
             raise ValueError(

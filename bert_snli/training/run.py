@@ -236,7 +236,7 @@ def run_command(
 def describe_precision(accelerator: Accelerator, precision: Precision) -> str:
     """Describe the device and the precision of a run in one line."""
     name = "fp32" if precision.name == "no" else precision.name
-    return f"{accelerator.device.type}, {name} ({precision.reason}): {precision.rate / 1e9:,.0f} GFLOP/s"
+    return f"{accelerator.device.type}, {name} ({precision.reason}): {precision.matmul_throughput / 1e9:,.0f} GFLOP/s"
 
 
 def choose_attention(requested: str | None, device: torch.device) -> str:

@@ -48,6 +48,7 @@ PUSHED_FILES = {
     "tokenizer_config.json",
     "configuration_d2l_bert.py",
     "modeling_d2l_bert.py",
+    "layers_d2l_bert.py",
     "nli_pipeline.py",
     "pair_truncation.py",
     "start_conversion_certificate.json",

@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.flops import training_flops
 from bert_snli.errors import BertSnliError
-from bert_snli.fast import forward, machine
-from bert_snli.fast.dropout import dropped
+from bert_snli.fast import attention, forward, machine
+from bert_snli.fast.dropout import dropout
 from bert_snli.fast.embedding_rows import EmbeddingRows
 from bert_snli.fast.forward import FastClassifier
-from bert_snli.fast.machine import choose_precision, training_flops
+from bert_snli.fast.machine import choose_precision
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.training.setup import make_optimizer
@@ -86,12 +87,60 @@ def test_fast_forward_equals_the_model_in_float64(layers, rows, padded, attentio
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}")
 
 
+def assert_same_values_and_gradients(found, expected, inputs) -> None:
+    """Compare two lists of tensors and, for every input, the gradient of a weighted sum of each list."""
+    gradients = []
+    for tensors in (found, expected):
+        loss = torch.stack([(t * torch.arange(1.0, 1 + t.numel()).view_as(t).cos()).sum() for t in tensors]).sum()
+        gradients.append(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
+    torch.testing.assert_close(list(found), list(expected), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-11)
+
+
+def test_sums_of_two_rows_equal_indexing_in_float64():
+    """Row 6 is used by no token, and a token may use one row twice."""
+    generator = torch.Generator().manual_seed(2)
+    rows_BL2 = torch.randint(0, 6, (5, 8, 2), generator=generator)
+    tables = [
+        torch.randn(heads, 7, 4, generator=generator, dtype=torch.float64, requires_grad=True) for heads in (1, 3)
+    ]
+    sums = attention.SumsOfTwoRows.apply(rows_BL2, *tables)
+    expected = [table[:, rows_BL2].sum(dim=3).transpose(0, 1) for table in tables]
+    assert_same_values_and_gradients(sums, expected, tables)
+
+
+def test_projections_of_distinct_tokens_equal_those_of_all_tokens_in_float64():
+    model, inputs = make_classifier().double(), make_batch(9, 11, padded=True)
+    embeddings, layer = model.bert.embeddings, model.bert.encoder.layer[0].attention
+    words, segments = embeddings.word_embeddings.weight, embeddings.token_type_embeddings.weight
+    positions = embeddings.position_embeddings.weight[:11]
+    ids, token_type_ids = inputs["input_ids"], inputs["token_type_ids"]
+    hidden = words[ids] + segments[token_type_ids] + positions
+    expected = [hidden]
+    for projection, scale in ((layer.query, layer.scaling), (layer.key, 1), (layer.value, 1)):
+        expected.append((projection(hidden) * scale).view(9, 11, 2, 8).transpose(1, 2))
+    found_hidden, found = attention.embed_and_project(ids, token_type_ids, words, segments, positions, layer)
+    weights = [*embeddings.parameters(), *layer.parameters()]
+    assert_same_values_and_gradients([found_hidden, *found], expected, weights)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_from_selected_positions_equals_attention_of_all_in_float64(padded: bool):
+    model, inputs = make_classifier().double(), make_batch(9, 11, padded=padded)
+    layer, mask = model.bert.encoder.layer[0].attention, inputs["attention_mask"][:, None, None].bool()
+    hidden = torch.randn(9, 11, 16, dtype=torch.float64, requires_grad=True)
+    found = attention.attend_from(layer, hidden[:, [0, 2, 5]], hidden, mask)
+    expected = attention.attend(layer, attention.project(layer, hidden), mask)[:, [0, 2, 5]]
+    assert_same_values_and_gradients([found], [expected], [hidden, *layer.parameters()])
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("head", CLASSIFIER_HEADS)
 def test_fast_forward_applies_dropout_where_the_model_does(head, layers, monkeypatch):
     """A deterministic function replaces dropout, so that the results can be compared."""
     monkeypatch.setattr(nn.functional, "dropout", lambda x, p=0.5, training=True, inplace=False: x * 1.5 + p)
-    monkeypatch.setattr(forward, "dropped", lambda x, rate, training: x * 1.5 + rate)
+    for module in (attention, forward):
+        monkeypatch.setattr(module, "dropout", lambda x, probability, training: x * 1.5 + probability)
     probabilities = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
     model = make_classifier(num_hidden_layers=layers, classifier_head=head, **probabilities).double()
     inputs = make_batch(9, 11, padded=False)
@@ -104,19 +153,17 @@ def test_fast_forward_applies_dropout_where_the_model_does(head, layers, monkeyp
 
 def test_gradient_of_a_frequent_token_is_complete_in_bf16():
     """A running sum of ones in bf16 stops growing at 256."""
-    embedded_SD, projected_S3D = torch.zeros(2, 2).requires_grad_(), torch.zeros(2, 6).bfloat16().requires_grad_()
-    sources_BL2 = torch.tensor([0, 1]).expand(40, 100, 2)
-    hidden, *heads = forward.SourceSums.apply(embedded_SD, projected_S3D, sources_BL2, 1)
-    torch.stack([part.sum() for part in (hidden, *heads)]).sum().backward()
-    torch.testing.assert_close(embedded_SD.grad, torch.full((2, 2), 4000.0))
-    torch.testing.assert_close(projected_S3D.grad.float(), torch.full((2, 6), 4000.0), rtol=2**-8, atol=0)
+    table_NRH = torch.zeros(1, 2, 6).bfloat16().requires_grad_()
+    (sums_BNLH,) = attention.SumsOfTwoRows.apply(torch.tensor([0, 1]).expand(40, 100, 2), table_NRH)
+    sums_BNLH.sum().backward()
+    torch.testing.assert_close(table_NRH.grad.float(), torch.full((1, 2, 6), 4000.0), rtol=2**-8, atol=0)
 
 
 def test_hidden_states_between_blocks_are_bf16_only_under_autocast():
     fast, inputs = FastClassifier(make_classifier()), make_batch(17, 11, padded=False)
-    assert fast.before_last(**inputs)[0].dtype == torch.float32
+    assert fast.before_last_block(**inputs)[0].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert fast.before_last(**inputs)[0].dtype == torch.bfloat16
+        assert fast.before_last_block(**inputs)[0].dtype == torch.bfloat16
 
 
 def test_input_longer_than_the_position_embeddings_is_refused():
@@ -219,7 +266,7 @@ def test_rows_that_are_not_trained_keep_their_values():
 def test_dropout_zeroes_the_given_share_and_preserves_the_mean(probability):
     torch.manual_seed(1)
     x = torch.ones(1000, 1003, requires_grad=True)  # not a multiple of four
-    y = dropped(x, probability, training=True)
+    y = dropout(x, probability, training=True)
     share = (y == 0).float().mean().item()
     assert share == pytest.approx(probability, abs=5 * (probability * (1 - probability) / x.numel()) ** 0.5 + 2**-17)
     assert torch.allclose(y[y != 0], torch.tensor(1 / (1 - probability)), rtol=1e-4)
@@ -232,19 +279,19 @@ def test_dropout_zeroes_the_given_share_and_preserves_the_mean(probability):
 
 
 def test_dropout_with_a_probability_near_one_drops_nearly_all_values():
-    y = dropped(torch.ones(100, 1000), 0.999999, training=True)
+    y = dropout(torch.ones(100, 1000), 0.999999, training=True)
     assert torch.isfinite(y).all() and (y == 0).float().mean() > 0.999
 
 
 def test_dropout_depends_on_the_seed_and_is_disabled_in_evaluation():
     x = torch.randn(50, 7)
     torch.manual_seed(4)
-    first, second = dropped(x, 0.3, True), dropped(x, 0.3, True)
+    first, second = dropout(x, 0.3, True), dropout(x, 0.3, True)
     torch.manual_seed(4)
-    assert torch.equal(first, dropped(x, 0.3, True))
+    assert torch.equal(first, dropout(x, 0.3, True))
     assert not torch.equal(first, second)
-    assert dropped(x, 0.3, False) is x and dropped(x, 0.0, True) is x
-    assert dropped(x.bfloat16(), 0.3, True).dtype == torch.bfloat16
+    assert dropout(x, 0.3, False) is x and dropout(x, 0.0, True) is x
+    assert dropout(x.bfloat16(), 0.3, True).dtype == torch.bfloat16
 
 
 def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], names: list[str]) -> float:
@@ -290,9 +337,9 @@ def test_precision_is_the_chosen_one_or_the_faster_one(monkeypatch, option, laun
     if launch_setting:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launch_setting)
     by_dtype = {machine.PRECISIONS[name]: throughput for name, throughput in throughputs.items()}
-    monkeypatch.setattr(machine, "matrix_rate", lambda device, dtype: by_dtype[dtype])
+    monkeypatch.setattr(machine, "measure_matmul_throughput", lambda device, dtype: by_dtype[dtype])
     chosen = choose_precision(option, CPU)
-    assert (chosen.name, chosen.rate) == (expected, throughputs[expected])
+    assert (chosen.name, chosen.matmul_throughput) == (expected, throughputs[expected])
 
 
 def test_unsupported_precision_of_accelerate_is_refused(monkeypatch):

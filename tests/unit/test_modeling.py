@@ -50,7 +50,13 @@ AUTO_CLASSES = {
 MODEL_CLASSES = list(AUTO_CLASSES.values())
 LM_CLASSES = [D2LBertForPreTraining, D2LBertForMaskedLM]
 ATTENTION = ["eager", "sdpa"]
-CODE_FILES = {"configuration_d2l_bert.py", "modeling_d2l_bert.py", "nli_pipeline.py", "pair_truncation.py"}
+CODE_FILES = {
+    "configuration_d2l_bert.py",
+    "layers_d2l_bert.py",
+    "modeling_d2l_bert.py",
+    "nli_pipeline.py",
+    "pair_truncation.py",
+}
 VOCAB_SIZE, HIDDEN_SIZE, LAYERS, HEADS = 50, 16, 2, 2
 ROWS, LENGTH = 4, 9
 
@@ -525,7 +531,7 @@ def test_matching_head_accepts_missing_mask_and_rejects_4d_mask():
     del inputs["attention_mask"]
     expected = outputs(model, **inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
     assert_same(outputs(model, **inputs), expected, FP32_ROUNDING)
-    with pytest.raises(ValueError, match="attention_mask of rows and positions alone"):
+    with pytest.raises(ValueError, match=r"attention_mask: must be \(batch, length\)"):
         model(**inputs | {"attention_mask": torch.ones(ROWS, 1, LENGTH, LENGTH)})
 
 
@@ -720,7 +726,7 @@ def test_from_pretrained_checks_given_configuration_values(change: dict, message
 
 
 def test_matching_head_requires_two_segments():
-    with pytest.raises(ValueError, match="type_vocab_size is 1; the matching head matches 2 sentences"):
+    with pytest.raises(ValueError, match="type_vocab_size is 1; the matching head needs 2"):
         make_model(D2LBertForSequenceClassification, classifier_head="matching", type_vocab_size=1)
 
 
