@@ -1,7 +1,5 @@
 """What all commands print: one line for each error, messages on stderr, and exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -185,10 +183,6 @@ def quiet_libraries() -> None:
 
 
 def raise_if_extra_is_missing(error: ModuleNotFoundError) -> None:
-    """Name the extra to install if the missing module is a package of one; return if it is anything else.
-
-    Raises:
-        BertSnliError: a package of an extra is not installed.
-    """
+    """Name the extra to install if the missing module is a package of one; return if it is anything else."""
     if extra := EXTRA_OF_IMPORT.get(error.name or ""):
         raise BertSnliError(f"{error.name} is not installed; pip install 'bert-snli[{extra}]'") from error

@@ -1,7 +1,5 @@
 """File names, training history, SHA-256 of files, atomic writes, and checks of output folders."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Fine-tune a model for natural language inference (d2l 15.7). `accelerate launch -m bert_snli.finetune` runs this."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence
@@ -113,22 +111,14 @@ def finetune_model(
 
 
 def check_arguments(arguments: FinetuneArguments) -> None:
-    """Check what can be checked before anything is loaded or written.
-
-    Raises:
-        BertSnliError: as `training.setup.check_arguments`; `hub_model_id` is not the name of a repository.
-    """
+    """Check what can be checked before anything is loaded or written."""
     check_training_arguments(arguments)
     if arguments.hub_model_id:
         check_repo_id(arguments.hub_model_id, "hub_model_id")
 
 
 def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = None) -> D2LBertConfig:
-    """Return the configuration of the classifier: that of the base model, with labels and changes of the arguments.
-
-    Raises:
-        BertSnliError: there is no such model, or it is a classifier with another head than the arguments name.
-    """
+    """Return the configuration of the classifier: that of the base model, with labels and changes of the arguments."""
     if model is None:
         refuse_onnx_export(arguments.model_name_or_path)
         config = load_config(arguments.model_name_or_path)
@@ -180,11 +170,7 @@ def load_encoded(
 def load_base_model(
     arguments: FinetuneArguments, config: D2LBertConfig, model: BaseModel | None
 ) -> D2LBertForSequenceClassification:
-    """Load the base model as a classifier in fp32. A classifier that was not trained is initialised from the seed.
-
-    Raises:
-        BertSnliError: a weight of the encoder is missing.
-    """
+    """Load the base model as a classifier in fp32. A classifier that was not trained is initialised from the seed."""
     set_seed(arguments.seed)
     if model is not None:
         classifier = D2LBertForSequenceClassification(config)
@@ -284,11 +270,7 @@ def warn_if_nothing_learned(result: TrainingResult, references: Sequence[int]) -
 
 
 def push_result(arguments: FinetuneArguments) -> str:
-    """Push the output folder to the Hub. Return the address of the commit.
-
-    Raises:
-        BertSnliError: the push failed.
-    """
+    """Push the output folder to the Hub. Return the address of the commit."""
     repo_id = str(arguments.hub_model_id)
     try:
         return push_to_hub(arguments.output_dir, repo_id, private=arguments.hub_private_repo)

@@ -1,7 +1,5 @@
 """Push a model folder to the Hugging Face Hub, with a model card, in one commit."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -95,9 +93,6 @@ def stage(
 
     Returns:
         What the user should know: that the README.md is not a generated one, which files are left out.
-
-    Raises:
-        BertSnliError: `folder` is not a converted, pretrained or fine-tuned model; `output_dir` cannot be written.
     """
     check_repo_id(repo_id)
     check_model(folder)
@@ -151,9 +146,6 @@ def upload(
 
     Creates repository and branch if they are missing. Removes files of an earlier push that are not in `staged`;
     other files in the repository stay.
-
-    Raises:
-        BertSnliError: the Hub refuses it; the files in the repository are then unchanged.
     """
     check_login(repo_id)
     uploads = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}

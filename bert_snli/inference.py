@@ -42,11 +42,7 @@ GET_AGAIN = "convert, train or download the model again"
 
 
 def load_config(model_name_or_path: str) -> D2LBertConfig:
-    """Load the configuration of a D2L-BERT folder or hub repository.
-
-    Raises:
-        BertSnliError: there is no such model, or it is another kind of model.
-    """
+    """Load the configuration of a D2L-BERT folder or hub repository."""
     path = Path(model_name_or_path)
     if (path / PARAMS).is_file():
         raise BertSnliError(f"{path}: a d2l checkpoint; convert it first")
@@ -69,11 +65,7 @@ def load_config(model_name_or_path: str) -> D2LBertConfig:
 
 
 def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a model folder or hub repository.
-
-    Raises:
-        BertSnliError: there is no such model, it has no tokenizer, or the tokenizer's files are damaged.
-    """
+    """Load the tokenizer of a model folder or hub repository."""
     check_has_file(model_name_or_path, TOKENIZER)
     try:
         return PreTrainedTokenizerFast.from_pretrained(model_name_or_path)
@@ -90,9 +82,6 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
     """Check that a model has a file; download the file of a model on the Hub.
 
     `from_pretrained` reports most errors of the Hub as a missing file. This function tells them apart.
-
-    Raises:
-        BertSnliError: the Hub cannot be reached or refuses, has no such model, or the model has no such file.
     """
     folder, problem = Path(model_name_or_path), f"has no {filename}; {REMEDY}"
     try:
@@ -139,11 +128,7 @@ def _first_line(error: BaseException) -> str:
 def load_weights(
     model_name_or_path: str, config: D2LBertConfig, model_class: type[Model], **options
 ) -> tuple[Model, set[str]]:
-    """Load a `model_class` and return it with the names of the weights that the folder lacks, which are initialized.
-
-    Raises:
-        BertSnliError: there is no such model, or its weights are damaged or have other sizes.
-    """
+    """Load a `model_class` and return it with the names of the weights that the folder lacks, which are initialized."""
     if not Path(model_name_or_path).is_dir():
         check_has_file(model_name_or_path, WEIGHTS)
     try:
@@ -170,11 +155,7 @@ def refuse_onnx_export(model_name_or_path: str) -> None:
 
 
 def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification:
-    """Load a fine-tuned classifier, in evaluation mode.
-
-    Raises:
-        BertSnliError: there is no such model, or it is another kind of model or not fine-tuned.
-    """
+    """Load a fine-tuned classifier, in evaluation mode."""
     refuse_onnx_export(model_name_or_path)
     model, missing = load_weights(model_name_or_path, load_config(model_name_or_path), D2LBertForSequenceClassification)
     if missing:
@@ -190,11 +171,7 @@ def ordered_labels(config: D2LBertConfig) -> list[str]:
 
 
 def label_names(config: D2LBertConfig, where: str) -> list[str]:
-    """Return the labels of a classifier in the order of its logits, in lower case.
-
-    Raises:
-        BertSnliError: they are not entailment, contradiction and neutral.
-    """
+    """Return the labels of a classifier in the order of its logits, in lower case."""
     names = [name.lower() for name in ordered_labels(config)]
     if set(names) != set(D2L_LABELS):
         what = f"its labels are {', '.join(names)}, not {', '.join(D2L_LABELS)}"

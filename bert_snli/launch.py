@@ -1,7 +1,5 @@
 """Start the processes of `bert-snli finetune` and `bert-snli pretrain` with Accelerate's launcher."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -63,9 +63,6 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     """Return the card of the model in `folder`, with examples that load it from `repo_id`.
 
     It says only what the folder's files say: without `recipe.yaml`, `bert-snli` did not train the model.
-
-    Raises:
-        BertSnliError: a file that it is made from cannot be read.
     """
     where = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
     if is_converted_model(folder):

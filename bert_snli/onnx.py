@@ -1,7 +1,5 @@
 """Run classifiers with ONNX Runtime, and choose the library that runs a model folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -16,11 +14,7 @@ OUTPUT = "logits"
 
 
 class OnnxClassifier:
-    """A `LogitsFunction` that computes a `model.onnx` on the CPU.
-
-    Raises:
-        BertSnliError: ONNX Runtime cannot open the file, or it is that of another model.
-    """
+    """A `LogitsFunction` that computes a `model.onnx` on the CPU."""
 
     def __init__(self, path: Path, config: D2LBertConfig):
         import onnxruntime  # of an extra, which PyTorch's users need not install
@@ -44,11 +38,7 @@ class OnnxClassifier:
 
 
 def choose_backend(model_name_or_path: str, backend: str | None) -> str:
-    """Return `backend`, or by default "onnx" for a folder that holds only `model.onnx`, else "torch".
-
-    Raises:
-        BertSnliError: the folder does not hold what `backend` needs.
-    """
+    """Return `backend`, or by default "onnx" for a folder that holds only `model.onnx`, else "torch"."""
     is_onnx_only = has_only_onnx(model_name_or_path)
     if backend == "onnx" and not (Path(model_name_or_path) / ONNX_FILE).is_file():
         raise BertSnliError(f"backend onnx: no {ONNX_FILE} in {model_name_or_path}; export the model first")

@@ -1,7 +1,5 @@
 """Export a fine-tuned classifier as `model.onnx`, which is compared with PyTorch before the folder is written."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import math

@@ -3,8 +3,6 @@
 Shape suffixes: R rows, C labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 

@@ -1,7 +1,5 @@
 """Pretrain a model on plain text (d2l 15.8 to 15.10). `accelerate launch -m bert_snli.pretrain` runs this."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence
@@ -89,11 +87,7 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
 
 
 def load_base_model(arguments: PretrainArguments) -> tuple[D2LBertForPreTraining, PreTrainedTokenizerFast]:
-    """Load a pretrained model in fp32, and its tokenizer.
-
-    Raises:
-        BertSnliError: there is no such model, or it lacks weights.
-    """
+    """Load a pretrained model in fp32, and its tokenizer."""
     name = arguments.model_name_or_path
     config, tokenizer = load_config(name), load_tokenizer(name)
     if arguments.dropout is not None:
@@ -123,11 +117,7 @@ def load_paragraphs(arguments: PretrainArguments, tokenizer: PreTrainedTokenizer
 def make_tokenizer(
     arguments: PretrainArguments, base: PreTrainedTokenizerFast, paragraphs: Dataset
 ) -> PreTrainedTokenizerFast:
-    """Add tokens to the vocabulary of `base`: those of `paragraphs` for a new model, else those of `extend_vocab_from`.
-
-    Raises:
-        BertSnliError: the text cannot be read, or the tokenizer was not built by `build_tokenizer`.
-    """
+    """Add tokens to the vocabulary of `base`: those of `paragraphs` for a new model, else those of `extend_vocab_from`."""
     if arguments.model_name_or_path:
         if arguments.extend_vocab_from is None:
             return base
@@ -152,11 +142,7 @@ def make_tokenizer(
 def load_pairs(
     arguments: PretrainArguments, paragraphs: Paragraphs, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> tuple[MaskedPairs, MaskedPairs]:
-    """Return the pairs to train on and to evaluate on, on `device`.
-
-    Raises:
-        BertSnliError: `max_length` is too large for the model, or too small for any pair.
-    """
+    """Return the pairs to train on and to evaluate on, on `device`."""
     if arguments.max_length > tokenizer.model_max_length:
         limit = tokenizer.model_max_length
         raise BertSnliError(f"max_length {arguments.max_length}: the model has {limit} positions; give at most {limit}")
@@ -173,11 +159,7 @@ def load_pairs(
 
 
 def make_model(arguments: PretrainArguments, tokenizer: PreTrainedTokenizerFast) -> D2LBertForPreTraining:
-    """Make a model with new weights.
-
-    Raises:
-        BertSnliError: the sizes are not allowed, or the model does not fit into memory.
-    """
+    """Make a model with new weights."""
     sizes = {name: getattr(arguments, name) or default for name, default in DEFAULT_SIZES.items()}
     if arguments.dropout is not None:
         sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)

@@ -15,8 +15,6 @@ The patterns run on Oniguruma, which backtracks. Possessive repeats (``++``, ``*
 of the text. The alternation ``\u2019|\u02bc`` is faster than a character class, as Oniguruma has a fast search for it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -160,11 +158,7 @@ DECODER_RULES: tuple[tuple[str, str], ...] = (  # (pattern, replacement)
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
-    """Read d2l's ``vocab.json``: a JSON list of tokens, in which the index of a token is its id.
-
-    Raises:
-        BertSnliError: the file is missing, or not a list of distinct strings that contains all special tokens.
-    """
+    """Read d2l's ``vocab.json``: a JSON list of tokens, in which the index of a token is its id."""
     name = os.fspath(path)
     try:
         with open(name, "rb") as file:

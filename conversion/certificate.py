@@ -1,7 +1,5 @@
 """`conversion_certificate.json`: where each tensor of a converted model came from, and the proof."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

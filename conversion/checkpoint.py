@@ -1,7 +1,5 @@
 """Find and read a d2l checkpoint: a folder, a zip file, or a params file next to its vocabulary."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

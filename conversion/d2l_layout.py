@@ -108,11 +108,7 @@ def count_blocks(names: Iterable[str]) -> int:
 
 
 def identify_model(checkpoint: Checkpoint) -> tuple[str, list[TensorNames]]:
-    """The kind of model in a d2l checkpoint, and the names of its tensors.
-
-    Raises:
-        BertSnliError: the tensors are not those of a d2l BERT.
-    """
+    """The kind of model in a d2l checkpoint, and the names of its tensors."""
     path, names, num_blocks = checkpoint.path, checkpoint.arrays.keys(), count_blocks(checkpoint.arrays)
     if num_blocks == 0:
         remedy = "give a checkpoint of d2l's BERT, saved by net.save_parameters or torch.save(net.state_dict())"

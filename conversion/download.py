@@ -1,7 +1,5 @@
 """Download of d2l's own checkpoints by name, into the assets of the Hub's cache. Their SHA-1 is checked."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Export a model folder to d2l's files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

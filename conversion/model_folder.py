@@ -1,7 +1,5 @@
 """Read model folders of `transformers`, and rename their weights to d2l's names."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -7,8 +7,6 @@ Little-endian, C order, no padding. V3 (numpy shapes; d2l's files), V2 and V1 di
 mark an array without data. The oldest version, V0, has the number of dimensions in place of the magic.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ in float64, where a correct conversion differs by about 1e-15 (two swapped matri
 1e-5), and in the dtype of its weights, which shows its rounding error.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

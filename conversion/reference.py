@@ -6,8 +6,6 @@ name map, because it checks them.
 Shape suffixes: B rows, L positions, D hidden size, F feed-forward size, N attention heads, H size of a head.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from conversion.checkpoint import Checkpoint

@@ -1,7 +1,5 @@
 """Reader and writer of d2l's PyTorch checkpoints. A pickle is checked before PyTorch's safe loader reads it."""
 
-from __future__ import annotations
-
 import pickle
 import pickletools
 import warnings

@@ -1,7 +1,5 @@
 """Write a converted checkpoint as a model folder with its certificate."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path

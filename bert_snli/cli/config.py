@@ -1,7 +1,5 @@
 """`bert-snli config`."""
 
-from __future__ import annotations
-
 import argparse
 from importlib import resources
 

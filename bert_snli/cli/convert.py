@@ -1,7 +1,5 @@
 """`bert-snli convert`."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """`bert-snli evaluate`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

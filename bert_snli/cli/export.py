@@ -1,7 +1,5 @@
 """`bert-snli export`."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from pathlib import Path

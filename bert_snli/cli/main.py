@@ -1,7 +1,5 @@
 """The `bert-snli` command: the table of its commands, and the parser."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import importlib

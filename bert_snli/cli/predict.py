@@ -1,7 +1,5 @@
 """`bert-snli predict`."""
 
-from __future__ import annotations
-
 import argparse
 from itertools import islice
 from pathlib import Path

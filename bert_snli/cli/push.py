@@ -1,7 +1,5 @@
 """`bert-snli push`."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from pathlib import Path

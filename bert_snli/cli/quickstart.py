@@ -1,7 +1,5 @@
 """`bert-snli quickstart`: the whole job on generated data, from a checkpoint in d2l format to three predictions."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections import Counter

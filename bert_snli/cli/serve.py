@@ -1,7 +1,5 @@
 """`bert-snli serve`."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 from pathlib import Path

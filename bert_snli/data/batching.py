@@ -41,9 +41,6 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
             batches; `random` shuffles the rows, as d2l does.
         max_tokens: with `group_by_length`, the tokens of a global batch, padding included, instead of `batch_size`.
         num_micro_batches: micro-batches of each process in a global batch.
-
-    Raises:
-        BertSnliError: `max_tokens` is given with `random`, or is less than the longest row.
     """
 
     def __init__(

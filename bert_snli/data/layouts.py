@@ -5,8 +5,6 @@ SNLI and MultiNLI, HANS (McCoy et al., 2019), Breaking-NLI (Glockner et al., 201
 have their own. Labels are mapped by name, never by number.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,11 +47,7 @@ class PairColumns(NamedTuple):
 
 
 def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], where: str, remedy: str) -> PairColumns:
-    """Find the columns of premise, hypothesis and label: those in `declared`, else those of a known layout.
-
-    Raises:
-        BertSnliError: there is no such column.
-    """
+    """Find the columns of premise, hypothesis and label: those in `declared`, else those of a known layout."""
     columns = {}
     for role, known in {**TEXT_COLUMNS[text_source], "label": LABEL_COLUMNS}.items():
         names = (declared[role],) if role in declared else known
@@ -84,11 +78,7 @@ def label_name(name: str, declared: Mapping[str, str]) -> str:
 def number_labels(
     rows: Dataset, column: str, labels: Sequence[str], declared: Mapping[str, str], where: str, remedy: str
 ) -> dict[Any, int | None]:
-    """Map each value of `column` to its number in `labels`; None if there is no gold label.
-
-    Raises:
-        BertSnliError: a label is none of `labels`; the message names its row.
-    """
+    """Map each value of `column` to its number in `labels`; None if there is no gold label."""
     names = name_labels(rows, column, declared)
     for value, name in names.items():
         if name != NO_GOLD_LABEL and name not in labels:

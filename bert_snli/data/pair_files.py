@@ -1,7 +1,5 @@
 """Files of pairs to predict, and of predictions."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -24,9 +22,6 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
 
     Args:
         name: the file's name in error messages (default: `input_file` and its path).
-
-    Raises:
-        BertSnliError: there is no such file, it has another format, or a row has no premise or hypothesis.
     """
     name = f"input_file {path}" if name is None else name
     number = 0
@@ -44,11 +39,7 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
 
 
 def count_pairs(path: Path, *, name: str | None = None) -> int:
-    """Count the pairs that `iterate_pairs` gives, and so find errors in the file before the first prediction.
-
-    Raises:
-        BertSnliError: as `iterate_pairs`; or there are no pairs.
-    """
+    """Count the pairs that `iterate_pairs` gives, and so find errors in the file before the first prediction."""
     name = f"input_file {path}" if name is None else name
     if path.is_fifo():
         raise BertSnliError(f"{name}: a pipe, which cannot be read twice; give a file")
@@ -80,11 +71,7 @@ def _read_pair(row: Any, where: str) -> tuple[str, str]:
 
 
 def check_writable(path: Path) -> None:
-    """Check before a long computation that its output file can be written.
-
-    Raises:
-        BertSnliError: it cannot.
-    """
+    """Check before a long computation that its output file can be written."""
     if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
         raise BertSnliError(f"output_file {path}: cannot be written; name a file in a folder that exists")
 
@@ -100,11 +87,7 @@ def format_predictions(pairs: Sequence[tuple[str, str]], predictions: Sequence[d
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[TextIO]:
-    """Open the standard output, or a file that replaces `path` when the block ends without an error.
-
-    Raises:
-        BertSnliError: the file cannot be written.
-    """
+    """Open the standard output, or a file that replaces `path` when the block ends without an error."""
     if path is None:
         yield sys.stdout
     elif path.exists() and not path.is_file():  # a device or a pipe, which must not be replaced

@@ -7,8 +7,6 @@ Shape suffixes: S sentences, G paragraphs, C candidate pairs, R pairs (rows), N 
 of all pairs, B rows of a batch, Q predicted tokens of a row of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -103,9 +101,6 @@ def pair_up(corpus: Corpus, draws: PairDraws, tokenizer: PreTrainedTokenizerBase
 
     Returns:
         The table of `pack_pairs` with the column `labels`: 1 if the second sentence is the next one, else 0.
-
-    Raises:
-        BertSnliError: no pair is short enough.
     """
     starts_G = np.cumsum(corpus.counts_G) - corpus.counts_G
     first_C = concatenate_ranges(starts_G, corpus.counts_G - 1)

@@ -18,8 +18,6 @@ A hypothesis contradicts if any claim does, else it is neutral if any claim is, 
 drawn again until they have the label. Each premise has one hypothesis of each label, so it says nothing alone.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ Labels are mapped by name. `text_source` says which text is read: `raw` text, or
 parse, which d2l reads (section 15.4).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,9 +89,6 @@ def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[st
 
     The columns are those of `load_snli`. If the file has a column `scores`, a probability for each label name as
     `bert-snli predict` writes them, `label` is the list of these probabilities in the order of `labels`.
-
-    Raises:
-        BertSnliError: as `load_snli`; or scores are not probabilities of `labels`.
     """
     where = f"train_file {path}"
     if not is_data_file(str(path)):
@@ -146,9 +141,6 @@ def load_evaluation_set(
         split: `test` if it is not given; a file has none.
         columns: the data set's names of `premise`, `hypothesis` and `label`, if `layouts.py` does not know them.
         label_names: the data set's name of a label → our name, if `layouts.py` does not know it.
-
-    Raises:
-        BertSnliError: as `load_snli`; or `split` is given for a file.
     """
     label_names = label_names or {}
     if is_data_file(dataset_name_or_path):

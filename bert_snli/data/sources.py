@@ -1,7 +1,5 @@
 """Read the rows of data sets from the Hub, a zip, a folder, a file or memory."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import hashlib
@@ -47,9 +45,6 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Datase
 
     Returns:
         The rows, and where they come from, for error messages.
-
-    Raises:
-        BertSnliError: there is no such data set or split, or it cannot be read.
     """
     if isinstance(dataset, Dataset):
         raise BertSnliError("dataset: a Dataset without splits; give a DatasetDict")
@@ -79,11 +74,7 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Datase
 
 
 def read_files(files: Sequence[Path], split: str = "test") -> Dataset:
-    """Read the rows of files of one format, as a data set with the name `split`.
-
-    Raises:
-        BertSnliError: they cannot be read.
-    """
+    """Read the rows of files of one format, as a data set with the name `split`."""
     suffix = files[0].suffix
     try:
         options = _table_options(files) if READERS[suffix] == "csv" else {}
@@ -121,11 +112,7 @@ def _is_quoted(file: Path) -> bool:
 
 
 def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: str) -> list:
-    """Choose the files of `split` among `paths`, all of the first format that is there.
-
-    Raises:
-        BertSnliError: there is none, or there are several that are not shards of one.
-    """
+    """Choose the files of `split` among `paths`, all of the first format that is there."""
     words = SPLITS.get(split, (re.escape(split),))
     name_of_split = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(words)})(?:[^a-z]|$)")
     candidates = [path for path in paths if not path.name.startswith(".") and name_of_split.search(path.name)]

@@ -4,8 +4,6 @@ A paragraph is a line of text, split at ` . ` as in d2l, or a pair of SNLI, whos
 Raw text is tokenized by the rules of `tokenization.py` first, so that the same split applies.
 """
 
-from __future__ import annotations
-
 import glob
 import re
 from collections import Counter
@@ -50,11 +48,7 @@ class Text:
 
 
 def open_text(name_or_path: str, config_name: str | None, text_source: str) -> Text:
-    """Open a folder of WikiText, text files, a source of SNLI, or a dataset on the Hub with a column `text`.
-
-    Raises:
-        BertSnliError: no such text, no train split, or a `config_name` for something that is not on the Hub.
-    """
+    """Open a folder of WikiText, text files, a source of SNLI, or a dataset on the Hub with a column `text`."""
     try:
         text = _open_text_files(Path(name_or_path)) or _open_snli(name_or_path, text_source)
     except OSError as error:
@@ -197,9 +191,6 @@ def split_sentences(text: Text, splitter: SentenceSplitter, *, num_proc: int | N
     """Split `text` into paragraphs, in their order; a second run is read from the cache.
 
     The evaluation split is `validation`, else `test`, else the last 5 % of `train`, which are then held out.
-
-    Raises:
-        BertSnliError: a split has no paragraph of two sentences.
     """
 
     def split(name: str) -> Dataset:
@@ -229,11 +220,7 @@ def split_sentences(text: Text, splitter: SentenceSplitter, *, num_proc: int | N
 
 
 def build_vocabulary(paragraphs: Dataset, min_freq: int) -> list[str]:
-    """Return the special tokens and the words that occur at least `min_freq` times, the most frequent first.
-
-    Raises:
-        BertSnliError: no word occurs so often.
-    """
+    """Return the special tokens and the words that occur at least `min_freq` times, the most frequent first."""
     counts: Counter[str] = Counter()
     for batch in paragraphs.iter(batch_size=1000):
         for sentences in batch["sentences"]:

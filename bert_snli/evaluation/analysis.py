@@ -3,8 +3,6 @@
 Calibration: Guo et al., "On Calibration of Modern Neural Networks" (2017).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import inf
 

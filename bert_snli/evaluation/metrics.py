@@ -3,8 +3,6 @@
 Shape suffixes: R rows, C labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import datasets
@@ -56,11 +54,7 @@ def label_metrics(predictions: Sequence[str], references: Sequence[str], labels:
 
 
 def nli_metrics(logits_RC: np.ndarray, references_R: np.ndarray, label_names: Sequence[str]) -> dict:
-    """Compute the loss and `label_metrics`; logits and label ids are in the order of `label_names`.
-
-    Raises:
-        BertSnliError: a logit is not finite.
-    """
+    """Compute the loss and `label_metrics`; logits and label ids are in the order of `label_names`."""
     names = np.asarray(label_names)
     predictions, references = names[logits_RC.argmax(axis=1)].tolist(), names[references_R].tolist()
     loss = cross_entropy(softmax(logits_RC), references_R)
@@ -79,11 +73,7 @@ def measure_accuracy(is_correct_R: np.ndarray) -> dict:
 
 
 def softmax(logits_RC: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Return the probabilities of logits divided by a temperature, in float64.
-
-    Raises:
-        BertSnliError: a logit is not finite.
-    """
+    """Return the probabilities of logits divided by a temperature, in float64."""
     if not np.isfinite(logits_RC).all():
         raise BertSnliError("the model's predictions are not finite: it has diverged; use a lower learning rate")
     return scipy.special.softmax(logits_RC.astype(np.float64) / temperature, axis=1)

@@ -6,8 +6,6 @@ probable of the three labels counts as `non-entailment` unless it is entailment 
 Shape suffixes: R rows, C the labels of the set.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,9 +74,6 @@ class EvaluatedModel:
         backend: `torch` or `onnx`. Defaults to the one whose weights the folder holds.
         batch_size: the number of pairs in a batch.
         encoding: `text_source`, and `max_length` and `truncation` if they are not those of fine-tuning.
-
-    Raises:
-        BertSnliError: the model is missing, or is not a classifier of natural language inference.
     """
 
     def __init__(self, model_name_or_path: str, *, backend: str | None = None, batch_size: int = 256, **encoding):

@@ -1,7 +1,5 @@
 """Evaluation of a fine-tuned classifier on a data set: the results and the full report, as values and as files."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping
@@ -95,9 +93,6 @@ def save_results(results: dict, folder: Path) -> list[Path]:
     """Write the results as JSON and the confusion matrix as PNG into `folder`; return both paths.
 
     The file names contain the split, and also the data set if `folder` holds results of a split of another one.
-
-    Raises:
-        BertSnliError: the folder cannot be written.
     """
     name = results["split"]
     if _read_json(folder / f"eval_results_{name}.json").get("dataset", results["dataset"]) != results["dataset"]:
@@ -170,11 +165,7 @@ def hypothesis_only_accuracy(model: EvaluatedModel, evaluation_set: EvaluationSe
 
 
 def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> None:
-    """Refuse a folder with a report on other weights. A model on the Hub has no `weights_sha256`; its name is compared.
-
-    Raises:
-        BertSnliError: the existing report is on other weights, or does not say on which.
-    """
+    """Refuse a folder with a report on other weights. A model on the Hub has no `weights_sha256`; its name is compared."""
     old = _read_json(folder / "report.json")
     is_same = old.get("weights_sha256") == weights_sha256 and (weights_sha256 or old.get("model") == model)
     if (folder / "report.json").exists() and not is_same:
@@ -183,11 +174,7 @@ def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> No
 
 
 def write_report(report: dict, folder: Path) -> list[Path]:
-    """Write the files of a report from `compute_report`; return the paths of `report.md`, `.html` and `.json`.
-
-    Raises:
-        BertSnliError: the folder cannot be written.
-    """
+    """Write the files of a report from `compute_report`; return the paths of `report.md`, `.html` and `.json`."""
     with atomic_folder(folder, overwrite=True) as temporary:
         plot_confusion_matrix(report["confusion_matrix"], accuracy_title(report), temporary / "confusion_matrix.png")
         plot_reliability(report["calibration"], temporary / "reliability.png")

@@ -7,8 +7,6 @@ Shape suffixes: B rows, L positions, D hidden size, N attention heads, H size of
 G segments, R rows of a table of summands, T tokens of a batch (B·L).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -6,8 +6,6 @@ not count correct predictions. Chunks with `torch.utils.checkpoint` make a step 
 Shape suffixes: P rows (positions to predict), D hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable

@@ -1,7 +1,5 @@
 """Dropout that takes less time than PyTorch's on a CPU."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import nn

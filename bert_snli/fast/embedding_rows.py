@@ -3,8 +3,6 @@
 Shape suffixes: V vocabulary, R rows that occur in the training data, D hidden size.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -16,8 +16,6 @@ Shape suffixes: B rows, L positions, D hidden size, V vocabulary, G segments, C 
 P masked positions in all rows.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

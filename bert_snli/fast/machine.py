@@ -1,7 +1,5 @@
 """Properties of the machine: matmul throughput, the precision for training, and memory allocation."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys
@@ -75,9 +73,6 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
 
     Returns:
         The precision, the matmul throughput in it, and the reason for the choice.
-
-    Raises:
-        BertSnliError: Accelerate's setting is a precision that is not supported.
     """
     if requested == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

@@ -3,8 +3,6 @@
 `save_pretrained` copies this file next to the weights, so it imports no other part of `bert_snli`.
 """
 
-from __future__ import annotations
-
 from transformers import PreTrainedConfig
 
 CLASSIFIER_HEADS = ("pooler", "mlp", "matching")

@@ -5,8 +5,6 @@ This file is copied to the Hub with the weights, so it imports nothing of `bert_
 Shape suffixes: B pairs, L positions, C labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any

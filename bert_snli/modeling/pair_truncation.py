@@ -7,8 +7,6 @@ This file is copied to the Hub with the weights, so it imports nothing of `bert_
 the parameter, `max_length` or `truncation`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

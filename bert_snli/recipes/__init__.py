@@ -1,7 +1,5 @@
 """Recipes of `bert-snli finetune` and `pretrain`: YAML files with their options, installed with the package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bert_snli.errors import BertSnliError
@@ -14,9 +12,6 @@ def find_recipe(name_or_path: str) -> Path:
 
     Args:
         name_or_path: the name of a recipe of this package, such as `d2l_book`, or the path of a YAML file.
-
-    Raises:
-        BertSnliError: there is neither.
     """
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]

@@ -3,8 +3,6 @@
 Neither the page nor the server sends requests to other servers.
 """
 
-from __future__ import annotations
-
 import functools
 import socket
 import threading
@@ -119,9 +117,6 @@ def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, 
 
     Returns:
         A summary in one line, the path of the file of predictions, and a table of the first predictions as HTML.
-
-    Raises:
-        BertSnliError: the file cannot be read, or holds too many pairs.
     """
     count = count_pairs(path, name=path.name)
     if count > MAX_ROWS:
@@ -138,11 +133,7 @@ def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, 
 
 
 def start(predictor: ExplainedPredictor, host: str | None, port: int | None) -> gr.Blocks:
-    """Serve the page in background threads until `close()` of the returned app.
-
-    Raises:
-        BertSnliError: the port is taken.
-    """
+    """Serve the page in background threads until `close()` of the returned app."""
     app = build_app(predictor)
     try:
         app.launch(
@@ -178,9 +169,6 @@ def serve(
         host: the address to listen at. Defaults to `GRADIO_SERVER_NAME`, which a Space sets, or 127.0.0.1.
         port: defaults to `GRADIO_SERVER_PORT` or the first free one from 7860.
         log: receives the address of the page.
-
-    Raises:
-        BertSnliError: the model is not a fine-tuned one, the host is not this machine, or the port is taken.
     """
     if host is not None:
         check_host(host)
@@ -195,11 +183,7 @@ def serve(
 
 
 def check_host(host: str) -> None:
-    """Check that the server can listen at an address. Gradio would try 100 ports, 5 seconds each.
-
-    Raises:
-        BertSnliError: it is not an address of this machine.
-    """
+    """Check that the server can listen at an address. Gradio would try 100 ports, 5 seconds each."""
     try:
         family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:

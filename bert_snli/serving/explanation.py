@@ -1,7 +1,5 @@
 """A prediction for one pair, with the tokens that the model read and how much each influenced the prediction."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,11 +55,7 @@ def gradient_times_input(model: D2LBertForSequenceClassification, inputs: dict[s
 
 
 class ExplainedPredictor:
-    """A fine-tuned model that predicts pairs and explains predictions. Several threads may use it at the same time.
-
-    Raises:
-        BertSnliError: the model is missing, or is not a classifier of natural language inference.
-    """
+    """A fine-tuned model that predicts pairs and explains predictions. Several threads may use it at the same time."""
 
     def __init__(self, model_name_or_path: str):
         path = Path(model_name_or_path)
@@ -77,11 +71,7 @@ class ExplainedPredictor:
         return self.predictor(pairs)
 
     def explain(self, premise: str, hypothesis: str) -> Explanation:
-        """Predict one pair and compute the weight of each token.
-
-        Raises:
-            BertSnliError: a sentence is empty, too long, or not valid text.
-        """
+        """Predict one pair and compute the weight of each token."""
         check_pair(premise, hypothesis)
         row = self.predictor.encoder.encode([premise], [hypothesis]).to_pylist()[0]
         names = ("input_ids", "token_type_ids")
@@ -123,11 +113,7 @@ class ExplainedPredictor:
 
 
 def check_pair(premise: str, hypothesis: str) -> None:
-    """Check that both sentences can be predicted.
-
-    Raises:
-        BertSnliError: a sentence is empty or too long.
-    """
+    """Check that both sentences can be predicted."""
     for name, text in {"premise": premise, "hypothesis": hypothesis}.items():
         if not isinstance(text, str) or not text.strip():
             raise BertSnliError(f"No {name}: type a sentence")

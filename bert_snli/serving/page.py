@@ -1,7 +1,5 @@
 """The page's HTML from Jinja templates, which escape all text of users and models."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader

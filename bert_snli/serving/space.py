@@ -3,8 +3,6 @@
 The Space holds a copy of the package, so that it does not depend on a published release.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from importlib.metadata import requires, version
@@ -22,11 +20,7 @@ MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "toke
 
 
 def write_space(model_name_or_path: str, folder: Path) -> None:
-    """Write a Space of a fine-tuned model. A local model is copied into it.
-
-    Raises:
-        BertSnliError: the model is not a fine-tuned one, or the folder holds files already or cannot be written.
-    """
+    """Write a Space of a fine-tuned model. A local model is copied into it."""
     check_output_dir(folder, name="space")
     name = ExplainedPredictor(model_name_or_path).name  # fails for a model that the Space could not load
     source = Path(model_name_or_path)

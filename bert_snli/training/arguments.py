@@ -3,8 +3,6 @@
 Names are those of `transformers.TrainingArguments` where the meaning is the same. Batch sizes are global.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
@@ -82,11 +80,7 @@ def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> A
 
 @dataclass
 class BaseTrainingArguments:
-    """Options that fine-tuning and pretraining share.
-
-    Raises:
-        BertSnliError: a value is not allowed.
-    """
+    """Options that fine-tuning and pretraining share."""
 
     required: ClassVar[tuple[str, ...]] = ("output_dir",)
 

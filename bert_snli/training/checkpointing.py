@@ -4,8 +4,6 @@ A checkpoint is written under a temporary name with the checksums of its files, 
 is complete. Resume checks the checksums and uses the checkpoint before if one is damaged.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -70,11 +68,7 @@ class Progress:
 
 
 def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> Path:
-    """Write `checkpoint-{step}` and delete the oldest checkpoints beyond `limit`. Return the checkpoint's folder.
-
-    Raises:
-        BertSnliError: the checkpoint cannot be written. Earlier checkpoints are unchanged.
-    """
+    """Write `checkpoint-{step}` and delete the oldest checkpoints beyond `limit`. Return the checkpoint's folder."""
     target = output_dir / f"checkpoint-{progress.step}"
     temporary = output_dir / f".{target.name}.partial"
     with _remove_on_error(temporary, target):
@@ -151,11 +145,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def check_checkpoint_folder(folder: Path, output_dir: Path) -> None:
-    """Check that `folder` is a checkpoint in the output folder.
-
-    Raises:
-        BertSnliError: it is not.
-    """
+    """Check that `folder` is a checkpoint in the output folder."""
     if not (folder / PROGRESS).is_file():
         raise BertSnliError(f"resume_from_checkpoint {folder}: not a checkpoint; give a checkpoint-N folder or 'auto'")
     if folder.resolve().parent != output_dir.resolve():
@@ -165,11 +155,7 @@ def check_checkpoint_folder(folder: Path, output_dir: Path) -> None:
 
 
 def find_valid_checkpoint(requested: str, output_dir: Path) -> Path | None:
-    """Return the checkpoint folder to resume from; with 'auto' the newest valid one, or None if there are none.
-
-    Raises:
-        BertSnliError: the requested checkpoint is damaged, or all are.
-    """
+    """Return the checkpoint folder to resume from; with 'auto' the newest valid one, or None if there are none."""
     is_auto = requested == "auto"
     damaged: list[str] = []
     for folder in list_checkpoints(output_dir)[::-1] if is_auto else [Path(requested)]:
@@ -193,9 +179,6 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, fixed_options: dict[
         folder: the checkpoint.
         fixed_options: options that must equal those of the checkpoint.
         data: fingerprint of the data, which must equal that of the checkpoint.
-
-    Raises:
-        BertSnliError: the checkpoint is from a run with other options or data, or does not fit the model.
     """
     progress = read_progress(folder)
     saved = progress.fixed_options
@@ -215,11 +198,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, fixed_options: dict[
 
 
 def read_progress(folder: Path) -> Progress:
-    """Read the progress of the run when the checkpoint was written.
-
-    Raises:
-        BertSnliError: the folder is not a checkpoint of this version.
-    """
+    """Read the progress of the run when the checkpoint was written."""
     with _explain_unreadable(folder):
         return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 

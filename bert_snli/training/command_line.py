@@ -3,8 +3,6 @@
 This module imports neither PyTorch nor transformers, so that help and errors in options appear at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import types
 from collections.abc import Sequence
@@ -82,11 +80,7 @@ class TrainingCommand(Generic[Arguments]):
         )
 
     def parse(self, argv: Sequence[str]) -> Arguments:
-        """Read options. Those of the recipe that `--config` names come first, so the command line overrides them.
-
-        Raises:
-            BertSnliError: a value is not allowed, or a required option is missing. An unknown option exits with 2.
-        """
+        """Read options. Those of the recipe that `--config` names come first, so the command line overrides them."""
         parser = OneLineErrorParser(prog=self.prog, description=self.description)
         add_fields(parser, self.arguments_class)
         parser.add_argument(
@@ -109,11 +103,7 @@ COMMANDS: dict[str, TrainingCommand[Any]] = {"finetune": FINETUNE, "pretrain": P
 
 
 def read_recipe(path: Path, arguments_class: type[BaseTrainingArguments]) -> list[str]:
-    """Read a YAML recipe. Return its options as command-line arguments, so that one parser checks both.
-
-    Raises:
-        BertSnliError: the file is missing, is not YAML, or has unknown options.
-    """
+    """Read a YAML recipe. Return its options as command-line arguments, so that one parser checks both."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

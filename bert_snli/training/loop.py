@@ -1,7 +1,5 @@
 """The training loop: updates on global batches, an evaluation after each epoch, checkpoints."""
 
-from __future__ import annotations
-
 import logging
 import math
 import signal
@@ -149,11 +147,7 @@ class TrainingLoop:
         self.progress.interval_sums = []
 
     def _read_interval_sums(self) -> list[float]:
-        """Return the sums of all processes since the last line of metrics. Waits for the device.
-
-        Raises:
-            BertSnliError: a loss or the last gradient is not finite.
-        """
+        """Return the sums of all processes since the last line of metrics. Waits for the device."""
         sums: list[float] = self.accelerator.reduce(self.interval_sums, "sum").tolist()
         self._add_training_time()
         # In fp16 the scaler skips updates with gradients that are not finite.

@@ -4,8 +4,6 @@ An objective returns sums over pairs. Sums can be added over micro-batches, proc
 into means.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

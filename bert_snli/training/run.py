@@ -1,7 +1,5 @@
 """One training run around its loop, for fine-tuning and pretraining: output folder, trackers and results."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

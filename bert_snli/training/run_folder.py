@@ -1,7 +1,5 @@
 """The files of a run: its origin (`run.json`), its metrics (`metrics.jsonl`) and `trainer_state.json`."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import platform

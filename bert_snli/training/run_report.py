@@ -1,7 +1,5 @@
 """`report.md`: one page about a finished run, with its plots."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Prepare a run: checks, processes and precision, optimizer and schedule, and the state to resume from."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json
@@ -50,11 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_arguments(arguments: BaseTrainingArguments) -> None:
-    """Check what can be checked before anything is loaded or written.
-
-    Raises:
-        BertSnliError: the output folder holds files, there is nothing to resume from, or a package is not installed.
-    """
+    """Check what can be checked before anything is loaded or written."""
     output_dir, checkpoint = Path(arguments.output_dir), arguments.resume_from_checkpoint
     if checkpoint not in (None, "auto"):
         check_checkpoint_folder(Path(checkpoint), output_dir)
@@ -77,9 +71,6 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments, Prec
 
     Returns:
         The accelerator; the arguments with the chosen precision and checkpoint; the precision.
-
-    Raises:
-        BertSnliError: Accelerate was launched in an unsupported way, or there is no valid checkpoint.
     """
     for name in UNSUPPORTED_LAUNCHES:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
@@ -172,9 +163,6 @@ def resume_or_start(
         scheduler: is restored, too.
         data: fingerprint of the data.
         total_updates: number of updates of the run.
-
-    Raises:
-        BertSnliError: the checkpoint does not fit, or the run is already complete.
     """
     num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
     machine = {"num_processes": accelerator.num_processes, "num_gpus": num_gpus}

@@ -1,7 +1,5 @@
 """What fine-tuning and pretraining do differently."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
