@@ -163,7 +163,7 @@ def load_encoded(
     for split, limit in limits.items():
         pairs = snli.splits[split]
         pairs = pairs.select(range(len(pairs) if limit is None else min(limit, len(pairs))))
-        encoded.append(encode_pairs(pairs, encoder, num_proc=arguments.preprocessing_num_workers))
+        encoded.append(encode_pairs(pairs, encoder))
     return encoded[0], encoded[1], snli.num_dropped["train"]
 
 

@@ -111,13 +111,13 @@ def load_paragraphs(arguments: PretrainArguments, tokenizer: PreTrainedTokenizer
     """Load the text of `dataset_name_or_path` as paragraphs of sentences."""
     text = open_text(arguments.dataset_name_or_path, arguments.dataset_config_name, arguments.text_source)
     splitter = SentenceSplitter(tokenizer, text.tokenized)
-    return split_sentences(text, splitter, num_proc=arguments.preprocessing_num_workers)
+    return split_sentences(text, splitter)
 
 
 def make_tokenizer(
     arguments: PretrainArguments, base: PreTrainedTokenizerFast, paragraphs: Dataset
 ) -> PreTrainedTokenizerFast:
-    """Add tokens to the vocabulary of `base`: those of `paragraphs` for a new model, else those of `extend_vocab_from`."""
+    """Add the tokens of `paragraphs` to the vocabulary of a new model, or those of `extend_vocab_from` to that of `base`."""
     if arguments.model_name_or_path:
         if arguments.extend_vocab_from is None:
             return base
@@ -126,7 +126,7 @@ def make_tokenizer(
         except BertSnliError as error:
             raise BertSnliError(str(error).replace("dataset_name_or_path", "extend_vocab_from")) from error
         splitter = SentenceSplitter(base, text.tokenized)
-        paragraphs = split_sentences(text, splitter, num_proc=arguments.preprocessing_num_workers).train
+        paragraphs = split_sentences(text, splitter).train
     vocabulary = base.convert_ids_to_tokens(list(range(len(base))))
     positions, lower_case = base.model_max_length, is_uncased(base)
     rebuilt = build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)
@@ -148,7 +148,7 @@ def load_pairs(
         raise BertSnliError(f"max_length {arguments.max_length}: the model has {limit} positions; give at most {limit}")
 
     def load(rows: Dataset, limit: int | None, seed: int, static_masks: bool) -> MaskedPairs:
-        corpus = encode_corpus(rows, tokenizer, num_proc=arguments.preprocessing_num_workers)
+        corpus = encode_corpus(rows, tokenizer)
         pairs = pair_up(corpus, draw_pairs(corpus, seed), tokenizer, arguments.max_length)[:limit]
         return MaskedPairs(pairs, tokenizer, seed=seed, static_masks=static_masks, device=device)
 

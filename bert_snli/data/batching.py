@@ -13,8 +13,6 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Sampler
 
-from bert_snli.errors import BertSnliError
-
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -39,7 +37,6 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         batch_size: rows of a global batch.
         strategy: `group_by_length` puts rows of similar length into a batch, which saves padding, and shuffles the
             batches; `random` shuffles the rows, as d2l does.
-        max_tokens: with `group_by_length`, the tokens of a global batch, padding included, instead of `batch_size`.
         num_micro_batches: micro-batches of each process in a global batch.
     """
 
@@ -50,7 +47,6 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         *,
         seed: int,
         strategy: str = "group_by_length",
-        max_tokens: int | None = None,
         num_micro_batches: int = 1,
         num_processes: int = 1,
         process_index: int = 0,
@@ -59,7 +55,6 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         self.batch_size = batch_size
         self.seed = seed
         self.strategy = strategy
-        self.ends = self._ends(max_tokens)
         self.num_micro_batches = num_micro_batches
         self.num_processes = num_processes
         self.process_index = process_index
@@ -70,25 +65,9 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         """Choose the epoch, and the global batch at which a resumed run begins."""
         self.epoch, self.first_batch = epoch, first_batch
 
-    def _ends(self, max_tokens: int | None) -> list[int]:
-        """Return the ends of all global batches but the last, which are the same in every epoch."""
-        if max_tokens is None:
-            return list(range(self.batch_size, len(self.lengths), self.batch_size))
-        if self.strategy != "group_by_length":
-            raise BertSnliError("train_batch_tokens goes with train_sampling_strategy group_by_length")
-        longest = int(self.lengths.max(initial=0))
-        if longest > max_tokens:
-            raise BertSnliError(f"train_batch_tokens {max_tokens}: the longest pair has {longest}; give that or more")
-        ends, begin = [], 0
-        for place, length in enumerate(np.sort(self.lengths).tolist()):  # a batch is as long as its last row
-            if (place + 1 - begin) * length > max_tokens:
-                ends.append(place)
-                begin = place
-        return ends
-
     @property
     def batches_per_epoch(self) -> int:
-        return len(self.ends) + 1
+        return -(-len(self.lengths) // self.batch_size)
 
     def __len__(self) -> int:
         return (self.batches_per_epoch - self.first_batch) * self.num_micro_batches
@@ -99,7 +78,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         order = random.permutation(len(self.lengths))
         if self.strategy == "group_by_length":
             order = order[np.argsort(self.lengths[order], kind="stable")]
-        batches = np.split(order, self.ends)
+        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
         if self.strategy == "group_by_length":
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches

@@ -238,7 +238,7 @@ def distinct_ids(encoded: Dataset) -> np.ndarray:
     return np.unique(encoded.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy())
 
 
-def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None = None) -> Dataset:
+def encode_pairs(pairs: Dataset, encoder: PairEncoder) -> Dataset:
     """Map `encoder` over `pairs`; a column `label` becomes `labels`. A second run is read from the cache."""
     from datasets import Dataset, Features
 
@@ -251,7 +251,6 @@ def encode_pairs(pairs: Dataset, encoder: PairEncoder, *, num_proc: int | None =
         encoder,
         batched=True,
         batch_size=MAP_BATCH_SIZE,
-        num_proc=num_proc,
         remove_columns=pairs.column_names,
         features=features,
         desc="Encoding pairs",

@@ -61,12 +61,11 @@ class Corpus(NamedTuple):
     counts_G: np.ndarray
 
 
-def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None) -> Corpus:
+def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Encode the sentences of `paragraphs`; a second run is read from the cache."""
     encoded = paragraphs.map(
         SentenceEncoder(tokenizer),
         batched=True,
-        num_proc=num_proc,
         remove_columns=paragraphs.column_names,
         features=Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))}),
         desc="Encoding sentences",

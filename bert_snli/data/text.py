@@ -187,7 +187,7 @@ class Paragraphs:
     eval_split: str
 
 
-def split_sentences(text: Text, splitter: SentenceSplitter, *, num_proc: int | None = None) -> Paragraphs:
+def split_sentences(text: Text, splitter: SentenceSplitter) -> Paragraphs:
     """Split `text` into paragraphs, in their order; a second run is read from the cache.
 
     The evaluation split is `validation`, else `test`, else the last 5 % of `train`, which are then held out.
@@ -198,7 +198,6 @@ def split_sentences(text: Text, splitter: SentenceSplitter, *, num_proc: int | N
         return rows.map(
             splitter,
             batched=True,
-            num_proc=num_proc,
             remove_columns=rows.column_names,
             features=Features({"sentences": List(Value("string"))}),
             desc="Splitting sentences",

@@ -46,15 +46,12 @@ ROUNDING_OPTIONS = (
     "attn_implementation",
     "pad_to_max_length",
     "torch_compile",
-    "preprocessing_num_workers",
 )
 AT_LEAST_ONE = (
     "max_train_samples",
     "max_eval_samples",
-    "preprocessing_num_workers",
     "num_train_epochs",
     "train_batch_size",
-    "train_batch_tokens",
     "per_device_eval_batch_size",
     "num_micro_batches",
     "logging_steps",
@@ -97,7 +94,6 @@ class BaseTrainingArguments:
     max_length: int = option(128, "Maximum length of a pair in tokens, including the three special tokens.")
     max_train_samples: int | None = option(None, "Train on the first N pairs only.")
     max_eval_samples: int | None = option(None, "Evaluate on the first N pairs only.")
-    preprocessing_num_workers: int | None = option(None, "Processes that encode the text.")
     dropout: float | None = option(
         None, "Dropout probability of hidden states and attention weights (default: that of the model)."
     )
@@ -105,10 +101,6 @@ class BaseTrainingArguments:
     num_train_epochs: int = option(4, "Number of epochs.")
     max_steps: int = option(-1, "If positive, the number of updates; overrides num_train_epochs.")
     train_batch_size: int = option(256, "Pairs in an update, over all processes and micro-batches.")
-    train_batch_tokens: int | None = option(
-        None,
-        "Tokens in an update, padding included; replaces train_batch_size. Batches of long pairs have fewer pairs.",
-    )
     per_device_eval_batch_size: int = option(256, "Pairs in an evaluation batch of one process.")
     num_micro_batches: int = option(1, "Micro-batches that the pairs of an update are split into.")
     train_sampling_strategy: str = option(
@@ -156,9 +148,8 @@ class BaseTrainingArguments:
         self._require("learning_rate", lambda value: value > 0, "give a number above 0")
         self._require("seed", lambda value: 0 <= value < 2**32, "give a number from 0 to below 2**32")
         self._require("dropout", lambda value: 0 <= value < 1, "give a probability from 0 to below 1")
-        if self.train_batch_tokens is None:
-            limit = self.train_batch_size
-            self._require("num_micro_batches", lambda value: value <= limit, f"give at most train_batch_size, {limit}")
+        limit = self.train_batch_size
+        self._require("num_micro_batches", lambda value: value <= limit, f"give at most train_batch_size, {limit}")
 
     def _require(self, name: str, is_valid: Callable[[Any], bool], remedy: str) -> None:
         value = getattr(self, name)
@@ -245,8 +236,6 @@ class FinetuneArguments(BaseTrainingArguments):
         if not self.push_to_hub and (self.hub_model_id or self.hub_private_repo):
             name = "hub_model_id" if self.hub_model_id else "hub_private_repo"
             raise BertSnliError(f"{name}: has no effect without push_to_hub; set push_to_hub or remove {name}")
-        if self.train_batch_tokens and self.pad_to_max_length:
-            raise BertSnliError("train_batch_tokens: cannot be combined with pad_to_max_length; remove one of them")
 
 
 @dataclass

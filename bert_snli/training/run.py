@@ -113,7 +113,6 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
         arguments.train_batch_size,
         seed=arguments.seed,
         strategy=arguments.train_sampling_strategy,
-        max_tokens=arguments.train_batch_tokens,
         num_micro_batches=arguments.num_micro_batches,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,

@@ -165,24 +165,6 @@ def test_losses_with_torch_compile_equal_those_without_and_need_two_graphs(
     assert counters["stats"]["unique_graphs"] <= 2 and not counters["graph_break"]
 
 
-def test_token_budget_makes_batches_of_at_most_that_many_tokens(
-    base_model: Path, corpus: Path, vocabulary: list[str], tmp_path: Path
-):
-    changes = {"max_steps": -1, "num_train_epochs": 1, "train_sampling_strategy": "group_by_length"}
-    run_finetune(base_model, corpus, tmp_path / "run", **changes, train_batch_tokens=200)
-    lengths = encode_rows(corpus, vocabulary)[2]
-    sampler = GlobalBatchSampler(lengths.tolist(), BATCH, seed=42, strategy="group_by_length", max_tokens=200)
-    assert sampler.batches_per_epoch > 2 * ROWS / BATCH  # the budget matters
-    assert len(step_losses(tmp_path / "run")) == sampler.batches_per_epoch
-    results = read_results(tmp_path / "run")
-    assert (results["train_steps"], results["train_samples"]) == (sampler.batches_per_epoch, ROWS)
-
-
-def test_token_budget_with_padding_to_the_full_length_is_refused(base_model: Path, corpus: Path, tmp_path: Path):
-    with pytest.raises(BertSnliError, match="train_batch_tokens: cannot be combined with pad_to_max_length"):
-        run_finetune(base_model, corpus, tmp_path / "run", train_batch_tokens=200, pad_to_max_length=True)
-
-
 @pytest.mark.parametrize("max_steps", [4, 8])
 def test_resume_from_a_checkpoint_at_the_end_of_an_epoch_evaluates_the_epoch_once(
     max_steps: int, base_model: Path, corpus: Path, tmp_path: Path

@@ -12,7 +12,6 @@ from transformers import DataCollatorWithPadding
 from bert_snli.data.batching import IGNORED_LABEL, GlobalBatchSampler, MicroBatch, PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import load_snli
-from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
 
@@ -85,36 +84,6 @@ def test_grouping_by_length_reduces_padding():
 def test_grouping_by_length_leaves_less_than_two_percent_padding_at_the_lengths_of_snli():
     lengths = np.clip(np.random.default_rng(0).gamma(10, 2.5, 50_000).astype(int), 5, 128)
     assert padding_share(GlobalBatchSampler(lengths, 512, seed=0)) < 0.02
-
-
-@pytest.mark.parametrize("num_processes", [1, 2, 3])
-def test_batches_stay_within_the_token_budget_and_contain_each_row_once(num_processes: int):
-    lengths = np.random.default_rng(0).integers(5, 60, 1000)
-    samplers = [
-        GlobalBatchSampler(lengths, 1, seed=7, max_tokens=900, num_processes=num_processes, process_index=index)
-        for index in range(num_processes)
-    ]
-    batches = samplers[0].global_batches()
-    assert len(batches) == samplers[0].batches_per_epoch
-    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
-    padded_tokens = [len(rows) * lengths[rows].max() for rows in batches]
-    assert max(padded_tokens) <= 900
-    assert np.mean(padded_tokens) > 0.9 * 900
-    for pieces, rows in zip(zip(*samplers, strict=True), batches, strict=True):
-        counted = [row for piece in pieces if piece.has_labels for row in piece.rows]
-        assert sorted(counted) == sorted(rows.tolist())
-    samplers[0].set_epoch(1)
-    assert [len(rows) for rows in samplers[0].global_batches()] != [len(rows) for rows in batches]
-
-
-def test_token_budget_below_the_longest_pair_is_refused():
-    with pytest.raises(BertSnliError, match="the longest pair has 9; give that or more"):
-        GlobalBatchSampler([4, 9], 1, seed=0, max_tokens=8)
-
-
-def test_token_budget_with_random_batches_is_refused():
-    with pytest.raises(BertSnliError, match="^train_batch_tokens goes with train_sampling_strategy group_by_length"):
-        GlobalBatchSampler([4, 9], 1, seed=0, max_tokens=80, strategy="random")
 
 
 def test_padding_equals_data_collator_with_padding(corpus: Path):

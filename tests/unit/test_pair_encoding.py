@@ -254,13 +254,6 @@ def test_second_encoding_is_read_from_the_cache(corpus: Path):
     assert other._fingerprint != first._fingerprint
 
 
-@pytest.mark.parametrize("text_source", ["raw", "parse"])
-def test_encoding_with_two_processes_equals_one_process(text_source: str, corpus: Path):
-    pairs = load_snli(str(corpus), splits=["train"], text_source=text_source).splits["train"]
-    encoder = PairEncoder(build_tokenizer([*SPECIALS, "man", "."], model_max_length=64), 32, text_source=text_source)
-    assert encode_pairs(pairs, encoder, num_proc=2)[:] == encode_pairs(pairs, encoder)[:]
-
-
 @pytest.mark.parametrize("max_length", [0, 4, 65])
 def test_max_length_outside_the_model_range_is_refused(max_length: int):
     with pytest.raises(BertSnliError, match=f"^max_length {max_length}: must be from 5 to 64"):
