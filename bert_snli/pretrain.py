@@ -117,7 +117,7 @@ def load_paragraphs(arguments: PretrainArguments, tokenizer: PreTrainedTokenizer
 def make_tokenizer(
     arguments: PretrainArguments, base: PreTrainedTokenizerFast, paragraphs: Dataset
 ) -> PreTrainedTokenizerFast:
-    """Add the tokens of `paragraphs` to the vocabulary of a new model, or those of `extend_vocab_from` to that of `base`."""
+    """Add to the vocabulary of `base` the tokens of `paragraphs` (new model) or of `extend_vocab_from`."""
     if arguments.model_name_or_path:
         if arguments.extend_vocab_from is None:
             return base

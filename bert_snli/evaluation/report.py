@@ -165,7 +165,7 @@ def hypothesis_only_accuracy(model: EvaluatedModel, evaluation_set: EvaluationSe
 
 
 def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> None:
-    """Refuse a folder with a report on other weights. Models on the Hub, without `weights_sha256`, are compared by name."""
+    """Refuse a folder with a report on other weights. Models on the Hub, which have no hash, are compared by name."""
     old = _read_json(folder / "report.json")
     is_same = old.get("weights_sha256") == weights_sha256 and (weights_sha256 or old.get("model") == model)
     if (folder / "report.json").exists() and not is_same:
