@@ -117,7 +117,7 @@ class FastClassifier(FastEncoder):
         """Train only these rows of the word embedding: those of all tokens in the training data."""
         self.embedding_rows = EmbeddingRows(self.model.bert.embeddings.word_embeddings, used_R)
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+    def decay_untrained_rows(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply the weight decay of each step of `optimizer` to the rows that are not trained."""
         if self.embedding_rows is not None:
             optimizer.register_step_post_hook(self.embedding_rows.decay_other_rows)

@@ -195,7 +195,7 @@ def prepare_training(
         optimizer, recipe.lr_scheduler_type, recipe.warmup_steps, num_updates(recipe, batches_per_epoch)
     )
     if isinstance(model, FastClassifier):
-        model.follow(optimizer)
+        model.decay_untrained_rows(optimizer)
     # The buffers are equal in all processes: without this, DDP would send them before each forward pass.
     buffers = [name for name, _ in model.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, buffers)
