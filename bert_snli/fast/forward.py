@@ -23,7 +23,6 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bert_snli.fast.attention import attend, attend_from, embed_and_project, project
-from bert_snli.fast.cross_entropy import linear_cross_entropy
 from bert_snli.fast.dropout import dropout
 from bert_snli.fast.embedding_rows import EmbeddingRows
 from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
@@ -115,7 +114,7 @@ class FastClassifier(FastEncoder):
         """Train only these rows of the word embedding: those of all tokens in the training data."""
         self.embedding_rows = EmbeddingRows(self.model.bert.embeddings.word_embeddings, used_R)
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+    def decay_untrained_rows(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply the weight decay of each step of `optimizer` to the rows that are not trained."""
         if self.embedding_rows is not None:
             optimizer.register_step_post_hook(self.embedding_rows.decay_other_rows)
@@ -165,7 +164,9 @@ class FastPreTraining(FastEncoder):
 
         head = self.model.lm_head
         masked_PD = head.layer_norm(nn.functional.relu(head.dense(last_BQD[:, 1:].flatten(0, 1))))
-        mlm_loss, mlm_correct = linear_cross_entropy(masked_PD, head.decoder, labels.flatten())
+        logits_PV, labels_P = head.decoder(masked_PD), labels.flatten()
+        mlm_loss = nn.functional.cross_entropy(logits_PV, labels_P, reduction="sum")
+        mlm_correct = (logits_PV.argmax(dim=-1) == labels_P).sum()
         return mlm_loss, nsp_loss, torch.stack([mlm_correct, nsp_correct])
 
 

@@ -121,7 +121,7 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
     optimizer = make_optimizer(task.module, arguments.optim, arguments.learning_rate, arguments.weight_decay)
     scheduler = make_scheduler(optimizer, arguments.lr_scheduler_type, arguments.warmup_steps, total_updates)
     if isinstance(task.module, FastClassifier):
-        task.module.follow(optimizer)
+        task.module.decay_untrained_rows(optimizer)
     # The buffers are equal in all processes: without this, DDP would send them before each forward pass.
     buffers = [name for name, _ in task.module.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task.module, buffers)

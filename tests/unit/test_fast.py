@@ -224,7 +224,7 @@ def test_training_only_the_rows_in_the_data_equals_training_the_whole_table(head
     fast.train_rows(torch.arange(VOCAB_SIZE // 2))
     before = full_model.get_input_embeddings().weight.detach().clone()
     optimizers = [make_optimizer(model, name, 0.01, 0.1) for model in (full_model, fast)]
-    fast.follow(optimizers[1])
+    fast.decay_untrained_rows(optimizers[1])
     for step in range(6):
         for model, optimizer in zip((full_model, fast), optimizers, strict=True):
             optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
