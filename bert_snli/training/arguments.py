@@ -27,7 +27,7 @@ from bert_snli.files import write_atomically
 
 # Options that say how a run is started. They are not part of its recipe.
 START_OPTIONS = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo")
-# Options that do not affect the weights. They may differ when a run is resumed.
+# Options that do not affect the weights.
 OUTPUT_OPTIONS = (
     "output_dir",
     "logging_steps",
@@ -36,10 +36,10 @@ OUTPUT_OPTIONS = (
     "report_to",
     "early_stopping_patience",
 )
-# Options that affect the length of a run, or the weights by floating-point rounding only. They may differ when a run is
-# resumed, which is then no longer bit-exact.
-LENGTH_OPTIONS = ("num_train_epochs", "max_steps")
-ROUNDING_OPTIONS = (
+# Options that may differ when a run is resumed, which then is not bit-exact: its length, and what changes rounding only.
+RESUME_OPTIONS = (
+    "num_train_epochs",
+    "max_steps",
     "num_micro_batches",
     "per_device_eval_batch_size",
     "mixed_precision",
@@ -161,15 +161,10 @@ class BaseTrainingArguments:
         options = {name: value for name, value in asdict(self).items() if name not in START_OPTIONS}
         write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
-    def options_fixed_on_resume(self) -> dict[str, Any]:
-        """Return the options that must be the same when a run is resumed."""
-        may_differ = {*START_OPTIONS, *OUTPUT_OPTIONS, *LENGTH_OPTIONS, *ROUNDING_OPTIONS}
-        return {name: value for name, value in asdict(self).items() if name not in may_differ}
-
-    def options_free_on_resume(self) -> dict[str, Any]:
-        """Return the options of `LENGTH_OPTIONS` and `ROUNDING_OPTIONS`."""
-        may_differ = {*LENGTH_OPTIONS, *ROUNDING_OPTIONS}
-        return {name: value for name, value in asdict(self).items() if name in may_differ}
+    def settings(self) -> dict[str, Any]:
+        """Return the options that affect the weights, if only by rounding."""
+        others = {*START_OPTIONS, *OUTPUT_OPTIONS}
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
 @dataclass

@@ -45,8 +45,7 @@ class Progress:
         epochs: metrics of the finished epochs.
         saved_model: `step` and evaluation details of the model in the output folder.
         scheduler: state of the learning rate schedule.
-        fixed_options: options that must be the same on resume.
-        free_options: options and machine that may differ on resume, which then is not bit-exact.
+        settings: options and machine that affect the weights.
         data: fingerprint of the training data, see `bert_snli.training.setup.fingerprint`.
     """
 
@@ -62,8 +61,7 @@ class Progress:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     saved_model: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
-    fixed_options: dict[str, Any] = field(default_factory=dict)
-    free_options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     data: str = ""
 
 
@@ -171,30 +169,10 @@ def find_valid_checkpoint(requested: str, output_dir: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, fixed_options: dict[str, Any], data: str) -> Progress:
-    """Restore model, optimizer and random states. Return the progress of the run.
-
-    Args:
-        accelerator: the accelerator that prepared the model and the optimizer.
-        folder: the checkpoint.
-        fixed_options: options that must equal those of the checkpoint.
-        data: fingerprint of the data, which must equal that of the checkpoint.
-    """
-    progress = read_progress(folder)
-    saved = progress.fixed_options
-    changed = min((name for name in fixed_options | saved if fixed_options.get(name) != saved.get(name)), default=None)
-    if changed:
-        raise BertSnliError(
-            f"resume_from_checkpoint {folder}: was made with {changed} {saved.get(changed)}, not "
-            f"{fixed_options.get(changed)}; resume with the same options"
-        )
-    if progress.data != data:
-        raise BertSnliError(
-            f"resume_from_checkpoint {folder}: was made with other pairs, labels or tokens; resume with the same data"
-        )
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
+    """Restore model, optimizer and random states."""
     with _explain_unreadable(folder):
         accelerator.load_state(str(folder))
-    return progress
 
 
 def read_progress(folder: Path) -> Progress:

@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +95,9 @@ class TrainingLoop:
         micro_batches = (self.task.pairs[micro_batch] for micro_batch in self.sampler)
         self._start_interval(progress.interval_sums)
         self.clock = time.perf_counter()
-        with self._progress_bar(batches) as bar:
+        hidden = None if self.accelerator.is_local_main_process else True  # None: hidden if stderr is no terminal
+        with tqdm(total=len(self.task.pairs), desc=f"Epoch {progress.epoch + 1}", unit="pair", disable=hidden) as bar:
+            bar.update(sum(map(len, batches[: progress.batch])))
             while progress.batch < len(batches) and progress.step < self.total_updates:
                 rows = batches[progress.batch]
                 self._update(micro_batches, rows)
@@ -108,15 +110,6 @@ class TrainingLoop:
                 if arguments.save_steps and progress.step % arguments.save_steps == 0:
                     self._save_checkpoint()
                 self._stop_if_requested(request)
-
-    def _progress_bar(self, batches: Sequence[np.ndarray]) -> tqdm:
-        return tqdm(
-            total=len(self.task.pairs),
-            initial=sum(map(len, batches[: self.progress.batch])),
-            desc=f"Epoch {self.progress.epoch + 1}",
-            unit="pair",
-            disable=None if self.accelerator.is_local_main_process else True,  # None: disabled if not a terminal
-        )
 
     def _update(self, micro_batches: Iterator[dict[str, torch.Tensor]], rows: np.ndarray) -> None:
         """Make one update on the global batch `rows`."""

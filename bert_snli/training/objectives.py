@@ -1,13 +1,13 @@
 """The losses of fine-tuning and pretraining, and their metrics.
 
-An objective returns sums over pairs. Sums can be added over micro-batches, processes and updates; `metrics` turns them
-into means.
+An objective is called with the module, a micro-batch and the row numbers of its global batch. It returns the
+contribution to the loss of the global batch, and detached sums (num_sums,), which can be added over micro-batches,
+processes and updates. `metrics` turns sums into means. `score` is higher for a better model. `best_metric` is its name.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,36 +16,6 @@ from torch import nn
 from bert_snli.data.batching import IGNORED_LABEL
 
 MAX_EXPONENT = 700  # math.exp overflows above 709
-
-
-class Objective(Protocol):
-    """A loss with its metrics."""
-
-    num_sums: int
-    best_metric: str  # the metric that chooses the best model
-
-    def __call__(
-        self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the contribution of a micro-batch to the loss of its global batch, and the detached sums.
-
-        Args:
-            model: the module that is trained.
-            batch: a micro-batch.
-            rows: the row numbers of the global batch.
-
-        Returns:
-            The loss, and sums (num_sums,).
-        """
-
-    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Compute `loss` and other metrics from sums."""
-
-    def score(self, metrics: dict[str, float]) -> float:
-        """Return a number that is higher for a better model."""
-
-    def describe(self, entry: dict[str, float], split: str) -> str:
-        """Describe the metrics of an epoch in one line."""
 
 
 @dataclass(frozen=True)
@@ -132,3 +102,6 @@ class Pretraining:
             f"NSP loss {entry[f'{key}_nsp_loss']:.3f} (accuracy {entry[f'{key}_nsp_accuracy']:.3f})"
             for key, name in (("train", "train"), ("eval", split))
         )
+
+
+Objective = Classification | Pretraining

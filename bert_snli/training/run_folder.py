@@ -43,18 +43,11 @@ def describe_origin(arguments: BaseTrainingArguments, data: str, machine: dict[s
         "train_file": getattr(arguments, "train_file", None),
         "data_fingerprint": data,
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in LIBRARIES},
         "machine": {"platform": platform.platform(), **machine},
         "resumed": [],
     }
-
-
-def installed_version(library: str) -> str | None:
-    """Return the version of a package, or None if it is not installed."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def git_commit() -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import Precision, choose_precision
 from bert_snli.files import TRAIN_RESULTS, check_output_dir
-from bert_snli.training.arguments import BaseTrainingArguments
+from bert_snli.training.arguments import RESUME_OPTIONS, BaseTrainingArguments
 from bert_snli.training.checkpointing import (
     Progress,
     check_checkpoint_folder,
@@ -50,20 +50,16 @@ logger = logging.getLogger(__name__)
 def check_arguments(arguments: BaseTrainingArguments) -> None:
     """Check what can be checked before anything is loaded or written."""
     output_dir, checkpoint = Path(arguments.output_dir), arguments.resume_from_checkpoint
+    is_unfinished = (output_dir / RUN).is_file() and not (output_dir / TRAIN_RESULTS).is_file()
     if checkpoint not in (None, "auto"):
         check_checkpoint_folder(Path(checkpoint), output_dir)
-    elif checkpoint is None or not (list_checkpoints(output_dir) or is_unfinished(output_dir)):
+    elif checkpoint is None or not (is_unfinished or list_checkpoints(output_dir)):
         check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir)
     if arguments.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise BertSnliError("mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
     tracker = arguments.report_to
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise BertSnliError(f"report_to {tracker}: is not installed; pip install 'bert-snli[{tracker}]'")
-
-
-def is_unfinished(output_dir: Path) -> bool:
-    """Return whether a run was started in `output_dir` and did not finish."""
-    return (output_dir / RUN).is_file() and not (output_dir / TRAIN_RESULTS).is_file()
 
 
 def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments, Precision]:
@@ -102,7 +98,7 @@ def choose_checkpoint_and_precision(
     if arguments.resume_from_checkpoint:
         checkpoint = find_valid_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
     if checkpoint and precision == "auto":
-        precision = read_progress(checkpoint).free_options["mixed_precision"]
+        precision = read_progress(checkpoint).settings["mixed_precision"]
     return (str(checkpoint) if checkpoint else None), choose_precision(precision, device)
 
 
@@ -155,39 +151,39 @@ def make_scheduler(
 def resume_or_start(
     arguments: BaseTrainingArguments, accelerator: Accelerator, scheduler: LRScheduler, data: str, total_updates: int
 ) -> Progress:
-    """Load the checkpoint that the arguments name, if any. Return the progress of the run.
-
-    Args:
-        arguments: the options, with the checkpoint that was chosen.
-        accelerator: the accelerator that prepared the model and the optimizer.
-        scheduler: is restored, too.
-        data: fingerprint of the data.
-        total_updates: number of updates of the run.
-    """
+    """Load the checkpoint that was chosen, if any. Return the progress of the run; `data` is its fingerprint."""
     num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
     machine = {"num_processes": accelerator.num_processes, "num_gpus": num_gpus}
-    fixed, free = arguments.options_fixed_on_resume(), arguments.options_free_on_resume() | machine
-    progress = Progress()
-    if arguments.resume_from_checkpoint:
-        folder = Path(arguments.resume_from_checkpoint)
-        progress = load_checkpoint(accelerator, folder, fixed, data)
-        scheduler.load_state_dict(progress.scheduler)
-        changed = {name: value for name, value in free.items() if progress.free_options.get(name) != value}
-        if {"num_train_epochs", "max_steps"} & changed.keys() and total_updates <= progress.step:
-            raise BertSnliError(
-                f"resume_from_checkpoint {folder}: is at step {progress.step} of {total_updates}; increase max_steps "
-                "or num_train_epochs to continue"
-            )
-        if machine.keys() & changed.keys():  # the random states of the checkpoint do not fit
-            set_seed((arguments.seed + progress.step) % 2**32, device_specific=True)
-        if accelerator.is_main_process:
-            logger.info("resuming from %s", folder.name)
-            if changed:
-                logger.warning("%s", _describe_changes(progress.free_options, changed))
-    progress.fixed_options, progress.free_options, progress.data = fixed, free, data
+    settings = arguments.settings() | machine
+    if not arguments.resume_from_checkpoint:
+        return Progress(settings=settings, data=data)
+    folder = Path(arguments.resume_from_checkpoint)
+    progress = read_progress(folder)
+    saved = progress.settings
+    changed = sorted(name for name in settings | saved if settings.get(name) != saved.get(name))
+    fixed = [name for name in changed if name not in (*RESUME_OPTIONS, *machine)]
+    if fixed:
+        before, now = saved.get(fixed[0]), settings.get(fixed[0])
+        raise BertSnliError(
+            f"resume_from_checkpoint {folder}: was made with {fixed[0]} {before}, not {now}; use the same options"
+        )
+    if progress.data != data:
+        raise BertSnliError(
+            f"resume_from_checkpoint {folder}: was made with other pairs, labels or tokens; use the same data"
+        )
+    if {"num_train_epochs", "max_steps"} & set(changed) and total_updates <= progress.step:
+        raise BertSnliError(
+            f"resume_from_checkpoint {folder}: is at step {progress.step} of {total_updates}; increase max_steps or "
+            "num_train_epochs to continue"
+        )
+    load_checkpoint(accelerator, folder)
+    scheduler.load_state_dict(progress.scheduler)
+    if machine.keys() & set(changed):  # the random states of the checkpoint do not fit
+        set_seed((arguments.seed + progress.step) % 2**32, device_specific=True)
+    if accelerator.is_main_process:
+        logger.info("resuming from %s", folder.name)
+        if changed:
+            changes = ", ".join(f"{name} was {saved.get(name, 'unknown')}, is {settings[name]}" for name in changed)
+            logger.warning("not bit-exact: %s; the batches are the same, but rounding or the schedule differ", changes)
+    progress.settings = settings
     return progress
-
-
-def _describe_changes(before: dict[str, Any], changed: dict[str, Any]) -> str:
-    changes = ", ".join(f"{name} was {before.get(name, 'unknown')}, is {value}" for name, value in changed.items())
-    return f"not bit-exact: {changes}; the batches are the same, but rounding, dropout or the schedule may differ"

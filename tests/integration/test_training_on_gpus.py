@@ -114,7 +114,7 @@ def test_time_of_an_evaluation_is_not_training_time_when_a_signal_stops_the_run(
 def test_resume_from_a_checkpoint_of_an_earlier_version_says_what_is_unknown(
     base_model: Path, corpus: Path, run: Path, caplog: pytest.LogCaptureFixture
 ):
-    edit_progress(run / "checkpoint-4", lambda progress: progress["free_options"].pop("num_gpus"))
+    edit_progress(run / "checkpoint-4", lambda progress: progress["settings"].pop("num_gpus"))
     run_finetune(base_model, corpus, run, **{**STEPS, "max_steps": 6}, resume_from_checkpoint="auto", seed=5)
     assert "num_gpus was unknown, is 0" in caplog.text
 
@@ -136,7 +136,7 @@ def test_resume_with_another_number_of_gpus_draws_new_random_numbers_and_says_so
     seeds = []
     set_seed = setup.set_seed
     monkeypatch.setattr(setup, "set_seed", lambda seed, **options: seeds.append(seed) or set_seed(seed, **options))
-    edit_progress(run / "checkpoint-4", lambda progress: progress["free_options"].update(num_gpus=2))
+    edit_progress(run / "checkpoint-4", lambda progress: progress["settings"].update(num_gpus=2))
     run_finetune(base_model, corpus, run, **{**STEPS, "max_steps": 6}, resume_from_checkpoint="auto", seed=5)
     assert "num_gpus was 2, is 0" in caplog.text
     assert seeds == [5 + 4]
