@@ -17,8 +17,6 @@ INTERRUPTED, BROKEN_PIPE = BY_SIGNAL + 2, BY_SIGNAL + 13
 LONGEST_MESSAGE = 1000
 # gloo reports a lost connection as a plain RuntimeError with one of these texts.
 GLOO_LOST_CONNECTION = re.compile("Connection (closed|reset) by peer|Broken pipe")
-# NCCL errors of this process. torch.distributed raises them as the same class as a lost connection.
-NCCL_LOCAL_FAULT = re.compile("ncclUnhandledCudaError|ncclInternalError|ncclInvalidArgument|ncclInvalidUsage")
 # NCCL errors that begin in this process. torch.distributed raises them as the same class as a lost connection.
 NCCL_LOCAL_FAULT = re.compile("ncclUnhandledCudaError|ncclInternalError|ncclInvalidArgument|ncclInvalidUsage")
 # The name under which a package is imported, and the extra in pyproject.toml that installs it.
@@ -74,12 +72,14 @@ def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> 
         options: names of the command's options, see `add_dashes`.
     """
     try:
-        try:
-            command()
-        except ModuleNotFoundError as error:
-            raise_if_extra_is_missing(error)
-            raise
+        command()
         sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA_OF_IMPORT:
+            raise
+        extra = EXTRA_OF_IMPORT[error.name]
+        sys.stderr.write(f"{prog}: error: {error.name} is not installed; pip install 'bert-snli[{extra}]'\n")
+        return USER_ERROR
     except BertSnliError as error:
         sys.stderr.write(f"{prog}: error: {_one_line(add_dashes(str(error), options))}\n")
         return USER_ERROR
@@ -109,9 +109,7 @@ def run_and_leave(prog: str, command: Callable[[], None], options: Iterable[str]
             raise
         if is_lost_connection(error):
             reason = _one_line(str(error).partition("\n")[0])
-            sys.stderr.write(
-                f"{prog}: lost the connection to another process ({reason}); see its messages above or in its log\n"
-            )
+            sys.stderr.write(f"{prog}: lost the connection to another process ({reason}); see its messages\n")
         else:
             traceback.print_exc()
         code = UNEXPECTED
@@ -180,9 +178,3 @@ def quiet_libraries() -> None:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when it is imported, if ever: conversion does not
         if datasets := sys.modules.get("datasets"):
             datasets.disable_progress_bars()
-
-
-def raise_if_extra_is_missing(error: ModuleNotFoundError) -> None:
-    """Name the extra to install if the missing module is a package of one; return if it is anything else."""
-    if extra := EXTRA_OF_IMPORT.get(error.name or ""):
-        raise BertSnliError(f"{error.name} is not installed; pip install 'bert-snli[{extra}]'") from error

@@ -28,15 +28,8 @@ from bert_snli.files import write_atomically
 # Options that say how a run is started. They are not part of its recipe.
 START_OPTIONS = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo")
 # Options that do not affect the weights.
-OUTPUT_OPTIONS = (
-    "output_dir",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "early_stopping_patience",
-)
-# Options that may differ when a run is resumed, which then is not bit-exact: its length, and what changes rounding only.
+OUTPUT_OPTIONS = "output_dir logging_steps save_steps save_total_limit report_to early_stopping_patience".split()
+# Options that may differ when a run is resumed, which then is not bit-exact.
 RESUME_OPTIONS = (
     "num_train_epochs",
     "max_steps",
