@@ -26,31 +26,18 @@ from bert_snli.errors import BertSnliError
 from bert_snli.files import write_atomically
 
 # Options that say how a run is started. They are not part of its recipe.
-START_OPTIONS = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo")
+START_OPTIONS = "overwrite_output_dir resume_from_checkpoint push_to_hub hub_model_id hub_private_repo".split()
 # Options that do not affect the weights.
 OUTPUT_OPTIONS = "output_dir logging_steps save_steps save_total_limit report_to early_stopping_patience".split()
 # Options that may differ when a run is resumed, which then is not bit-exact.
-RESUME_OPTIONS = (
-    "num_train_epochs",
-    "max_steps",
-    "num_micro_batches",
-    "per_device_eval_batch_size",
-    "mixed_precision",
-    "attn_implementation",
-    "pad_to_max_length",
-    "torch_compile",
-)
-AT_LEAST_ONE = (
-    "max_train_samples",
-    "max_eval_samples",
-    "num_train_epochs",
-    "train_batch_size",
-    "per_device_eval_batch_size",
-    "num_micro_batches",
-    "logging_steps",
-    "save_total_limit",
-    "early_stopping_patience",
-)
+RESUME_OPTIONS = """
+    num_train_epochs max_steps num_micro_batches per_device_eval_batch_size mixed_precision attn_implementation
+    pad_to_max_length torch_compile
+""".split()
+AT_LEAST_ONE = """
+    max_train_samples max_eval_samples num_train_epochs train_batch_size per_device_eval_batch_size num_micro_batches
+    logging_steps save_total_limit early_stopping_patience
+""".split()
 # The sizes of a new model: those of bert.small (d2l 15.7.1).
 DEFAULT_SIZES: dict[str, Any] = {
     "hidden_size": 256,

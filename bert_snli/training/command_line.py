@@ -17,29 +17,12 @@ from bert_snli.errors import BertSnliError
 from bert_snli.recipes import RECIPES, find_recipe
 from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, PretrainArguments
 
-# Options of `accelerate launch` that `bert-snli finetune` and `pretrain` pass on, and whether each has a value.
-LAUNCH_OPTIONS = {
-    "--config_file": True,
-    "--cpu": False,
-    "--debug": False,
-    "--gpu_ids": True,
-    "--log_dir": True,
-    "--machine_rank": True,
-    "--main_process_ip": True,
-    "--main_process_port": True,
-    "--max_restarts": True,
-    "--monitor_interval": True,
-    "--multi_gpu": False,
-    "--num_cpu_threads_per_process": True,
-    "--num_machines": True,
-    "--num_processes": True,
-    "--quiet": False,
-    "--rdzv_backend": True,
-    "--rdzv_conf": True,
-    "--role": True,
-    "--same_network": False,
-    "--tee": True,
-}
+# Options of `accelerate launch` that `bert-snli finetune` and `pretrain` pass on: those with a value, and switches.
+LAUNCH_OPTIONS = """
+    config_file gpu_ids log_dir machine_rank main_process_ip main_process_port max_restarts monitor_interval
+    num_cpu_threads_per_process num_machines num_processes rdzv_backend rdzv_conf role tee
+""".split()
+LAUNCH_SWITCHES = "cpu debug multi_gpu quiet same_network".split()
 FINETUNE_DESCRIPTION = """\
 Fine-tune a model on SNLI. The output folder is a model folder with metrics.jsonl and the training curve of d2l.
 The default values below are those of the recipe `default`.
@@ -162,17 +145,18 @@ def boolean(text: str) -> bool:
 
 def split_arguments(argv: Sequence[str], arguments_class: type[BaseTrainingArguments]) -> tuple[list[str], list[str]]:
     """Separate the options of `accelerate launch` from those of training. An option of both is one of training."""
-    training_options = {f"--{field.name}" for field in fields(arguments_class)}
+    training_options = {field.name for field in fields(arguments_class)}
     launch: list[str] = []
     training: list[str] = []
     rest = list(argv)
     while rest:
         word = rest.pop(0)
-        name = word.partition("=")[0].replace("-", "_").replace("__", "--", 1)
-        if name not in LAUNCH_OPTIONS or name in training_options:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        is_launch = word.startswith("--") and name in (*LAUNCH_OPTIONS, *LAUNCH_SWITCHES)
+        if not is_launch or name in training_options:
             training.append(word)
             continue
         launch.append(word)
-        if LAUNCH_OPTIONS[name] and "=" not in word and rest:
+        if name in LAUNCH_OPTIONS and "=" not in word and rest:
             launch.append(rest.pop(0))
     return launch, training

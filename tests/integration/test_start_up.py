@@ -122,7 +122,8 @@ def test_choices_equal_the_implemented_ones():
 def test_launch_options_equal_those_of_accelerate():
     from accelerate.commands.launch import launch_command_parser
 
-    from bert_snli.training.command_line import LAUNCH_OPTIONS
+    from bert_snli.training.command_line import LAUNCH_OPTIONS, LAUNCH_SWITCHES
 
     known = {option: action for action in launch_command_parser()._actions for option in action.option_strings}
-    assert {name: known[name].nargs is None for name in LAUNCH_OPTIONS} == LAUNCH_OPTIONS
+    assert [name for name in LAUNCH_OPTIONS if known[f"--{name}"].nargs is not None] == []
+    assert [name for name in LAUNCH_SWITCHES if known[f"--{name}"].nargs != 0] == []
