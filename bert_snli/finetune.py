@@ -173,8 +173,11 @@ def load_base_model(
     """Load the base model as a classifier in fp32. A classifier that was not trained is initialised from the seed."""
     set_seed(arguments.seed)
     if model is not None:
-        classifier = D2LBertForSequenceClassification(config)
-        missing = classifier.load_state_dict(model.state_dict(), strict=False).missing_keys
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        classifier, info = D2LBertForSequenceClassification.from_pretrained(
+            None, config=config, state_dict=weights, output_loading_info=True, dtype=torch.float32
+        )
+        missing = info["missing_keys"]
     else:
         classifier, missing = load_weights(
             arguments.model_name_or_path, config, D2LBertForSequenceClassification, dtype=torch.float32

@@ -10,19 +10,22 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from datasets import DatasetDict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from bert_snli.data.batching import GlobalBatchSampler
+from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.finetune import finetune_model
-from bert_snli.modeling import D2LBertForSequenceClassification
+from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.training.arguments import FinetuneArguments
 from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier, train_step
 from tests.support.finetuning import (
     BATCH,
+    D2L_OPTIONS,
     LABELS,
     MAX_LENGTH,
     ROWS,
@@ -389,3 +392,38 @@ def test_classifier_heads_are_initialised_and_trained(
     untrained = D2LBertForSequenceClassification.from_pretrained(tmp_path / "untrained").state_dict()
     for name, weight in model.named_parameters():
         assert "classifier" not in name or not torch.equal(weight, untrained[name]), name
+
+
+def dataset_of(corpus: Path) -> DatasetDict:
+    """The labelled pairs of `corpus`, with the label numbers of `datasets`' SNLI."""
+    snli = load_snli(str(corpus), splits=["train", "validation"], labels=("entailment", "neutral", "contradiction"))
+    return snli.splits
+
+
+@pytest.mark.parametrize("kind", ["classifier", "pretrained"])
+def test_model_tokenizer_and_dataset_as_objects_give_the_weights_of_paths(
+    kind: str, base_model: Path, pretrained_model: Path, corpus: Path, tmp_path: Path
+):
+    folder = base_model if kind == "classifier" else pretrained_model
+    changes = {"text_source": "raw", "max_steps": 3, "classifier_head": "pooler"}
+    run_finetune(folder, corpus, tmp_path / "paths", **changes)
+    model_class = D2LBertForSequenceClassification if kind == "classifier" else D2LBertForPreTraining
+    model, tokenizer = model_class.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    arguments = FinetuneArguments(output_dir=str(tmp_path / "objects"), **{**D2L_OPTIONS, **changes})
+    result = finetune_model(arguments, model=model, tokenizer=tokenizer, dataset=dataset_of(corpus))
+    paths, objects = (load_file(tmp_path / name / "model.safetensors") for name in ("paths", "objects"))
+    assert paths.keys() == objects.keys()
+    assert [name for name in paths if not torch.equal(paths[name], objects[name])] == []
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert result.metrics["eval_accuracy"] == read_results(tmp_path / "paths")["eval_accuracy"]
+    recipe = (tmp_path / "objects" / "recipe.yaml").read_text()
+    assert "model_name_or_path: (in memory)" in recipe and "dataset_name_or_path: (in memory)" in recipe
+
+
+def test_model_without_a_tokenizer_is_refused(base_model: Path, corpus: Path, tmp_path: Path):
+    model = D2LBertForSequenceClassification.from_pretrained(base_model)
+    with pytest.raises(BertSnliError, match="^model_name_or_path: is required; give it, or both model and tokenizer"):
+        finetune_model(FinetuneArguments(output_dir=str(tmp_path / "run")), model=model)
+    with pytest.raises(BertSnliError, match="^model_name_or_path: is required"):
+        finetune_model(FinetuneArguments(output_dir=str(tmp_path / "run")))
