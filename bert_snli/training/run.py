@@ -94,11 +94,10 @@ def run_training(
             try:
                 loop.run()
             except Stopped:
+                draw_curve(loop)
                 accelerator.wait_for_everyone()  # the launcher ends the others as soon as one process has ended
                 raise
-            finally:
-                if is_main and loop.progress.epochs:
-                    finish_plots(loop)
+            draw_curve(loop)
         results = summarise(loop) | more_results
         if is_main:
             write_run_report(output_dir, results, loop.progress)
@@ -167,11 +166,12 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
             tracker.finish()
 
 
-def finish_plots(loop: TrainingLoop) -> None:
-    """Draw the training curve and write `trainer_state.json`."""
-    loop.task.plot(read_metrics(loop.output_dir), loop.task.eval_split, loop.output_dir)
-    metric = loop.task.objective.best_metric
-    write_trainer_state(loop.output_dir, loop.arguments, loop.progress, loop.total_updates, metric)
+def draw_curve(loop: TrainingLoop) -> None:
+    """Draw the training curve and write `trainer_state.json`, if there was an evaluation."""
+    if loop.accelerator.is_main_process and loop.progress.epochs:
+        loop.task.plot(read_metrics(loop.output_dir), loop.task.eval_split, loop.output_dir)
+        metric = loop.task.objective.best_metric
+        write_trainer_state(loop.output_dir, loop.arguments, loop.progress, loop.total_updates, metric)
 
 
 def describe_machine(loop: TrainingLoop) -> dict[str, Any]:
