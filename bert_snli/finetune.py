@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from bert_snli import inference
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, distinct_ids, encode_pairs, flat_columns
 from bert_snli.data.snli import load_snli, load_train_file
@@ -23,14 +24,6 @@ from bert_snli.evaluation.plots import plot_curve
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.files import read_history, write_history
 from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push_to_hub, remove_results
-from bert_snli.inference import (
-    label_names,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    predict_logits,
-    refuse_onnx_export,
-)
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
@@ -86,9 +79,9 @@ def finetune_model(
     check_arguments(arguments)
     config = classifier_config(arguments, model)
     arguments = replace(arguments, classifier_head=config.classifier_head)  # for recipe.yaml
-    labels = label_names(config, arguments.model_name_or_path)
+    labels = inference.label_names(config, arguments.model_name_or_path)
     history = read_training_history(arguments)
-    tokenizer = tokenizer or load_tokenizer(arguments.model_name_or_path)
+    tokenizer = tokenizer or inference.load_tokenizer(arguments.model_name_or_path)
     encoder = PairEncoder(tokenizer, arguments.max_length, arguments.truncation, arguments.text_source)
     accelerator, arguments, precision = open_accelerator(arguments)
     if arguments.hub_model_id and accelerator.is_main_process:
@@ -120,8 +113,8 @@ def check_arguments(arguments: FinetuneArguments) -> None:
 def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = None) -> D2LBertConfig:
     """Return the configuration of the classifier: that of the base model, with labels and changes of the arguments."""
     if model is None:
-        refuse_onnx_export(arguments.model_name_or_path)
-        config = load_config(arguments.model_name_or_path)
+        inference.refuse_onnx_export(arguments.model_name_or_path)
+        config = inference.load_config(arguments.model_name_or_path)
         is_classifier = D2LBertForSequenceClassification.__name__ in (config.architectures or [])
     else:
         config = D2LBertConfig.from_dict(model.config.to_dict())
@@ -179,7 +172,7 @@ def load_base_model(
         )
         missing = info["missing_keys"]
     else:
-        classifier, missing = load_weights(
+        classifier, missing = inference.load_weights(
             arguments.model_name_or_path, config, D2LBertForSequenceClassification, dtype=torch.float32
         )
     missing = sorted(name for name in missing if not name.startswith("classifier."))
@@ -203,12 +196,12 @@ def make_task(
     model.to(accelerator.device)
     set_seed(arguments.seed, device_specific=True)  # the classifier is the same in all processes, dropout is not
     module = make_module(arguments, model, train)
-    labels, references = label_names(model.config, "model"), np.asarray(evaluation["labels"])
+    labels, references = inference.label_names(model.config, "model"), np.asarray(evaluation["labels"])
 
     def evaluate() -> Evaluation:
         if isinstance(module, FastClassifier):
             module.write_back()
-        logits = predict_logits(
+        logits = inference.predict_logits(
             model,
             evaluation,
             pad_token_id=tokenizer.pad_token_id,

@@ -11,17 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from bert_snli.choices import (
-    CLASSIFIER_HEADS,
-    HUB_ID,
-    OPTIMIZERS,
-    SAMPLING_STRATEGIES,
-    SCHEDULERS,
-    TEXT_SOURCES,
-    TRACKERS,
-    TRUNCATIONS,
-    WIKITEXT,
-)
+from bert_snli import choices
 from bert_snli.errors import BertSnliError
 from bert_snli.files import write_atomically
 
@@ -62,14 +52,16 @@ class BaseTrainingArguments:
     required: ClassVar[tuple[str, ...]] = ("output_dir",)
 
     model_name_or_path: str = option("", "Model folder or Hub id to start from.")
-    dataset_name_or_path: str = option(HUB_ID, "Training data.")
+    dataset_name_or_path: str = option(choices.HUB_ID, "Training data.")
     output_dir: str = option("", "Folder for the trained model, its metrics and its training curve.")
     overwrite_output_dir: bool = option(
         False, "Write into an output folder that holds files. Checkpoints and results of an earlier run are removed."
     )
 
     text_source: str = option(
-        "raw", "Sentences of SNLI to read: 'raw' text, or 'parse', the leaves of the parses, as d2l does.", TEXT_SOURCES
+        "raw",
+        "Sentences of SNLI: 'raw' text, or 'parse', the leaves of the parses, as in d2l.",
+        choices.TEXT_SOURCES,
     )
     max_length: int = option(128, "Maximum length of a pair in tokens, including the three special tokens.")
     max_train_samples: int | None = option(None, "Train on the first N pairs only.")
@@ -84,12 +76,14 @@ class BaseTrainingArguments:
     per_device_eval_batch_size: int = option(256, "Pairs in an evaluation batch of one process.")
     num_micro_batches: int = option(1, "Micro-batches that the pairs of an update are split into.")
     train_sampling_strategy: str = option(
-        "group_by_length", "Batches of pairs of similar length, or 'random' batches, as in d2l.", SAMPLING_STRATEGIES
+        "group_by_length",
+        "Batches of similar length, or 'random' batches, as in d2l.",
+        choices.SAMPLING_STRATEGIES,
     )
 
-    optim: str = option("adamw_torch_fused", "Optimizer.", OPTIMIZERS)
+    optim: str = option("adamw_torch_fused", "Optimizer.", choices.OPTIMIZERS)
     learning_rate: float = option(1e-3, "Peak learning rate.")
-    lr_scheduler_type: str = option("linear", "Learning rate schedule after the warm-up.", SCHEDULERS)
+    lr_scheduler_type: str = option("linear", "Learning rate schedule after the warm-up.", choices.SCHEDULERS)
     warmup_steps: float = option(0.06, "Updates of linear warm-up; a value below 1 is a fraction of all updates.")
     weight_decay: float = option(0.01, "Weight decay of all parameters except biases and LayerNorm weights.")
     max_grad_norm: float = option(1.0, "Maximum gradient norm; 0 switches clipping off.")
@@ -111,7 +105,7 @@ class BaseTrainingArguments:
     resume_from_checkpoint: str | None = option(
         None, "Checkpoint folder to resume from, or 'auto': the newest valid one in output_dir, if there is any."
     )
-    report_to: str = option("none", "Experiment tracker, in addition to metrics.jsonl.", TRACKERS)
+    report_to: str = option("none", "Experiment tracker, in addition to metrics.jsonl.", choices.TRACKERS)
 
     def __post_init__(self):
         if not self.output_dir:
@@ -164,7 +158,7 @@ class FinetuneArguments(BaseTrainingArguments):
 
     model_name_or_path: str = option("", "Model folder or Hub id to start from (see: bert-snli convert).")
     dataset_name_or_path: str = option(
-        HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
+        choices.HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
     )
     train_file: str | None = option(
         None,
@@ -175,14 +169,14 @@ class FinetuneArguments(BaseTrainingArguments):
         "longest",
         "How pairs that are too long are truncated: 'longest' shortens the longer side, as d2l does; 'ratio' both in "
         "proportion; 'only_first' or 'only_second' one side; 'do_not_truncate' is an error.",
-        TRUNCATIONS,
+        choices.TRUNCATIONS,
     )
     classifier_head: str | None = option(
         None,
         "'pooler': that of d2l, which bert-snli export can write; 'mlp': that of d2l's first edition; 'matching': the "
         "pooled output, both sentences' means, their difference and product (default: that of the model if it is a "
         "classifier, otherwise matching).",
-        CLASSIFIER_HEADS,
+        choices.CLASSIFIER_HEADS,
     )
     attn_implementation: str | None = option(
         None, "Attention implementation (default: eager on a CPU, sdpa otherwise).", ("eager", "sdpa")
@@ -227,7 +221,7 @@ class PretrainArguments(BaseTrainingArguments):
 
     model_name_or_path: str = option("", "Model folder or Hub id to continue from (default: a new model).")
     dataset_name_or_path: str = option(
-        WIKITEXT,
+        choices.WIKITEXT,
         "Text: a Hub id, a folder of wiki.*.tokens, a .txt file or a folder of them, or any source of SNLI, whose "
         "premises and hypotheses are used without the labels.",
     )

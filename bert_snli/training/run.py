@@ -13,39 +13,23 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch.nn.parallel import DistributedDataParallel
 
+from bert_snli import files
 from bert_snli.console import configure_logging, quiet_libraries, run_and_leave
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import Stopped
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import Precision, keep_freed_memory
-from bert_snli.files import (
-    RECIPE_FILE,
-    TRAIN_RESULTS,
-    create_output_dir,
-    explain_write_errors,
-    lock_folder,
-    write_atomically,
-)
+from bert_snli.training import run_folder
 from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import restore_output_dir
 from bert_snli.training.command_line import TrainingCommand
 from bert_snli.training.loop import TrainingLoop, num_updates
-from bert_snli.training.run_folder import (
-    TRAINER_STATE,
-    describe_origin,
-    read_metrics,
-    read_origin,
-    restore_metrics,
-    tracker_metrics,
-    write_origin,
-    write_trainer_state,
-)
 from bert_snli.training.run_report import CONFUSION_MATRIX, RUN_REPORT, TRAINING_PLOT, write_run_report
 from bert_snli.training.setup import make_optimizer, make_scheduler, resume_or_start
 from bert_snli.training.task import TrainingTask
 
 # Files of an earlier run that a new run replaces at its end.
-FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX, TRAINER_STATE)
+FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX, run_folder.TRAINER_STATE)
 logger = logging.getLogger(__name__)
 
 
@@ -85,8 +69,8 @@ def run_training(
     loop = make_loop(arguments, accelerator, task)
     output_dir, is_main = Path(arguments.output_dir), accelerator.is_main_process
     if is_main:
-        create_output_dir(output_dir)
-    with lock_folder(output_dir) if is_main else nullcontext(), explain_write_errors(output_dir):
+        files.create_output_dir(output_dir)
+    with files.lock_folder(output_dir) if is_main else nullcontext(), files.explain_write_errors(output_dir):
         if is_main:
             start_output_dir(loop, prepare_output_dir)
         accelerator.wait_for_everyone()
@@ -101,7 +85,9 @@ def run_training(
         results = summarise(loop) | more_results
         if is_main:
             write_run_report(output_dir, results, loop.progress)
-            write_atomically(output_dir / TRAIN_RESULTS, json.dumps(results, indent=2) + "\n")  # marks a finished run
+            files.write_atomically(
+                output_dir / files.TRAIN_RESULTS, json.dumps(results, indent=2) + "\n"
+            )  # marks a finished run
     return TrainingResult(output_dir, results)
 
 
@@ -135,19 +121,22 @@ def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], No
     removed = restore_output_dir(output_dir, progress.step)
     if removed and progress.step:
         logger.info("%s: removed, because the run resumes from an earlier checkpoint", ", ".join(removed))
-    write_origin(output_dir, describe_origin(loop.arguments, progress.data, describe_machine(loop)), progress.step)
-    loop.arguments.save_recipe(output_dir / RECIPE_FILE)
+    origin = run_folder.describe_origin(loop.arguments, progress.data, describe_machine(loop))
+    run_folder.write_origin(output_dir, origin, progress.step)
+        output_dir, run_folder.describe_origin(loop.arguments, progress.data, describe_machine(loop)), progress.step
+    )
+    loop.arguments.save_recipe(output_dir / files.RECIPE_FILE)
     prepare_output_dir(output_dir)
     for name in FILES_OF_EARLIER_RUN:
         (output_dir / name).unlink(missing_ok=True)
-    restore_metrics(output_dir, progress)
+    run_folder.restore_metrics(output_dir, progress)
 
 
 @contextmanager
 def open_trackers(loop: TrainingLoop) -> Iterator[None]:
     """Start the experiment tracker of the main process, and finish it at the end of the block, also after an error."""
     if loop.accelerator.is_main_process and loop.arguments.report_to != "none":
-        run_id, step = read_origin(loop.output_dir)["id"], loop.progress.step
+        run_id, step = run_folder.read_origin(loop.output_dir)["id"], loop.progress.step
         settings: dict[str, dict[str, Any]] = {
             "tensorboard": {"purge_step": step},  # hides what a killed run logged after this step
             "wandb": {"id": run_id, "name": loop.output_dir.name, "resume": "allow"},
@@ -156,9 +145,9 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
         options = {name: value for name, value in asdict(loop.arguments).items() if value is not None}
         loop.accelerator.init_trackers("bert-snli", options, init_kwargs=settings)
         if loop.arguments.report_to == "tensorboard":
-            for entry in read_metrics(loop.output_dir):
+            for entry in run_folder.read_metrics(loop.output_dir):
                 if entry["step"] == step:  # purged, but not logged again
-                    loop.accelerator.log(tracker_metrics(entry), step=step)
+                    loop.accelerator.log(run_folder.tracker_metrics(entry), step=step)
     try:
         yield
     finally:
@@ -169,9 +158,9 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
 def draw_curve(loop: TrainingLoop) -> None:
     """Draw the training curve and write `trainer_state.json`, if there was an evaluation."""
     if loop.accelerator.is_main_process and loop.progress.epochs:
-        loop.task.plot(read_metrics(loop.output_dir), loop.task.eval_split, loop.output_dir)
+        loop.task.plot(run_folder.read_metrics(loop.output_dir), loop.task.eval_split, loop.output_dir)
         metric = loop.task.objective.best_metric
-        write_trainer_state(loop.output_dir, loop.arguments, loop.progress, loop.total_updates, metric)
+        run_folder.write_trainer_state(loop.output_dir, loop.arguments, loop.progress, loop.total_updates, metric)
 
 
 def describe_machine(loop: TrainingLoop) -> dict[str, Any]:

@@ -24,15 +24,8 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import Precision, choose_precision
 from bert_snli.files import TRAIN_RESULTS, check_output_dir
+from bert_snli.training import checkpointing
 from bert_snli.training.arguments import RESUME_OPTIONS, BaseTrainingArguments
-from bert_snli.training.checkpointing import (
-    Progress,
-    check_checkpoint_folder,
-    find_valid_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    read_progress,
-)
 from bert_snli.training.run_folder import RUN
 
 UNSUPPORTED_LAUNCHES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process has all weights
@@ -52,8 +45,8 @@ def check_arguments(arguments: BaseTrainingArguments) -> None:
     output_dir, checkpoint = Path(arguments.output_dir), arguments.resume_from_checkpoint
     is_unfinished = (output_dir / RUN).is_file() and not (output_dir / TRAIN_RESULTS).is_file()
     if checkpoint not in (None, "auto"):
-        check_checkpoint_folder(Path(checkpoint), output_dir)
-    elif checkpoint is None or not (is_unfinished or list_checkpoints(output_dir)):
+        checkpointing.check_checkpoint_folder(Path(checkpoint), output_dir)
+    elif checkpoint is None or not (is_unfinished or checkpointing.list_checkpoints(output_dir)):
         check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir)
     if arguments.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise BertSnliError("mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
@@ -96,9 +89,9 @@ def choose_checkpoint_and_precision(
     """Choose the checkpoint to resume from, and the precision: with 'auto', that of the checkpoint if there is one."""
     checkpoint, precision = None, arguments.mixed_precision
     if arguments.resume_from_checkpoint:
-        checkpoint = find_valid_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
+        checkpoint = checkpointing.find_valid_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
     if checkpoint and precision == "auto":
-        precision = read_progress(checkpoint).settings["mixed_precision"]
+        precision = checkpointing.read_progress(checkpoint).settings["mixed_precision"]
     return (str(checkpoint) if checkpoint else None), choose_precision(precision, device)
 
 
@@ -150,15 +143,15 @@ def make_scheduler(
 
 def resume_or_start(
     arguments: BaseTrainingArguments, accelerator: Accelerator, scheduler: LRScheduler, data: str, total_updates: int
-) -> Progress:
+) -> checkpointing.Progress:
     """Load the checkpoint that was chosen, if any. Return the progress of the run; `data` is its fingerprint."""
     num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
     machine = {"num_processes": accelerator.num_processes, "num_gpus": num_gpus}
     settings = arguments.settings() | machine
     if not arguments.resume_from_checkpoint:
-        return Progress(settings=settings, data=data)
+        return checkpointing.Progress(settings=settings, data=data)
     folder = Path(arguments.resume_from_checkpoint)
-    progress = read_progress(folder)
+    progress = checkpointing.read_progress(folder)
     saved = progress.settings
     changed = sorted(name for name in settings | saved if settings.get(name) != saved.get(name))
     fixed = [name for name in changed if name not in (*RESUME_OPTIONS, *machine)]
@@ -176,7 +169,7 @@ def resume_or_start(
             f"resume_from_checkpoint {folder}: is at step {progress.step} of {total_updates}; increase max_steps or "
             "num_train_epochs to continue"
         )
-    load_checkpoint(accelerator, folder)
+    checkpointing.load_checkpoint(accelerator, folder)
     scheduler.load_state_dict(progress.scheduler)
     if machine.keys() & set(changed):  # the random states of the checkpoint do not fit
         set_seed((arguments.seed + progress.step) % 2**32, device_specific=True)
