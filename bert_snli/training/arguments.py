@@ -59,9 +59,7 @@ class BaseTrainingArguments:
     )
 
     text_source: str = option(
-        "raw",
-        "Sentences of SNLI: 'raw' text, or 'parse', the leaves of the parses, as in d2l.",
-        choices.TEXT_SOURCES,
+        "raw", "Sentences of SNLI: 'raw', or 'parse', the leaves of the parses, as in d2l.", choices.TEXT_SOURCES
     )
     max_length: int = option(128, "Maximum length of a pair in tokens, including the three special tokens.")
     max_train_samples: int | None = option(None, "Train on the first N pairs only.")
@@ -76,9 +74,7 @@ class BaseTrainingArguments:
     per_device_eval_batch_size: int = option(256, "Pairs in an evaluation batch of one process.")
     num_micro_batches: int = option(1, "Micro-batches that the pairs of an update are split into.")
     train_sampling_strategy: str = option(
-        "group_by_length",
-        "Batches of similar length, or 'random' batches, as in d2l.",
-        choices.SAMPLING_STRATEGIES,
+        "group_by_length", "Batches of similar length, or 'random' ones, as in d2l.", choices.SAMPLING_STRATEGIES
     )
 
     optim: str = option("adamw_torch_fused", "Optimizer.", choices.OPTIMIZERS)

@@ -123,8 +123,6 @@ def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], No
         logger.info("%s: removed, because the run resumes from an earlier checkpoint", ", ".join(removed))
     origin = run_folder.describe_origin(loop.arguments, progress.data, describe_machine(loop))
     run_folder.write_origin(output_dir, origin, progress.step)
-        output_dir, run_folder.describe_origin(loop.arguments, progress.data, describe_machine(loop)), progress.step
-    )
     loop.arguments.save_recipe(output_dir / files.RECIPE_FILE)
     prepare_output_dir(output_dir)
     for name in FILES_OF_EARLIER_RUN:
