@@ -309,8 +309,8 @@ def test_random_bytes_are_rejected(content: bytes, start: bytes, tmp_path: Path)
 @pytest.mark.parametrize(
     "moment",
     [
-        "conversion.write_model.prove",
-        "conversion.write_model.Certificate.write",
+        "conversion.convert.prove",
+        "conversion.convert.Certificate.write",
         "bert_snli.model_card.make_converted_card",
         "os.rename",
     ],
@@ -336,7 +336,7 @@ def test_ctrl_c_prints_one_line_and_leaves_no_files(d2l_checkpoint: Path, tmp_pa
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("conversion.write_model.prove", interrupt)
+    monkeypatch.setattr("conversion.convert.prove", interrupt)
     command = ["convert", str(d2l_checkpoint), "--num_attention_heads", "2", "--output_dir", str(tmp_path / "model")]
     assert main(command) == 130
     assert capsys.readouterr().err == "bert-snli convert: interrupted\n"
