@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         from conversion.export import export_checkpoint
 
         checkpoint = export_checkpoint(args.model, args.output_dir, format=args.format, overwrite_output_dir=overwrite)
-        print(f"{args.output_dir}: pretrained.params ({len(checkpoint.arrays)} tensors), vocab.json in {args.format}")
+        print(f"{args.output_dir}: pretrained.params with {len(checkpoint.arrays)} tensors, and vocab.json")
         return
     from bert_snli.onnx_export import export_onnx
 
