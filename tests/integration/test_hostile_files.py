@@ -148,7 +148,7 @@ MALICIOUS = {
     "millions of labels": (add_millions_of_labels, "its output layer has 20,000,000 rows"),
     "a name that writes to the terminal": (
         change_state_dict(lambda state: state.update({"encoder.x\nall is well\x1b[31m": torch.zeros(1)})),
-        r"unexpected tensor: encoder.x\\nall is well\\x1b\[31m",
+        r"unexpected tensors: encoder.x\\nall is well\\x1b\[31m",
     ),
     "a name of a million characters": (
         change_state_dict(lambda state: state.update({"x" * 10**6: torch.zeros(1)})),
