@@ -120,21 +120,13 @@ def convert_checkpoint(
 
 
 def _infer_config(checkpoint: Checkpoint, model_kind: str, num_attention_heads: int | None) -> D2LBertConfig:
-    path, arrays = checkpoint.path, checkpoint.arrays
-
-    def shape(name: str, dimensions: int = 2) -> tuple[int, ...]:
-        found = arrays[name].shape
-        if len(found) != dimensions or 0 in found:
-            raise BertSnliError(f"{path}: {name} has shape {found}; d2l's has {dimensions} dimensions, none empty")
-        return found
-
+    path, num_blocks = checkpoint.path, count_blocks(checkpoint.arrays)
     encoder = "bert.encoder" if model_kind == MLP_CLASSIFIER else "encoder"
-    num_blocks = count_blocks(arrays)
-    vocab_size, hidden_size = shape(f"{encoder}.token_embedding.weight")
-    intermediate_size = shape(f"{encoder}.blks.0.ffn.dense1.weight")[0]
+    vocab_size, hidden_size = _get_shape(checkpoint, f"{encoder}.token_embedding.weight")
+    intermediate_size, _ = _get_shape(checkpoint, f"{encoder}.blks.0.ffn.dense1.weight")
+    _, max_position_embeddings, _ = _get_shape(checkpoint, f"{encoder}.pos_embedding", dimensions=3)
+    type_vocab_size, _ = _get_shape(checkpoint, f"{encoder}.segment_embedding.weight")
     d2l_num_heads = NUM_ATTENTION_HEADS.get((hidden_size, intermediate_size, num_blocks))
-    if num_attention_heads and d2l_num_heads and num_attention_heads != d2l_num_heads:
-        logger.warning(f"num_attention_heads {num_attention_heads}: d2l's model of these sizes has {d2l_num_heads}")
     if num_attention_heads is None:
         num_attention_heads = d2l_num_heads
     if num_attention_heads is None:
@@ -149,24 +141,40 @@ def _infer_config(checkpoint: Checkpoint, model_kind: str, num_attention_heads: 
             num_hidden_layers=num_blocks,
             num_attention_heads=num_attention_heads,
             intermediate_size=intermediate_size,
-            max_position_embeddings=shape(f"{encoder}.pos_embedding", 3)[1],
-            type_vocab_size=shape(f"{encoder}.segment_embedding.weight")[0],
+            max_position_embeddings=max_position_embeddings,
+            type_vocab_size=type_vocab_size,
         )
     except ValueError as error:
         raise BertSnliError(f"{path}: num_attention_heads {num_attention_heads}: {error}") from error
+    if d2l_num_heads not in (None, num_attention_heads):
+        logger.warning("num_attention_heads %d: d2l's model of these sizes has %d", num_attention_heads, d2l_num_heads)
+    _set_classifier(config, checkpoint, model_kind)
+    return config
+
+
+def _set_classifier(config: D2LBertConfig, checkpoint: Checkpoint, model_kind: str) -> None:
     num_labels = len(D2L_LABELS)  # of a classifier that is fine-tuned from a pretrained model
     if model_kind == MLP_CLASSIFIER:
         config.classifier_head = "mlp"
-        config.classifier_hidden_size = shape("classifier.0.weight")[0]
-        num_labels = shape("classifier.1.weight" if checkpoint.framework == MXNET else "classifier.2.weight")[0]
+        config.classifier_hidden_size, _ = _get_shape(checkpoint, "classifier.0.weight")
+        output_layer = "classifier.1" if checkpoint.framework == MXNET else "classifier.2"
+        num_labels, _ = _get_shape(checkpoint, f"{output_layer}.weight")
     elif model_kind == CLASSIFIER:
-        num_labels = shape("output.weight")[0]
+        num_labels, _ = _get_shape(checkpoint, "output.weight")
     if num_labels > MAX_LABELS:
-        raise BertSnliError(f"{path}: its output layer has {num_labels:,} rows; a classifier has one for each label")
+        problem = f"its output layer has {num_labels:,} rows"
+        raise BertSnliError(f"{checkpoint.path}: {problem}; a classifier has one for each label")
     config.num_labels = num_labels
     if num_labels == len(D2L_LABELS):
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
-    return config
+
+
+def _get_shape(checkpoint: Checkpoint, name: str, dimensions: int = 2) -> tuple[int, ...]:
+    shape = checkpoint.arrays[name].shape
+    if len(shape) != dimensions or 0 in shape:
+        problem = f"{name} has shape {shape}; d2l's has {dimensions} dimensions, none empty"
+        raise BertSnliError(f"{checkpoint.path}: {problem}")
+    return shape
 
 
 def _rename_weights(

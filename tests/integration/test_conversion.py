@@ -307,6 +307,10 @@ INVALID_SOURCES = {
         "hidden.0.bias is of type int32; save float16, float32 or float64",
     ),
     "wrong shape": (set_shape("encoder.blks.1.attention.W_q.weight", 16, 15), r"W_q.weight has shape \(16, 15\)"),
+    "flat positions": (
+        set_shape("encoder.pos_embedding", 64, 16),
+        r"params: encoder.pos_embedding has shape",
+    ),
     "flat embedding": (set_shape("encoder.token_embedding.weight", 800), r"token_embedding.weight has shape \(800,\)"),
     "tensor instead of a dict": (
         lambda folder: torch.save(torch.zeros(3), folder / "pretrained.params"),
