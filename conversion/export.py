@@ -46,7 +46,8 @@ def export_checkpoint(
     config, model_kind = read_config(model)
     if model_kind == MLP_CLASSIFIER:
         raise BertSnliError(
-            f"{model}: d2l's file of an {MLP_CLASSIFIER} also holds the pretraining layers; this has none"
+            f"{model}: d2l's file of an {MLP_CLASSIFIER} also holds the pretraining layers, which are not here; export "
+            "the model that it was fine-tuned from"
         )
     if config.layer_norm_eps != LAYER_NORM_EPS:
         raise BertSnliError(f"{model}: layer_norm_eps is {config.layer_norm_eps}; d2l's code has {LAYER_NORM_EPS}")
