@@ -28,7 +28,7 @@ from pathlib import Path
 start = time.perf_counter()
 from bert_snli.console import quiet_libraries
 quiet_libraries()
-from conversion import convert, write_model
+from conversion import convert
 from conversion.proof import prove
 imported = time.perf_counter()
 proof_seconds = []
@@ -37,7 +37,7 @@ def timed_prove(*arguments):
     result = prove(*arguments)
     proof_seconds.append(time.perf_counter() - start)
     return result
-write_model.prove = timed_prove
+convert.prove = timed_prove
 convert.convert_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
 done = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

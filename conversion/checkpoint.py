@@ -6,7 +6,7 @@ import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -18,14 +18,6 @@ from bert_snli.files import PARAMS, VOCABULARY
 # Compression saves little on weights and about three quarters on vocabularies. More than this is a zip bomb.
 MAX_EXPANSION = 20
 SMALL_BYTES = 16 * 2**20  # accepted from an archive of any size
-
-
-@dataclass(frozen=True)
-class CheckpointFiles:
-    """The two files of a checkpoint."""
-
-    params: Path
-    vocabulary: Path
 
 
 @dataclass(frozen=True)
@@ -46,51 +38,38 @@ class Checkpoint:
 
 
 @contextmanager
-def open_checkpoint_files(path: Path, vocab_file: Path | None = None) -> Iterator[CheckpointFiles]:
-    """Find `pretrained.params` and `vocab.json` in `path`. A zip file is unpacked until the block ends.
-
-    `vocab_file` replaces the `vocab.json` of `path`.
-    """
-    if os.path.isdir(path):  # unlike Path.is_dir, never an exception
-        yield _find_files(path / PARAMS, vocab_file)
-    elif not os.path.isfile(path):
-        raise BertSnliError(
-            f"{path}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip with "
-            f"{PARAMS} and {VOCABULARY}, or a params file"
-        )
-    elif _is_archive(path):
-        with tempfile.TemporaryDirectory() as folder:
-            yield _unpack(path, Path(folder), vocab_file)
-    else:
-        yield _find_files(path, vocab_file)
-
-
-def _find_files(params: Path, vocab_file: Path | None) -> CheckpointFiles:
-    vocabulary = vocab_file or params.parent / VOCABULARY
-    if not os.path.isfile(params):
-        raise BertSnliError(f"{params}: not found; a checkpoint is {PARAMS} with {VOCABULARY} next to it")
-    if not os.path.isfile(vocabulary):
-        raise BertSnliError(f"{vocabulary}: not found; set vocab_file to the vocabulary saved with these weights")
-    return CheckpointFiles(params, vocabulary)
+def open_checkpoint_files(source: Path, vocab_file: Path | None = None) -> Iterator[tuple[Path, Path]]:
+    """Find the params file and the vocabulary of `source`. A zip file is unpacked until the block ends."""
+    with ExitStack() as stack:
+        params = source
+        if os.path.isdir(source):  # unlike Path.is_dir, never an exception
+            params = source / PARAMS
+        elif not os.path.isfile(source):
+            raise BertSnliError(
+                f"{source}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip with "
+                f"{PARAMS} and {VOCABULARY}, or a params file"
+            )
+        elif zipfile.is_zipfile(source):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            params = _unpack(source, folder, (PARAMS,) if vocab_file else (PARAMS, VOCABULARY))
+        vocabulary = vocab_file or params.parent / VOCABULARY
+        if not os.path.isfile(params):
+            raise BertSnliError(f"{params}: not found; a checkpoint is {PARAMS} with {VOCABULARY} next to it")
+        if not os.path.isfile(vocabulary):
+            raise BertSnliError(f"{vocabulary}: not found; set vocab_file to the vocabulary saved with these weights")
+        yield params, vocabulary
 
 
-def _is_archive(path: Path) -> bool:
-    """Whether `path` is a zip file, but not a PyTorch checkpoint, which is a zip file with a data.pkl."""
-    if not zipfile.is_zipfile(path):
-        return False
+def _unpack(path: Path, folder: Path, names: tuple[str, ...]) -> Path:
+    """Unpack the files `names` and return the params file. A PyTorch checkpoint, a zip itself, is returned as it is."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
-    except Exception as error:  # zipfile raises nearly any type on a damaged file
-        raise BertSnliError(f"{path}: damaged zip ({error}); get the file again") from error
-
-
-def _unpack(path: Path, folder: Path, vocab_file: Path | None) -> CheckpointFiles:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
+            members = archive.infolist()
+            if any(PurePosixPath(member.filename).name == "data.pkl" for member in members):
+                return path
+            for member in members:
                 _check_member(member, path)
-            for name in (PARAMS,) if vocab_file else (PARAMS, VOCABULARY):
+            for name in names:
                 _unpack_file(archive, name, path, folder)
     except BertSnliError:
         raise
@@ -98,7 +77,7 @@ def _unpack(path: Path, folder: Path, vocab_file: Path | None) -> CheckpointFile
         if isinstance(error, OSError) and error.errno:
             raise BertSnliError(f"{path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR") from error
         raise BertSnliError(f"{path}: damaged or unsupported zip ({error}); get the file again") from error
-    return CheckpointFiles(folder / PARAMS, vocab_file or folder / VOCABULARY)
+    return folder / PARAMS
 
 
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
@@ -112,10 +91,7 @@ def _unpack_file(archive: zipfile.ZipFile, name: str, path: Path, folder: Path) 
     """Unpack the only member called `name` to `folder / name`, so that no path in the archive is followed."""
     members = [info for info in archive.infolist() if PurePosixPath(info.filename).name == name]
     if len(members) != 1:
-        raise BertSnliError(
-            f"{path}: holds {len(members)} files named {name} instead of one; unpack it, give the params file and "
-            "set vocab_file"
-        )
+        raise BertSnliError(f"{path}: holds {len(members)} files named {name} instead of one; unpack it")
     if members[0].file_size > MAX_EXPANSION * path.stat().st_size + SMALL_BYTES:
         raise BertSnliError(f"{path}: {name} would take {members[0].file_size:,} bytes; not unpacked")
     with archive.open(members[0]) as packed, (folder / name).open("wb") as target:

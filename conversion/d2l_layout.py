@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bert_snli.errors import BertSnliError
@@ -40,20 +41,16 @@ class TensorNames:
         return TensorNames(d2l + self.pytorch, d2l + self.mxnet, hugging_face + self.hugging_face, self.leading_one)
 
 
-def _linear(pytorch: str, hugging_face: str, mxnet: str | None = None) -> list[TensorNames]:
-    return [
-        TensorNames(f"{pytorch}.{part}", f"{mxnet or pytorch}.{part}", f"{hugging_face}.{part}")
-        for part in ("weight", "bias")
-    ]
-
-
-def _layer_norm(pytorch: str, hugging_face: str, mxnet: str | None = None) -> list[TensorNames]:
+def _layer(
+    pytorch: str, hugging_face: str, mxnet: str | None = None, mxnet_parts: tuple[str, str] = ("weight", "bias")
+) -> list[TensorNames]:
     return [
         TensorNames(f"{pytorch}.{part}", f"{mxnet or pytorch}.{mxnet_part}", f"{hugging_face}.{part}")
-        for part, mxnet_part in (("weight", "gamma"), ("bias", "beta"))
+        for part, mxnet_part in zip(("weight", "bias"), mxnet_parts, strict=True)
     ]
 
 
+_layer_norm = partial(_layer, mxnet_parts=("gamma", "beta"))
 EMBEDDINGS = [
     TensorNames(f"encoder.{d2l}", f"encoder.{d2l}", f"bert.embeddings.{ours}.weight", leading_one)
     for d2l, ours, leading_one in (
@@ -63,26 +60,26 @@ EMBEDDINGS = [
     )
 ]
 BLOCK = [
-    *_linear("attention.W_q", "attention.query"),
-    *_linear("attention.W_k", "attention.key"),
-    *_linear("attention.W_v", "attention.value"),
-    *_linear("attention.W_o", "attention.output"),
+    *_layer("attention.W_q", "attention.query"),
+    *_layer("attention.W_k", "attention.key"),
+    *_layer("attention.W_v", "attention.value"),
+    *_layer("attention.W_o", "attention.output"),
     *_layer_norm("addnorm1.ln", "attention_norm"),
-    *_linear("ffn.dense1", "intermediate"),
-    *_linear("ffn.dense2", "output"),
+    *_layer("ffn.dense1", "intermediate"),
+    *_layer("ffn.dense2", "output"),
     *_layer_norm("addnorm2.ln", "output_norm"),
 ]
-POOLER = _linear("hidden.0", "bert.pooler.dense", mxnet="hidden")
+POOLER = _layer("hidden.0", "bert.pooler.dense", mxnet="hidden")
 PRETRAINING_LAYERS = [
-    *_linear("mlm.mlp.0", "lm_head.dense"),
+    *_layer("mlm.mlp.0", "lm_head.dense"),
     *_layer_norm("mlm.mlp.2", "lm_head.layer_norm", mxnet="mlm.mlp.1"),
-    *_linear("mlm.mlp.3", "lm_head.decoder", mxnet="mlm.mlp.2"),
-    *_linear("nsp.output", "nsp_head"),
+    *_layer("mlm.mlp.3", "lm_head.decoder", mxnet="mlm.mlp.2"),
+    *_layer("nsp.output", "nsp_head"),
 ]
-OUTPUT_LAYER = _linear("output", "classifier")
+OUTPUT_LAYER = _layer("output", "classifier")
 MLP_LAYERS = [
-    *_linear("classifier.0", "classifier.0"),
-    *_linear("classifier.2", "classifier.2", mxnet="classifier.1"),
+    *_layer("classifier.0", "classifier.0"),
+    *_layer("classifier.2", "classifier.2", mxnet="classifier.1"),
 ]
 
 
@@ -111,12 +108,11 @@ def identify_model(checkpoint: Checkpoint) -> tuple[str, list[TensorNames]]:
     """The kind of model in a d2l checkpoint, and the names of its tensors."""
     path, names, num_blocks = checkpoint.path, checkpoint.arrays.keys(), count_blocks(checkpoint.arrays)
     if num_blocks == 0:
-        remedy = "give a checkpoint of d2l's BERT, saved by net.save_parameters or torch.save(net.state_dict())"
-        raise BertSnliError(f"{path}: no Transformer block (encoder.blks.*); {remedy}")
+        raise BertSnliError(f"{path}: no Transformer block (encoder.blks.*); give a checkpoint of d2l's BERT")
     if not any(name.endswith(("pos_embedding", "attention.W_q.bias")) for name in names):
         raise BertSnliError(
-            f"{path}: the BERT of d2l 0.11, another architecture (no learned positions, no biases in "
-            "attention); give a checkpoint of d2l 0.12 or later"
+            f"{path}: the BERT of d2l 0.11, another architecture (no learned positions, no biases in attention); "
+            "give a checkpoint of d2l 0.12 or later"
         )
     model_kind = MLP_CLASSIFIER if "classifier.0.weight" in names else PRETRAINING
     if "output.weight" in names:
@@ -132,8 +128,8 @@ def check_names(found: Iterable[str], expected: Iterable[str], path: Path) -> No
     for problem, names in (("missing", expected - found), ("unexpected", found - expected)):
         if names:
             raise BertSnliError(
-                f"{path}: {problem} tensor{'s' * (len(names) > 1)}: {summarize_names(names)}; "
-                "give a complete checkpoint of d2l's BERTModel or BERTClassifier"
+                f"{path}: {problem} tensors: {summarize_names(names)}; give a checkpoint of d2l's BERTModel or "
+                "BERTClassifier"
             )
 
 

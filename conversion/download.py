@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-from filelock import FileLock
 from huggingface_hub import cached_assets_path, constants
 from huggingface_hub.file_download import http_get
 
@@ -24,33 +23,23 @@ CHECKPOINT_NAMES = sorted({name for name, _ in ARCHIVES})
 def download_checkpoint(name: str, framework: str) -> Path:
     """Return the zip file of d2l's checkpoint `name`, from the cache or from d2l's server."""
     file_name, sha1 = ARCHIVES[name, framework]
+    url = f"{BASE_URL}/{file_name}"
     try:
-        folder = cached_assets_path("bert-snli", "downloads", "d2l", assets_dir=constants.HF_ASSETS_CACHE)
-        path = folder / file_name
-        with FileLock(f"{path}.lock"):
-            if not (path.is_file() and _sha1_of(path) == sha1):
-                _download(f"{BASE_URL}/{file_name}", sha1, path)
-    except OSError as error:
-        raise BertSnliError(
-            f"{constants.HF_ASSETS_CACHE}: {error.strerror or error}; set HF_HOME to a folder that can be written"
-        ) from error
-    return path
-
-
-def _download(url: str, sha1: str, path: Path) -> None:
-    with replace_file(path) as temporary:
-        try:
+        path = cached_assets_path("bert-snli", "downloads", "d2l", assets_dir=constants.HF_ASSETS_CACHE) / file_name
+        if path.is_file() and _sha1_of(path) == sha1:
+            return path
+        with replace_file(path) as temporary:
             with temporary.open("wb") as file:
                 http_get(url, file)
-        except Exception as error:  # each HTTP library has its own exceptions
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BertSnliError(
-                f"{url}: {reason}; run the command again, or download it yourself and give the file"
-            ) from error
-        if (found := _sha1_of(temporary)) != sha1:
-            raise BertSnliError(
-                f"{url}: the downloaded file has SHA-1 {found}, d2l's file has {sha1}; try from another network"
-            )
+            if (found := _sha1_of(temporary)) != sha1:
+                raise BertSnliError(f"the downloaded file has SHA-1 {found}, d2l's file has {sha1}")
+    except Exception as error:  # each HTTP library has its own exceptions
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BertSnliError(
+            f"{url}: {reason}; run the command again, set HF_HOME if its folder cannot be written, or download the "
+            "file yourself and give it"
+        ) from error
+    return path
 
 
 def _sha1_of(path: Path) -> str:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import PARAMS, VOCABULARY, atomic_folder, check_export_dir
+from bert_snli.files import PARAMS, VOCABULARY, WEIGHTS, atomic_folder, check_export_dir
 from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import MLP_CLASSIFIER, MXNET, PYTORCH
-from conversion.model_folder import detect_model_kind, read_config, read_tokens, read_weights, rename_to_d2l
+from conversion.model_folder import read_config, read_tokens, read_weights, rename_to_d2l
 from conversion.mxnet_params import write_mxnet_checkpoint
 from conversion.reference import LAYER_NORM_EPS
 from conversion.torch_checkpoint import write_torch_checkpoint
@@ -43,15 +43,15 @@ def export_checkpoint(
     framework, write = FORMATS[format]
     model, output_dir = Path(model), Path(output_dir)
     check_export_dir(output_dir, model, overwrite=overwrite_output_dir)
-    config = read_config(model)
-    if detect_model_kind(model, config) == MLP_CLASSIFIER:
+    config, model_kind = read_config(model)
+    if model_kind == MLP_CLASSIFIER:
         raise BertSnliError(
-            f"{model}: d2l's file of an {MLP_CLASSIFIER} also holds the pretraining layers, which this model does not "
-            "have; export the model that it was fine-tuned from"
+            f"{model}: d2l's file of an {MLP_CLASSIFIER} also holds the pretraining layers, which are not here; export "
+            "the model that it was fine-tuned from"
         )
     if config.layer_norm_eps != LAYER_NORM_EPS:
         raise BertSnliError(f"{model}: layer_norm_eps is {config.layer_norm_eps}; d2l's code has {LAYER_NORM_EPS}")
-    checkpoint = rename_to_d2l(model, read_weights(model), config, framework)
+    checkpoint = rename_to_d2l(model / WEIGHTS, read_weights(model), model_kind, config.num_hidden_layers, framework)
     tokens = read_tokens(model)
     num_rows = len(checkpoint.arrays["encoder.token_embedding.weight"])
     if len(tokens) != num_rows:

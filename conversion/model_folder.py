@@ -20,41 +20,34 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     CLASSIFIER: D2LBertForSequenceClassification,
     MLP_CLASSIFIER: D2LBertForSequenceClassification,
 }
-KIND_OF_CLASSIFIER_HEAD = {"pooler": CLASSIFIER, "mlp": MLP_CLASSIFIER}
 
 
-def read_config(folder: Path) -> D2LBertConfig:
-    """Read the configuration of a model folder."""
+def read_config(folder: Path) -> tuple[D2LBertConfig, str]:
+    """The configuration of a model folder, and which of `d2l_layout.MODEL_KINDS` the folder holds."""
     path = folder / CONFIG
-    if not folder.is_dir():
-        raise BertSnliError(f"{folder}: no such folder; give one that convert or finetune wrote")
     try:
         config = D2LBertConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        architecture = config.architectures[0] if config.architectures else None
     except OSError as error:
-        raise BertSnliError(f"{path}: {error.strerror}; give a folder that convert wrote") from error
+        raise BertSnliError(f"{path}: {error.strerror}; give a model folder") from error
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise BertSnliError(f"{path}: not the configuration of a model ({error}); convert again") from error
     if config.model_type != D2LBertConfig.model_type:
         raise BertSnliError(f"{path}: a model of type {config.model_type!r}; give one of type d2l_bert")
-    return config
-
-
-def detect_model_kind(folder: Path, config: D2LBertConfig) -> str:
-    """Which of `d2l_layout.MODEL_KINDS` a model folder holds."""
-    architecture = config.architectures[0] if isinstance(config.architectures, list) and config.architectures else None
     if architecture == D2LBertForPreTraining.__name__:
-        return PRETRAINING
+        return config, PRETRAINING
     if architecture != D2LBertForSequenceClassification.__name__:
         raise BertSnliError(
-            f"{folder / CONFIG}: holds a {architecture}, and d2l has no such class; give a "
+            f"{path}: holds a {architecture}, and d2l has no such class; give a "
             f"{D2LBertForPreTraining.__name__} or a {D2LBertForSequenceClassification.__name__}"
         )
-    if config.classifier_head not in KIND_OF_CLASSIFIER_HEAD:
+    kinds = {"pooler": CLASSIFIER, "mlp": MLP_CLASSIFIER}
+    if config.classifier_head not in kinds:
         raise BertSnliError(
             f"{folder}: a {config.classifier_head} classifier, which d2l does not have; fine-tune a pretrained model "
             "with classifier_head pooler"
         )
-    return KIND_OF_CLASSIFIER_HEAD[config.classifier_head]
+    return config, kinds[config.classifier_head]
 
 
 def read_tokens(folder: Path) -> list[str]:
@@ -74,20 +67,14 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
     path = folder / WEIGHTS
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BertSnliError(f"{path}: cannot be read ({error}); convert the checkpoint again") from error
-    except (TypeError, AttributeError) as error:  # bfloat16, for example, which numpy does not have
-        raise BertSnliError(f"{path}: {error}; save the model in float32") from error
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:  # the last two: numpy has no bfloat16
+        raise BertSnliError(f"{path}: cannot be read ({error}); convert again, or save the model in float32") from error
 
 
 def rename_to_d2l(
-    folder: Path, weights: dict[str, np.ndarray], config: D2LBertConfig, framework: str = PYTORCH
+    path: Path, weights: dict[str, np.ndarray], model_kind: str, num_blocks: int, framework: str = PYTORCH
 ) -> Checkpoint:
-    """The `weights` of a model folder under d2l's names and in d2l's shapes."""
-    path, num_blocks = folder / WEIGHTS, config.num_hidden_layers
-    model_kind = detect_model_kind(folder, config)
-    if not isinstance(num_blocks, int) or num_blocks > len(weights):
-        raise BertSnliError(f"{path}: {len(weights)} tensors, but config.json names {num_blocks} blocks")
+    """The weights of a model, read from `path`, under d2l's names and in d2l's shapes."""
     used = [names for names in name_map(model_kind, num_blocks) if names.hugging_face]
     check_names(weights, (names.hugging_face for names in used), path)
     arrays = {}

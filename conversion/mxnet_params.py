@@ -1,10 +1,9 @@
 """Reader and writer of MXNet's `.params` files ("NDArray lists"), with numpy alone.
 
     file  = u64 0x112 · u64 0 · u64 n · n arrays · u64 m · m × (u64 length, utf-8 bytes)
-    array = u32 magic · [i32 storage] · shape · i32 device type · i32 device number · i32 dtype · values
+    array = u32 magic · i32 storage · i32 ndim · ndim × i64 · i32 device type · i32 device number · i32 dtype · values
 
-Little-endian, C order, no padding. V3 (numpy shapes; d2l's files), V2 and V1 differ in the storage word and in how they
-mark an array without data. The oldest version, V0, has the number of dimensions in place of the magic.
+Little-endian, C order, no padding. V3 (numpy shapes; d2l's files) and V2 differ in how they mark an array without data.
 """
 
 import math
@@ -19,11 +18,9 @@ from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import MXNET
 
 MAGIC = struct.pack("<Q", 0x112)
-V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+V2, V3 = 0xF993FAC9, 0xF993FACA
 DTYPES = ("<f4", "<f8", "<f2", "|u1", "<i4", "|i1", "<i8", "|b1")
 MAX_DIMENSIONS = 32
-MAX_ARRAYS = 100_000
-MAX_NAME_BYTES = 4096
 
 
 class _Reader:
@@ -37,10 +34,10 @@ class _Reader:
     def error(self, problem: str) -> BertSnliError:
         return BertSnliError(f"{self.path}: {problem}, at byte {self.position:,}; get the file again")
 
-    def read(self, count: int, what: str) -> np.ndarray:
+    def read(self, count: int) -> np.ndarray:
         """The next `count` bytes, which are mapped to the file."""
         if count > self.remaining:
-            raise self.error(f"ends within {what} ({count:,} bytes announced, {self.remaining:,} there)")
+            raise self.error(f"ends too early ({count:,} bytes announced, {self.remaining:,} there)")
         self.position += count
         return self.content[self.position - count : self.position]
 
@@ -48,31 +45,22 @@ class _Reader:
     def remaining(self) -> int:
         return len(self.content) - self.position
 
-    def read_number(self, code: str, what: str) -> int:
+    def read_number(self, code: str) -> int:
         """Read a number of the type that `code` names in the module `struct`."""
-        return struct.unpack("<" + code, self.read(struct.calcsize(code), what).tobytes())[0]
-
-    def read_count(self, what: str) -> int:
-        number = self.read_number("Q", f"the number of {what}")
-        if number > MAX_ARRAYS:
-            raise self.error(f"{number:,} {what}, but a model of d2l's has some hundreds")
-        return number
+        return struct.unpack("<" + code, self.read(struct.calcsize(code)).tobytes())[0]
 
 
 def read_mxnet_checkpoint(path: Path) -> Checkpoint:
     """Read a file that Gluon's `save_parameters` or `mx.nd.save` wrote. Arrays are mapped to the file."""
     reader = _Reader(path)
-    reader.read(16, "the header")  # the magic, and a reserved word
-    arrays = [_read_array(reader) for _ in range(reader.read_count("arrays"))]
-    saved_names = [_read_name(reader) for _ in range(reader.read_count("names"))]
+    reader.read(16)  # the magic, and a reserved word
+    arrays = [_read_array(reader) for _ in range(reader.read_number("Q"))]
+    saved_names = [_read_name(reader) for _ in range(reader.read_number("Q"))]
     if reader.remaining:
         raise reader.error(f"{reader.remaining:,} bytes after the end")
-    if not arrays:
-        raise BertSnliError(f"{path}: holds no arrays; save the network with net.save_parameters(path)")
-    if not saved_names:
-        raise BertSnliError(f"{path}: arrays without names; save them with net.save_parameters(path)")
-    if len(saved_names) != len(arrays):
-        raise BertSnliError(f"{path}: {len(saved_names)} names for {len(arrays)} arrays; get the file again")
+    if not arrays or len(saved_names) != len(arrays):
+        problem = f"{len(saved_names)} names for {len(arrays)} arrays"
+        raise BertSnliError(f"{path}: {problem}; save the network with net.save_parameters(path)")
     checkpoint = Checkpoint(path, MXNET, {}, {})
     for saved_name, array in zip(saved_names, arrays, strict=True):
         name = saved_name.removeprefix("arg:").removeprefix("aux:")  # a Module adds these prefixes
@@ -86,35 +74,30 @@ def read_mxnet_checkpoint(path: Path) -> Checkpoint:
 
 def _read_array(reader: _Reader) -> np.ndarray | None:
     """The next array, mapped to the file; None if it has no data."""
-    magic = reader.read_number("I", "an array")
-    if magic in (V2, V3) and reader.read_number("i", "an array's storage type") != 0:
+    magic = reader.read_number("I")
+    if magic not in (V2, V3):
+        raise reader.error(f"an array that is not in MXNet's format V2 or V3 (its first word is {magic:#x})")
+    if reader.read_number("i") != 0:
         raise BertSnliError(f"{reader.path}: holds a sparse array; convert it with tostype('default') and save again")
-    if magic in (V1, V2, V3):
-        ndim, code = reader.read_number("i", "an array's number of dimensions"), "q"
-    else:
-        ndim, code = magic, "I"
-    if magic == V3 and ndim == -1 or magic != V3 and ndim == 0:
+    ndim = reader.read_number("i")
+    if ndim == (-1 if magic == V3 else 0):
         return None
     if not 0 <= ndim <= MAX_DIMENSIONS:
-        raise reader.error(f"no array of MXNet's (its first word is {magic:#x}, its number of dimensions {ndim})")
-    shape = tuple(reader.read_number(code, "an array's shape") for _ in range(ndim))
-    if any(length < 0 for length in shape) or (0 in shape and max(shape) > len(reader.content)):
+        raise reader.error(f"an array of {ndim:,} dimensions")
+    shape = tuple(reader.read_number("q") for _ in range(ndim))
+    if min(shape, default=0) < 0 or math.prod(filter(None, shape)) > len(reader.content):
         raise reader.error(f"an array of the impossible shape {shape}")
-    reader.read(8, "an array's device")
-    flag = reader.read_number("i", "an array's dtype")
+    reader.read(8)  # the device
+    flag = reader.read_number("i")
     if not 0 <= flag < len(DTYPES):
         raise reader.error(f"an array of the unknown dtype {flag}")
     dtype = np.dtype(DTYPES[flag])
-    values = reader.read(math.prod(shape) * dtype.itemsize, f"an array of shape {shape}")
-    return values.view(dtype).reshape(shape)
+    return reader.read(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
 def _read_name(reader: _Reader) -> str:
-    length = reader.read_number("Q", "a name's length")
-    if length > MAX_NAME_BYTES:
-        raise reader.error(f"a name of {length:,} bytes")
     try:
-        return reader.read(length, "a name").tobytes().decode("utf-8")
+        return reader.read(reader.read_number("Q")).tobytes().decode()
     except UnicodeDecodeError as error:
         raise reader.error("a name that is not UTF-8") from error
 

@@ -1,8 +1,6 @@
 """Comparison of a converted model with d2l's equations, layer by layer, on a fixed input.
 
-Each difference is max|model - reference| / max|reference|. The reference is computed in float64. The model is computed
-in float64, where a correct conversion differs by about 1e-15 (two swapped matrices: 1e-1; a wrong LayerNorm epsilon:
-1e-5), and in the dtype of its weights, which shows its rounding error.
+A correct conversion differs by about 1e-15 in float64 (two swapped matrices: 1e-1; a wrong LayerNorm epsilon: 1e-5).
 """
 
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from conversion.reference import ReferenceModel
 
 TOLERANCE = 1e-11
 PROBE_LENGTHS = (10, 6, 1)
-OUTPUT_NAMES = {  # fields of a model's output → names in `ReferenceModel.compute_outputs`
+OUTPUT_NAMES = {  # fields of a model's output → names in `ReferenceModel.compute_layers`
     "logits": "logits",
     "prediction_logits": "masked language model",
     "seq_relationship_logits": "next sentence",
@@ -48,15 +46,17 @@ def make_probe(config: D2LBertConfig) -> dict[str, np.ndarray]:
 
 def prove(reference: ReferenceModel, folder: Path, model_class: type[PreTrainedModel]) -> list[LayerDifference]:
     """Compare the model in `folder` with `reference`. A layer that differs by more than rounding is an error."""
-    model = _load(folder, model_class)
+    try:
+        model = model_class.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True).eval()
+    except Exception as error:  # transformers raises nearly any type on a configuration that makes no sense
+        reason = " ".join(str(error).split())
+        raise BertSnliError(f"{folder}: cannot be loaded ({reason}); convert the checkpoint again") from error
     probe = make_probe(model.config)
-    expected = _compute_reference_outputs(reference, probe)
-    in_model_dtype = _compute_model_outputs(model, probe)
-    in_float64 = _compute_model_outputs(model.double(), probe)
+    expected = reference.compute_layers(**probe)
+    in_model_dtype = _compute_layers(model, probe)
+    in_float64 = _compute_layers(model.double(), probe)
     if in_float64.keys() != expected.keys():
-        raise BertSnliError(
-            f"{reference.path}: the model has layers {', '.join(in_float64)}; the checkpoint has {', '.join(expected)}"
-        )
+        raise BertSnliError(f"{folder}: the model has other layers than the checkpoint; convert the checkpoint again")
     differences = []
     for layer, exact in expected.items():
         difference = relative_difference(in_float64[layer], exact)
@@ -74,29 +74,13 @@ def relative_difference(found: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(found - reference).max() / (np.abs(reference).max() or 1.0))
 
 
-def _load(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    try:
-        return model_class.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True).eval()
-    except Exception as error:  # transformers raises nearly any type on a configuration that makes no sense
-        reason = " ".join(str(error).split())
-        raise BertSnliError(f"{folder}: cannot be loaded ({reason}); convert the checkpoint again") from error
-
-
-def _compute_reference_outputs(reference: ReferenceModel, probe: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    layers = reference.compute_layers(**probe)
-    return {**_name_layers(layers), **reference.compute_outputs(layers[-1])}
-
-
 @torch.no_grad()
-def _compute_model_outputs(model: PreTrainedModel, probe: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _compute_layers(model: PreTrainedModel, probe: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     inputs = {name: torch.from_numpy(array) for name, array in probe.items()}
     encoded = model.bert(**inputs, output_hidden_states=True)
-    outputs = _name_layers(encoded.hidden_states)
+    embeddings, *blocks = encoded.hidden_states
+    layers = {"embeddings": embeddings, **{f"block {number}": block for number, block in enumerate(blocks, 1)}}
     if encoded.pooler_output is not None:
-        outputs["pooler"] = encoded.pooler_output
-    outputs.update((OUTPUT_NAMES[field], value) for field, value in model(**inputs).items() if field in OUTPUT_NAMES)
-    return {name: value.double().numpy() for name, value in outputs.items()}
-
-
-def _name_layers(layers: list | tuple) -> dict:
-    return {f"block {number}" if number else "embeddings": layer for number, layer in enumerate(layers)}
+        layers["pooler"] = encoded.pooler_output
+    layers.update((OUTPUT_NAMES[field], value) for field, value in model(**inputs).items() if field in OUTPUT_NAMES)
+    return {name: value.double().numpy() for name, value in layers.items()}

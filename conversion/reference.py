@@ -26,22 +26,21 @@ class ReferenceModel:
 
     def compute_layers(
         self, input_ids: np.ndarray, token_type_ids: np.ndarray, attention_mask: np.ndarray
-    ) -> list[np.ndarray]:
-        """The summed embeddings and the output of each block, (B, L, D), for inputs of (B, L)."""
+    ) -> dict[str, np.ndarray]:
+        """The summed embeddings, the output of each block, (B, L, D), and the layers on top, for inputs of (B, L)."""
         x_BLD = self._array(f"{self.encoder}.token_embedding.weight")[input_ids]
         x_BLD = x_BLD + self._array(f"{self.encoder}.segment_embedding.weight")[token_type_ids]
         x_BLD = x_BLD + self._array(f"{self.encoder}.pos_embedding")[:, : input_ids.shape[1]]
-        layers = [x_BLD]
+        layers = {"embeddings": x_BLD}
         while f"{(block := f'{self.encoder}.blks.{len(layers) - 1}')}.ffn.dense1.weight" in self.arrays:
             attention_BLD = self._attention(f"{block}.attention", x_BLD, attention_mask)
             y_BLD = self._layer_norm(f"{block}.addnorm1.ln", x_BLD + attention_BLD)
             inner_BLF = np.maximum(self._linear(f"{block}.ffn.dense1", y_BLD), 0)
             x_BLD = self._layer_norm(f"{block}.addnorm2.ln", y_BLD + self._linear(f"{block}.ffn.dense2", inner_BLF))
-            layers.append(x_BLD)
-        return layers
+            layers[f"block {len(layers)}"] = x_BLD
+        return layers | self._compute_outputs(x_BLD)
 
-    def compute_outputs(self, encoded_BLD: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs of the layers on top of the encoder, by name."""
+    def _compute_outputs(self, encoded_BLD: np.ndarray) -> dict[str, np.ndarray]:
         cls_BD = encoded_BLD[:, 0]
         if "classifier.0.weight" in self.arrays:  # d2l's first edition: no pooler
             inner = np.maximum(self._linear("classifier.0", cls_BD), 0)

@@ -36,7 +36,12 @@ def read_torch_checkpoint(path: Path) -> Checkpoint:
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-        _check_zip(path) if is_zip else _check_legacy(path)
+            file.seek(0)
+            if is_zip:
+                _check_zip(file, path)
+            else:
+                for _ in range(LEGACY_PICKLES):
+                    _check_pickle(file, path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -61,9 +66,9 @@ def write_torch_checkpoint(path: Path, arrays: Mapping[str, np.ndarray]) -> None
         torch.save(state_dict, file)
 
 
-def _check_zip(path: Path) -> None:
+def _check_zip(file: IO[bytes], path: Path) -> None:
     """Refuse what `torch.save` never writes: compressed or duplicate members, wrong checksums."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         total = sum(member.file_size for member in members)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members) or total > path.stat().st_size:
@@ -77,12 +82,6 @@ def _check_zip(path: Path) -> None:
                 _check_pickle(archive.open(member), path)
 
 
-def _check_legacy(path: Path) -> None:
-    with path.open("rb") as file:
-        for _ in range(LEGACY_PICKLES):
-            _check_pickle(file, path)
-
-
 def _check_pickle(file: IO[bytes], path: Path) -> None:
     """Read the opcodes of a pickle without running it."""
     for opcode, name, _ in pickletools.genops(file):
@@ -91,14 +90,11 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
 
 
 def _check_tensors(state_dict: object, path: Path) -> None:
-    if not isinstance(state_dict, dict) or not state_dict:
-        raise BertSnliError(f"{path}: holds no named tensors; save net.state_dict(), not something else")
+    entries = state_dict.items() if isinstance(state_dict, dict) else ()
+    if not entries or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries):
+        raise _not_a_state_dict(path, "it holds something else than named tensors")
     total = 0
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise BertSnliError(
-                f"{path}: {str(name)[:80]!r} is not a tensor; save net.state_dict(), not something else"
-            )
+    for name, value in entries:
         # An expanded view can claim 10^12 elements with one number in the file.
         nbytes = value.numel() * value.element_size()
         total += nbytes

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 from bert_snli.cli.options import add_overwrite, folder
@@ -18,9 +17,7 @@ Convert a d2l checkpoint (d2l.ai) to a `transformers` model folder, and prove th
 SOURCE is bert.small or bert.base (d2l's own, downloaded once and cached), a folder or a zip archive with
 pretrained.params and vocab.json, or a params file. PyTorch and MXNet files are told apart by their content.
 The shapes of the tensors show all sizes but the number of attention heads, which is known for d2l's own models.
-
-The folder gets a conversion_certificate.json: every tensor with its SHA-256, and how far each layer's output
-is from d2l's equations.
+The folder gets a conversion_certificate.json: every tensor's SHA-256, and each layer's difference from d2l's equations.
 
 examples:
   bert-snli convert bert.small --output_dir models/small
@@ -44,12 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """`bert-snli convert`."""
+    check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)  # before a long download
     quiet_libraries()
     from bert_snli.model_card import write_converted_card
     from conversion.convert import convert_checkpoint
+    from conversion.download import CHECKPOINT_NAMES, download_checkpoint
 
+    source = Path(args.source)
+    if args.source in CHECKPOINT_NAMES and not source.exists():
+        source = download_checkpoint(args.source, args.framework or "pytorch")
+    elif args.framework:
+        names = " and ".join(CHECKPOINT_NAMES)
+        raise BertSnliError(f"--framework {args.framework}: only for {names}; leave it out for a file")
     certificate = convert_checkpoint(
-        _find_source(args),
+        source,
         args.output_dir,
         vocab_file=args.vocab_file,
         num_attention_heads=args.num_attention_heads,
@@ -57,38 +62,15 @@ def run(args: argparse.Namespace) -> None:
         overwrite_output_dir=args.overwrite_output_dir,
         finish=write_converted_card,
     )
-    from conversion.write_model import NUM_ATTENTION_HEADS
-
-    source, sizes = certificate.source, certificate.geometry
-    num_heads = sizes["num_attention_heads"]
-    d2l_num_heads = NUM_ATTENTION_HEADS.get(
-        (sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]), num_heads
-    )
-    if num_heads != d2l_num_heads:
-        sys.stderr.write(
-            f"warning: --num_attention_heads {num_heads}: d2l's model of these sizes has {d2l_num_heads}\n"
-        )
+    origin, sizes = certificate.source, certificate.geometry
     print(
-        f"{args.output_dir}: {source.model_kind} model from {source.framework}, {len(certificate.tensors)} tensors; "
-        f"{sizes['num_hidden_layers']} layers x {sizes['hidden_size']} hidden, {num_heads} attention heads, "
-        f"{sizes['vocab_size']:,} tokens"
+        f"{args.output_dir}: {origin['model_kind']} model from {origin['framework']}, "
+        f"{len(certificate.tensors)} tensors; {sizes['num_hidden_layers']} layers x {sizes['hidden_size']} hidden, "
+        f"{sizes['num_attention_heads']} attention heads, {sizes['vocab_size']:,} tokens"
     )
     print_proof(certificate.proof)
     output_dir = shlex.quote(str(args.output_dir))
-    if source.model_kind == "pretraining":
+    if origin["model_kind"] == "pretraining":
         print(f"Next: bert-snli finetune --model_name_or_path {output_dir} --output_dir runs/snli")
     else:
         print(f"Next: bert-snli evaluate {output_dir}")
-
-
-def _find_source(args: argparse.Namespace) -> Path:
-    from conversion.download import CHECKPOINT_NAMES, download_checkpoint
-
-    if args.source in CHECKPOINT_NAMES and not Path(args.source).exists():
-        check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)  # before a long download
-        return download_checkpoint(args.source, args.framework or "pytorch")
-    if args.framework:
-        raise BertSnliError(
-            f"--framework {args.framework}: only for {' and '.join(CHECKPOINT_NAMES)}; leave it out for a file"
-        )
-    return Path(args.source)

@@ -8,7 +8,7 @@ from bert_snli.cli.options import add_overwrite, folder
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 
-D2L_FORMATS = ("d2l-torch", "d2l-mxnet")
+FORMATS = ("d2l-torch", "d2l-mxnet", "onnx")
 SUMMARY = "model folder -> ONNX, or d2l's files"
 HELP = """\
 With --format onnx, write a fine-tuned model as model.onnx, which ONNX Runtime computes without PyTorch, with its
@@ -28,7 +28,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
-    parser.add_argument("--format", choices=[*D2L_FORMATS, "onnx"], required=True, help="whose code is to load it")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="whose code is to load it")
     parser.add_argument("--output_dir", type=folder, required=True, help="folder to write")
     add_overwrite(parser)
     parser.add_argument("--quantize", choices=["int8"], help="for onnx: smaller weights, nearly the same answers")
@@ -36,20 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """`bert-snli export`."""
-    if args.format == "onnx":
-        run_onnx(args)
-    elif args.quantize:
+    if args.quantize and args.format != "onnx":
         raise BertSnliError(f"--quantize {args.quantize}: only for --format onnx; leave it out")
-    else:
-        run_d2l(args)
-
-
-def run_onnx(args: argparse.Namespace) -> None:
-    """Export to ONNX, and print the sizes and the difference from PyTorch."""
     quiet_libraries()
+    overwrite = args.overwrite_output_dir
+    if args.format != "onnx":
+        from conversion.export import export_checkpoint
+
+        checkpoint = export_checkpoint(args.model, args.output_dir, format=args.format, overwrite_output_dir=overwrite)
+        print(f"{args.output_dir}: pretrained.params with {len(checkpoint.arrays)} tensors, and vocab.json")
+        return
     from bert_snli.onnx_export import export_onnx
 
-    overwrite = args.overwrite_output_dir
     result = export_onnx(str(args.model), args.output_dir, quantize=args.quantize, overwrite_output_dir=overwrite)
     size = f"{result.size / 1e6:.1f} MB"
     if args.quantize:
@@ -57,14 +55,3 @@ def run_onnx(args: argparse.Namespace) -> None:
     print(f"{args.output_dir}: model.onnx ({size}), config.json and tokenizer")
     print(f"logits within {result.difference:.1e} of PyTorch's on {result.pairs} random pairs")
     print(f"Next: bert-snli evaluate {shlex.quote(str(args.output_dir))}")
-
-
-def run_d2l(args: argparse.Namespace) -> None:
-    """Write the files of d2l, then say what was written."""
-    quiet_libraries()
-    from conversion.export import export_checkpoint
-
-    checkpoint = export_checkpoint(
-        args.model, args.output_dir, format=args.format, overwrite_output_dir=args.overwrite_output_dir
-    )
-    print(f"{args.output_dir}: pretrained.params ({len(checkpoint.arrays)} tensors) and vocab.json, as {args.format}")

@@ -131,7 +131,7 @@ def test_mlp_classifier_converts(framework: str, reference_bert: ReferenceBERT, 
     if framework == "mxnet":
         write_v3(source / "pretrained.params", rename_to_mxnet({n: v.numpy() for n, v in state.items()}))
     converted = convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
-    dropped = {record.source.name.split(".")[1] for record in converted.tensors if record.target is None}
+    dropped = {record["source"]["name"].split(".")[1] for record in converted.tensors if record["target"] is None}
     assert dropped == {"hidden", "mlm", "nsp"}
     model = D2LBertForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokens = torch.tensor([[3, 7, 4, 9, 4]])
@@ -152,7 +152,7 @@ def test_data_parallel_checkpoint_with_views_and_parameters_converts(reference_b
     assert not state[name].is_contiguous() and isinstance(state["module.hidden.0.bias"], torch.nn.Parameter)
     source = save_d2l_checkpoint(tmp_path / "d2l", state, small_vocabulary())
     converted = convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
-    assert converted.tensors[0].source.name == "module.encoder.token_embedding.weight"
+    assert converted.tensors[0]["source"]["name"] == "module.encoder.token_embedding.weight"
     export_checkpoint(tmp_path / "model", tmp_path / "back", format="d2l-torch")
     plain = {name.removeprefix("module."): value.detach().numpy() for name, value in state.items()}
     assert_same_bits(read_params(tmp_path / "back" / "pretrained.params"), plain)
@@ -176,9 +176,6 @@ def test_vocab_option_replaces_missing_vocabulary(d2l_checkpoint: Path, tmp_path
     assert main(command) == 2
     assert "set --vocab_file to" in capsys.readouterr().err
     assert main([*command, "--vocab_file", str(tmp_path / "tokens.json")]) == 0
-    verify = ["verify", str(tmp_path / "model"), "--against", str(params)]
-    assert main(verify) == 2
-    assert main([*verify, "--vocab_file", str(tmp_path / "tokens.json")]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +201,12 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["export", "nowhere", "--format", "d2l-torch", "--output_dir", "out"], "nowhere: no such folder"),
+        (["export", "nowhere", "--format", "d2l-torch", "--output_dir", "out"], "nowhere/config.json: No such file"),
         (["export", ".", "--format", "d2l-torch", "--output_dir", "out"], "config.json"),
         (["export", "masked", "--format", "d2l-torch", "--output_dir", "out"], "D2LBertForMaskedLM"),
         (["export", "grown", "--format", "d2l-torch", "--output_dir", "out"], "50 tokens for 64 embedding rows"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "d2l"], "--overwrite_output_dir"),
         (["verify", "nowhere"], "conversion_certificate.json: No such file"),
-        (["verify", "model", "--vocab_file", "vocab.json"], "add --against"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model itself"),
         (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
         (
@@ -295,8 +291,8 @@ INVALID_SOURCES = {
         "<sep> is not",
     ),
     "duplicate special token": (change_vocabulary(lambda tokens: [*tokens[:-1], "<cls>"]), "'<cls>' has two ids"),
-    "missing tensor": (change_state_dict(lambda s: s.pop("mlm.mlp.2.bias")), "missing tensor: mlm.mlp.2.bias"),
-    "unexpected tensor": (set_shape("encoder.extra", 2), "unexpected tensor: encoder.extra"),
+    "missing tensor": (change_state_dict(lambda s: s.pop("mlm.mlp.2.bias")), "missing tensors: mlm.mlp.2.bias"),
+    "unexpected tensor": (set_shape("encoder.extra", 2), "unexpected tensors: encoder.extra"),
     "missing block": (
         change_state_dict(lambda s: [s.pop(n) for n in list(s) if "blks.0" in n]),
         "missing tensors: encoder.blks.0",
@@ -311,12 +307,19 @@ INVALID_SOURCES = {
         "hidden.0.bias is of type int32; save float16, float32 or float64",
     ),
     "wrong shape": (set_shape("encoder.blks.1.attention.W_q.weight", 16, 15), r"W_q.weight has shape \(16, 15\)"),
+    "flat positions": (
+        set_shape("encoder.pos_embedding", 64, 16),
+        r"params: encoder.pos_embedding has shape",
+    ),
     "flat embedding": (set_shape("encoder.token_embedding.weight", 800), r"token_embedding.weight has shape \(800,\)"),
     "tensor instead of a dict": (
         lambda folder: torch.save(torch.zeros(3), folder / "pretrained.params"),
-        "holds no named tensors",
+        "something else than named",
     ),
-    "number among the tensors": (change_state_dict(lambda s: s.__setitem__("epoch", 3)), "'epoch' is not a tensor"),
+    "number among the tensors": (
+        change_state_dict(lambda s: s.__setitem__("epoch", 3)),
+        "something else than named",
+    ),
 }
 
 

@@ -148,7 +148,7 @@ MALICIOUS = {
     "millions of labels": (add_millions_of_labels, "its output layer has 20,000,000 rows"),
     "a name that writes to the terminal": (
         change_state_dict(lambda state: state.update({"encoder.x\nall is well\x1b[31m": torch.zeros(1)})),
-        r"unexpected tensor: encoder.x\\nall is well\\x1b\[31m",
+        r"unexpected tensors: encoder.x\\nall is well\\x1b\[31m",
     ),
     "a name of a million characters": (
         change_state_dict(lambda state: state.update({"x" * 10**6: torch.zeros(1)})),
@@ -309,8 +309,8 @@ def test_random_bytes_are_rejected(content: bytes, start: bytes, tmp_path: Path)
 @pytest.mark.parametrize(
     "moment",
     [
-        "conversion.write_model.prove",
-        "conversion.write_model.Certificate.write",
+        "conversion.convert.prove",
+        "conversion.convert.Certificate.write",
         "bert_snli.model_card.make_converted_card",
         "os.rename",
     ],
@@ -336,7 +336,7 @@ def test_ctrl_c_prints_one_line_and_leaves_no_files(d2l_checkpoint: Path, tmp_pa
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("conversion.write_model.prove", interrupt)
+    monkeypatch.setattr("conversion.convert.prove", interrupt)
     command = ["convert", str(d2l_checkpoint), "--num_attention_heads", "2", "--output_dir", str(tmp_path / "model")]
     assert main(command) == 130
     assert capsys.readouterr().err == "bert-snli convert: interrupted\n"

@@ -1,4 +1,4 @@
-"""A second writer of MXNet's file format, for all versions of the format. The tests of the reader use it."""
+"""A second writer of MXNet's file format, for its versions V2 and V3. The tests of the reader use it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ import numpy as np
 
 LIST = 0x112
 FLAGS = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int32": 4, "int8": 5, "int64": 6, "bool": 7}
-MAGICS = {"V1": 0xF993FAC8, "V2": 0xF993FAC9, "V3": 0xF993FACA}
+MAGICS = {"V2": 0xF993FAC9, "V3": 0xF993FACA}
 
 
 def encode_array(array: np.ndarray, version: str = "V3", device: tuple[int, int] = (1, 0)) -> bytes:
-    """Encode one array of the list. V0 has the number of dimensions in place of a magic, and 32-bit dimensions."""
-    data = array.tobytes()
-    device_and_data = struct.pack("<iii", *device, FLAGS[array.dtype.name]) + data
-    if version == "V0":
-        return struct.pack(f"<{1 + array.ndim}I", array.ndim, *array.shape) + device_and_data
-    storage = b"" if version == "V1" else struct.pack("<i", 0)
-    shape = struct.pack(f"<i{array.ndim}q", array.ndim, *array.shape)
-    return struct.pack("<I", MAGICS[version]) + storage + shape + device_and_data
+    """Encode one array of the list."""
+    shape = struct.pack(f"<Iii{array.ndim}q", MAGICS[version], 0, array.ndim, *array.shape)
+    return shape + struct.pack("<iii", *device, FLAGS[array.dtype.name]) + array.tobytes()
 
 
 def encode_list(arrays: list[bytes], names: list[str]) -> bytes:

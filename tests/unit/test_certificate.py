@@ -19,7 +19,7 @@ from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.files import CERTIFICATE
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
-from conversion import d2l_layout, write_model
+from conversion import convert, d2l_layout
 from conversion.checkpoint import read_checkpoint
 from conversion.convert import convert_checkpoint
 from conversion.proof import TOLERANCE, make_probe, prove, relative_difference
@@ -85,16 +85,15 @@ def test_numpy_reference_agrees_with_pytorch_reference(d2l_checkpoint: Path, ref
     tokens, segments = np.array([[3, 9, 4, 8], [3, 7, 6, 4]]), np.array([[0, 0, 1, 1], [0, 1, 0, 0]])
     lengths = np.array([4, 3])
     layers = reference.compute_layers(tokens, segments, np.arange(4) < lengths[:, None])
-    outputs = reference.compute_outputs(layers[-1])
     with torch.no_grad():
         positions = torch.arange(4).expand(2, 4)
         encoded, mlm, nsp = reference_bert.double()(
             torch.from_numpy(tokens), torch.from_numpy(segments), torch.from_numpy(lengths), positions
         )
     for ours, theirs in (
-        (layers[-1], encoded),
-        (outputs["masked language model"], mlm),
-        (outputs["next sentence"], nsp),
+        (layers["block 2"], encoded),
+        (layers["masked language model"], mlm),
+        (layers["next sentence"], nsp),
     ):
         assert relative_difference(ours, theirs.numpy()) <= rounding(TINY, torch.float64)
 
@@ -107,26 +106,17 @@ def test_numpy_reference_agrees_with_outputs_of_d2l_code(name: str):
     case = {key[4:]: value for key, value in np.load(folder / "reference.npz").items() if key.startswith("pad/")}
     mask = np.arange(case["tokens"].shape[1]) < case["valid_lens"][:, None]
     layers = reference.compute_layers(case["tokens"], case["segments"], mask)
-    assert relative_difference(case["encoder"], layers[-1]) <= D2L_TOLERANCE
-    ours = reference.compute_outputs(layers[-1])
-    assert relative_difference(case["pooled"], ours["pooler"]) <= D2L_TOLERANCE
+    last_block = layers[f"block {len([name for name in layers if name.startswith('block')])}"]
+    assert relative_difference(case["encoder"], last_block) <= D2L_TOLERANCE
+    assert relative_difference(case["pooled"], layers["pooler"]) <= D2L_TOLERANCE
     rows = np.arange(len(case["tokens"]))[:, None]
-    assert (
-        relative_difference(case["mlm"], ours["masked language model"][rows, case["pred_positions"]]) <= D2L_TOLERANCE
-    )
+    predicted = layers["masked language model"][rows, case["pred_positions"]]
+    assert relative_difference(case["mlm"], predicted) <= D2L_TOLERANCE
 
 
-def test_verify_accepts_unchanged_model(model: Path, d2l_checkpoint: Path, reference_bert: ReferenceBERT, capsys):
+def test_verify_accepts_unchanged_model(model: Path, reference_bert: ReferenceBERT, capsys):
     assert main(["verify", str(model)]) == 0
-    assert main(["verify", str(model), "--against", str(d2l_checkpoint)]) == 0
-    reports = capsys.readouterr().out
-    assert reports.count(f"as certified; {len(reference_bert.state_dict())} tensors") == 2
-
-
-def test_verify_rejects_checkpoint_of_another_framework(model: Path, tmp_path: Path, capsys):
-    assert main(["export", str(model), "--format", "d2l-mxnet", "--output_dir", str(tmp_path / "mx")]) == 0
-    assert main(["verify", str(model), "--against", str(tmp_path / "mx")]) == 2
-    assert "a file of mxnet" in capsys.readouterr().err
+    assert f"as certified; {len(reference_bert.state_dict())} tensors" in capsys.readouterr().out
 
 
 def test_convert_warns_if_number_of_heads_is_not_the_one_of_d2l(tmp_path: Path, capsys):
@@ -136,21 +126,13 @@ def test_convert_warns_if_number_of_heads_is_not_the_one_of_d2l(tmp_path: Path, 
     assert main(command) == 0 and capsys.readouterr().err == ""
     assert main([*command, "--num_attention_heads", "4"]) == 0
     error = capsys.readouterr().err
-    assert "warning: --num_attention_heads 4: " in error and "has 2" in error
+    assert "num_attention_heads 4: " in error and "has 2" in error
 
 
 def test_verify_ignores_additional_files(model: Path):
     (model / ".cache" / "huggingface").mkdir(parents=True)  # as `hf download --local_dir` does
     (model / "notes.txt").write_text("mine")
     assert main(["verify", str(model)]) == 0
-
-
-def test_verify_accepts_same_tensors_in_another_file(model: Path, reference_bert: ReferenceBERT, tmp_path: Path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    torch.save(reference_bert.state_dict(), copy / "pretrained.params", _use_new_zipfile_serialization=False)
-    (copy / "vocab.json").write_text(json.dumps(small_vocabulary(), indent=1))
-    assert main(["verify", str(model), "--against", str(copy)]) == 0
 
 
 def change_weights(change: Callable[[dict], None]) -> Callable[[Path], None]:
@@ -239,7 +221,7 @@ DAMAGES = {
     "architectures of a wrong type": (change_config(architectures={"a": 1}), "config.json: not as certified: changed"),
     "configuration of a wrong type": (
         lambda model: (model / "config.json").write_text("[]"),
-        "config.json: not the configuration of a model",
+        "config.json: not as certified: changed",
     ),
     "certificate of another version": (
         replace_certificate('{"format_version": 1}'),
@@ -280,20 +262,6 @@ def test_layer_comparison_detects_wrong_layer_norm_epsilon(model: Path, d2l_chec
     assert difference > 1000 * TOLERANCE
 
 
-def test_verify_rejects_other_weights_and_another_vocabulary(
-    model: Path, reference_bert: ReferenceBERT, tmp_path: Path, capsys
-):
-    other = {
-        name: value + 1 if name == "nsp.output.bias" else value for name, value in reference_bert.state_dict().items()
-    }
-    save_d2l_checkpoint(tmp_path / "other", other, small_vocabulary())
-    assert main(["verify", str(model), "--against", str(tmp_path / "other")]) == 2
-    assert "nsp.output.bias not as certified" in capsys.readouterr().err
-    save_d2l_checkpoint(tmp_path / "other", reference_bert.state_dict(), [*small_vocabulary()[:-2], "x", "y"])
-    assert main(["verify", str(model), "--against", str(tmp_path / "other")]) == 2
-    assert "not the vocabulary" in capsys.readouterr().err
-
-
 def swap_query_and_key_in_name_map() -> list:
     swap = {"query": "key", "key": "query"}
 
@@ -325,9 +293,9 @@ def test_convert_detects_wrong_values_in_weights_file(d2l_checkpoint: Path, tmp_
 
 
 def test_convert_detects_wrong_ids_in_tokenizer(d2l_checkpoint: Path, tmp_path: Path, monkeypatch):
-    build = write_model.build_tokenizer
+    build = convert.build_tokenizer
     monkeypatch.setattr(
-        write_model, "build_tokenizer", lambda tokens, **options: build([*tokens[:-2], "x", "y"], **options)
+        convert, "build_tokenizer", lambda tokens, **options: build([*tokens[:-2], "x", "y"], **options)
     )
     with pytest.raises(BertSnliError, match="the tokenizer made from it has other ids"):
         convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)

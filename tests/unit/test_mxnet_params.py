@@ -37,9 +37,7 @@ def test_files_written_by_mxnet_are_read_exactly(name: str):
     assert_same(read_all(FILES / f"{name}.params"), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("v2_sparse", "holds a sparse array"), ("v3_list", "arrays without names")]
-)
+@pytest.mark.parametrize(("name", "message"), [("v2_sparse", "holds a sparse array"), ("v3_list", "0 names for")])
 def test_sparse_and_unnamed_arrays_of_mxnet_are_rejected(name: str, message: str):
     with pytest.raises(BertSnliError, match=message):
         read_checkpoint(FILES / f"{name}.params")
@@ -51,7 +49,7 @@ def arrays_of_all_dtypes() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("device", [(1, 0), (2, 3), (3, 0), (77, -1)])
-@pytest.mark.parametrize("version", ["V0", *MAGICS])
+@pytest.mark.parametrize("version", MAGICS)
 def test_every_format_version_dtype_and_device_is_read(version: str, device: tuple[int, int], tmp_path: Path):
     arrays = arrays_of_all_dtypes()
     path = tmp_path / "x.params"
@@ -73,7 +71,7 @@ def test_checkpoint_with_name_prefixes_converts(prefix: str, reference_bert, tmp
     named = {prefix + name: value for name, value in rename_to_mxnet(state).items()}
     write_v3(source / "pretrained.params", named)
     done = convert_checkpoint(source, tmp_path / "model", num_attention_heads=2)
-    assert {record.source.name for record in done.tensors} == named.keys()
+    assert {record["source"]["name"] for record in done.tensors} == named.keys()
 
 
 ONE = encode_array(np.ones(2, np.float32))
@@ -92,22 +90,25 @@ NO_DATA = {
     "V3": struct.pack("<Iii", MAGICS["V3"], 0, -1),
 }
 MALFORMED_FILES = {
-    "nothing after the magic": (HEADER[:8], "ends within the header"),
-    "no arrays": (encode_list([], []), "holds no arrays"),
-    "no names": (encode_list([ONE], []), "arrays without names"),
+    "nothing after the magic": (HEADER[:8], "ends too early"),
+    "no arrays": (encode_list([], []), "0 names for 0 arrays"),
+    "no names": (encode_list([ONE], []), "0 names for 1 arrays"),
     "too few names": (encode_list([ONE, ONE], ["a"]), "1 names for 2 arrays"),
     "duplicate name": (encode_list([ONE, ONE], ["a", "a"]), "two arrays of the name 'a'"),
     "names that differ only in the prefix": (encode_list([ONE, ONE], ["arg:a", "aux:a"]), "two arrays of the name 'a'"),
     "name that is not UTF-8": (encode_list([ONE], ["a"])[:-1] + b"\xff", "not UTF-8"),
-    "name longer than the file": (encode_list([ONE], ["a"])[:-9] + struct.pack("<Q", 2**63) + b"a", "a name of 9,223"),
+    "name longer than the file": (
+        encode_list([ONE], ["a"])[:-9] + struct.pack("<Q", 2**63) + b"a",
+        "ends too early",
+    ),
     "bytes after the end": (encode_list([ONE], ["a"]) + b"x", "1 bytes after the end"),
-    "too many arrays": (HEADER + struct.pack("<Q", 2**62), "4,611,686,018,427,387,904 arrays"),
-    "array of a terabyte": (array_with([2**38]), r"ends within an array of shape \(274877906944,\)"),
-    "size that overflows": (array_with([2**62, 2**62]), "ends within an array of shape"),
+    "too many arrays": (HEADER + struct.pack("<Q", 2**62), "ends too early"),
+    "array of a terabyte": (array_with([2**38]), r"impossible shape \(274877906944,\)"),
+    "size that overflows": (array_with([2**62, 2**62]), "impossible shape"),
     "negative shape": (array_with([-3]), "impossible shape"),
-    "negative number of dimensions": (array_with([], ndim=-7), "no array of MXNet's"),
-    "too many dimensions": (array_with([], ndim=2**30), "no array of MXNet's"),
-    "unknown magic": (array_with([2], magic=0xDEADBEEF), "no array of MXNet's"),
+    "negative number of dimensions": (array_with([], ndim=-7), "-7 dimensions"),
+    "too many dimensions": (array_with([], ndim=2**30), "1,073,741,824 dimensions"),
+    "unknown magic": (array_with([2], magic=0xDEADBEEF), "not in MXNet's format V2 or V3"),
     "unknown dtype": (array_with([0], flag=12), "unknown dtype 12"),
     "V2 without data": (encode_list([NO_DATA["V2"]], ["a"]), "'a' has no data"),
     "V3 without data": (encode_list([NO_DATA["V3"]], ["a"]), "'a' has no data"),
