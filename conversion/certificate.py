@@ -52,7 +52,11 @@ def read_certificate(folder: Path) -> Certificate:
         if content.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError("another format version")
         content["proof"] = [LayerDifference(**entry) for entry in content["proof"]]
-        return Certificate(**content)
+        certificate = Certificate(**content)
+        for record in certificate.tensors:  # fails if the file was edited
+            _ = record["source"]["name"], record["target"] and record["target"]["name"]
+        _ = certificate.files.items()
+        return certificate
     except OSError as error:
         raise BertSnliError(f"{path}: {error.strerror}; only a converted folder has one") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

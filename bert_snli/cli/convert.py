@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> None:
     """`bert-snli convert`."""
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)  # before a long download
     quiet_libraries()
-    from bert_snli.model_card import write_converted_card
-    from conversion.convert import convert_checkpoint
+    from bert_snli.tokenization import read_vocabulary
+    from conversion.checkpoint import open_checkpoint_files, read_checkpoint
+    from conversion.d2l_layout import identify_model
     from conversion.download import CHECKPOINT_NAMES, download_checkpoint
 
     source = Path(args.source)
@@ -53,6 +54,14 @@ def run(args: argparse.Namespace) -> None:
     elif args.framework:
         names = " and ".join(CHECKPOINT_NAMES)
         raise BertSnliError(f"--framework {args.framework}: only for {names}; leave it out for a file")
+    # A damaged file is reported before the model classes are imported, which takes seconds.
+    with open_checkpoint_files(source, args.vocab_file) as (params, vocabulary):
+        read_vocabulary(vocabulary)
+        identify_model(read_checkpoint(params))
+
+    from bert_snli.model_card import write_converted_card
+    from conversion.convert import convert_checkpoint
+
     certificate = convert_checkpoint(
         source,
         args.output_dir,
