@@ -148,7 +148,7 @@ def _read_pairs(
     label_feature: ClassLabel | List
     read_label: Callable[..., int | list[float] | None]
     if columns[2] == SCORES:
-        label_feature, read_label = List(Value("float32")), partial(_order_scores, labels=labels)
+        label_feature, read_label = List(Value("float32")), partial(_order_scores, labels=labels or D2L_LABELS)
     else:
         names = name_labels(rows, columns[2], label_names)
         labels = labels or (TWO_WAY_LABELS if NON_ENTAILMENT in names.values() else D2L_LABELS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ def test_pairs_are_read_in_order_and_counted(tmp_path: Path):
 def test_file_without_pairs_is_refused(tmp_path: Path):
     with pytest.raises(BertSnliError, match="holds no pairs"):
         count_pairs(write_pairs(tmp_path / "empty.jsonl", []))
-
-
-def test_named_pipe_is_refused_as_input(tmp_path: Path):
-    """A pipe can be read only once, but pairs are counted before they are read."""
-    os.mkfifo(tmp_path / "pairs.jsonl")
-    with pytest.raises(BertSnliError, match="cannot be read twice"):
-        count_pairs(tmp_path / "pairs.jsonl")
 
 
 def test_lone_surrogate_error_names_the_row(tmp_path: Path):

@@ -196,11 +196,11 @@ def test_special_tokens_in_a_text_become_unknown_tokens(wiki_vocabulary: list[st
 def test_wikitext_of_the_hub_is_tokenized_and_other_datasets_are_raw(monkeypatch: pytest.MonkeyPatch):
     requests = []
 
-    def load(name, config=None):
+    def load(name, config, split):
         requests.append((name, config))
         return DatasetDict({"train": Dataset.from_dict({"text": ["He can't. She can."] * 3})})
 
-    monkeypatch.setattr("bert_snli.data.text.load_dataset", load)
+    monkeypatch.setattr("bert_snli.data.sources.load_dataset", load)
     for name, config, tokenized in (
         ("Salesforce/wikitext", None, True),
         ("Salesforce/wikitext", "wikitext-2-raw-v1", False),
