@@ -84,7 +84,10 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
     """Open the standard output, or a file that replaces `path` when the block ends without an error."""
     if path is None:
         yield sys.stdout
-    else:
-        with explain_write_errors(path, "output_file"), replace_file(path.resolve()) as temporary:
-            with temporary.open("w", encoding="utf-8") as file:
-                yield file
+        return
+    with (
+        explain_write_errors(path, "output_file"),
+        replace_file(path.resolve()) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        yield file

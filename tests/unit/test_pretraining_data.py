@@ -13,9 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pretraining import (
-    MaskDraws,
     MaskedPairs,
-    PairDraws,
     SentenceEncoder,
     encode_corpus,
     mask_tokens,
@@ -53,7 +51,7 @@ def test_pair_up_pairs_each_sentence_with_the_next_or_the_drawn_one():
     paragraphs = Dataset.from_dict({"sentences": [["a", "b", "c a"], ["d", "e"]]})
     corpus = encode_corpus(paragraphs, tokenizer)
     # Candidates: a, b and d. The second one is paired with sentence floor(0.9 * 3) of the first paragraph.
-    draws = PairDraws(np.array([0.4, 0.5, 0.1]), np.array([1, 0, 0]), np.array([0.0, 0.9, 0.0]))
+    draws = (np.array([0.4, 0.5, 0.1]), np.array([1, 0, 0]), np.array([0.0, 0.9, 0.0]))
     pairs = pair_up(corpus, draws, tokenizer, 6).to_pydict()
     tokens = [" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in pairs["input_ids"]]
     assert tokens == ["<cls> a <sep> b <sep>", "<cls> b <sep> c a <sep>", "<cls> d <sep> e <sep>"]
@@ -68,7 +66,7 @@ def test_mask_tokens_predicts_the_first_tokens_in_order_without_excluded_ones():
     cls, sep, mask = 3, 4, 2
     ids, lengths = np.array([cls, 10, sep, 11, sep, cls, *range(20, 30), sep]), np.array([5, 12])
     order = np.array([0.0, 0.6, 0.1, 0.5, 0.2, 0.0, *np.linspace(0.9, 0.1, 10), 0.0])
-    draws = MaskDraws(order, np.array([0.9, 0.7, 0.8]), np.array([0.5, 0.0, 0.4]), np.array([40, 41, 42]))
+    draws = (order, np.array([0.9, 0.7, 0.8]), np.array([0.5, 0.0, 0.4]), np.array([40, 41, 42]))
     masked, columns, labels = mask_tokens(ids, lengths, draws, mask, (cls, sep))
     assert columns.tolist() == [3, 9, 10]
     assert labels.tolist() == [11, 28, 29]
