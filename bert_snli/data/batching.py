@@ -20,7 +20,7 @@ IGNORED_LABEL = -100
 
 
 class MicroBatch(NamedTuple):
-    """Numbers of the rows of a global batch that one process computes in one forward and backward pass."""
+    """Rows of a global batch that one process computes in one forward and backward pass."""
 
     rows: list[int]
     has_labels: bool  # False for a filler row, whose labels are ignored
@@ -32,12 +32,8 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     The global batches depend only on the seed and the epoch, not on the number of processes. Each row occurs once in an
     epoch. All processes must take part in every step, so a micro-batch without rows gets a filler row without labels.
 
-    Args:
-        lengths: the lengths of all rows, in tokens.
-        batch_size: rows of a global batch.
-        strategy: `group_by_length` puts rows of similar length into a batch, which saves padding, and shuffles the
-            batches; `random` shuffles the rows, as d2l does.
-        num_micro_batches: micro-batches of each process in a global batch.
+    `lengths` are in tokens. The strategy `group_by_length` puts rows of similar length into a batch, which saves
+    padding, and shuffles the batches; `random` shuffles the rows, as d2l does.
     """
 
     def __init__(
@@ -98,9 +94,6 @@ class PaddedPairs(torch.utils.data.Dataset):
     `input_ids`, `token_type_ids` and `attention_mask` are (B, L); `labels`, if there are any, (B,), or (B, C) if they
     are probabilities. L is the length of the longest row, or `pad_to_length`. The result equals that of
     `DataCollatorWithPadding` and is computed about fifty times faster. All of SNLI takes 120 MB, so it stays on a GPU.
-
-    Args:
-        encoded: columns `input_ids`, `token_type_ids`, `length` and optionally `labels`.
     """
 
     def __init__(
@@ -121,9 +114,7 @@ class PaddedPairs(torch.utils.data.Dataset):
             for name in ("input_ids", "token_type_ids")
         }
         self.padding = {"input_ids": pad_token_id, "token_type_ids": 0}
-        self.labels: torch.Tensor | None = None
-        if "labels" in table.column_names:
-            self.labels = _label_tensor(table["labels"]).to(self.device)
+        self.labels = _label_tensor(table["labels"]).to(self.device) if "labels" in table.column_names else None
         self.pad_to_length = pad_to_length
 
     def __len__(self) -> int:

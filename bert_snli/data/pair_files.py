@@ -34,7 +34,11 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
             else:
                 rows = csv.DictReader(file, delimiter=DELIMITERS[path.suffix])
             for number, row in enumerate(rows, start=1):
-                yield _read_pair(row, f"{name}: row {number}")
+                for column in COLUMNS:
+                    if not isinstance(row, dict) or not is_text(row.get(column)):
+                        remedy = f"name the columns {' and '.join(COLUMNS)}, and save the texts as UTF-8"
+                        raise BertSnliError(f"{name}: row {number}: no {column}; {remedy}")
+                yield row["premise"], row["hypothesis"]
     except BertSnliError:
         raise
     except OSError as error:
@@ -43,16 +47,6 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
         reason = getattr(error, "msg", error)  # without the "line 1" of JSON, where each row is its own first line
         what = f"cannot be read as {path.suffix} after row {number} ({reason})"
         raise BertSnliError(f"{name}: {what}; correct or remove the row") from error
-
-
-def _read_pair(row: Any, where: str) -> tuple[str, str]:
-    for column in COLUMNS:
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            raise BertSnliError(f"{where}: no {column}; name the columns {' and '.join(COLUMNS)}")
-        if not is_text(row[column]):
-            what = f"{row[column]!r:.80} is not a text that can be written as UTF-8"
-            raise BertSnliError(f"{where}: {what}; remove or correct it")
-    return row["premise"], row["hypothesis"]
 
 
 def count_pairs(path: Path, *, name: str | None = None) -> int:

@@ -7,7 +7,7 @@ from the same values until they have the label, so that the hypothesis alone doe
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +103,16 @@ def judge(scene: Facts, claims: Facts) -> str:
 
 
 def draw_scene(rng: random.Random) -> Facts:
-    """Draw who is in the scene, the size, and at least one of the other facts, but not all of them.
-
-    Every scene has a size because its two values, *tall* and *short*, teach a small model to compare the sentences.
-    """
+    """Draw who is in the scene, the size, which is easy to compare, and some of the other facts, but not all."""
     others = [slot for slot in TAXONOMY if slot not in ("who", "size")]
     slots = rng.sample(others, rng.randint(1, len(others) - 1))
     return {slot: random_value(rng, slot) for slot in ("who", "size", *slots)}
 
 
 def draw_claims(rng: random.Random, scene: Facts, label: str) -> Facts:
-    """Draw claims that relate to `scene` as `label` says.
+    """Draw claims that relate to `scene` as `label` says: who is in it, and a claim about a random slot.
 
-    A hypothesis names who is in the scene and makes a claim about a random slot: half of the time what the scene says,
-    else a random value. If that slot is `who`, it also says a fact of the scene.
+    Half of the time, the claim is what the scene says, else a random value.
     """
     while True:
         slot = rng.choice(list(TAXONOMY))
@@ -143,13 +139,10 @@ def make_sentence(rng: random.Random, facts: Facts) -> list[list[str]]:
     return phrases
 
 
-def binary_parse(phrases: list[list[str]]) -> str:
+def binary_parse(nodes: Sequence[str | list[str]]) -> str:
     """Return `( ( A man ) ( is sleeping ) )`: a node has two children, and the second one holds the rest."""
-
-    def branch(nodes: list[str]) -> str:
-        return nodes[0] if len(nodes) == 1 else f"( {nodes[0]} {branch(nodes[1:])} )"
-
-    return branch([branch(tokens) for tokens in phrases])
+    first, *rest = [node if isinstance(node, str) else binary_parse(node) for node in nodes]
+    return f"( {first} {binary_parse(rest)} )" if rest else first
 
 
 def raw_text(phrases: list[list[str]]) -> str:
@@ -169,21 +162,6 @@ def draw_votes(rng: random.Random, label: str, *, is_undecided: bool, num_votes:
     return [label, *rng.sample([label] * agreeing + [first] * (4 - agreeing), 4)][:num_votes]
 
 
-def make_row(
-    premise: list[list[str]], hypothesis: list[list[str]], caption: str, label: str, votes: list[str]
-) -> dict[str, Any]:
-    return {
-        "gold_label": label if votes.count(label) * 2 > len(votes) else NO_GOLD_LABEL,
-        "sentence1": raw_text(premise),
-        "sentence2": raw_text(hypothesis),
-        "sentence1_binary_parse": binary_parse(premise),
-        "sentence2_binary_parse": binary_parse(hypothesis),
-        "captionID": caption,
-        "pairID": f"{caption}r1{label[0]}",
-        "annotator_labels": votes,
-    }
-
-
 def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set) -> list[dict[str, Any]]:
     """Return `num_pairs` rows, three for each premise, of scenes that are not in `known_scenes`; add them to it."""
     rows = []
@@ -198,18 +176,24 @@ def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set)
             hypothesis = make_sentence(rng, draw_claims(rng, scene, label))
             num_votes = 5 if name != "train" or rng.random() < 0.1 else 1
             votes = draw_votes(rng, label, is_undecided=is_undecided, num_votes=num_votes)
-            rows.append(make_row(premise, hypothesis, f"{name}{number:06d}.jpg#0", label, votes))
+            row = {
+                "gold_label": label if votes.count(label) * 2 > len(votes) else NO_GOLD_LABEL,
+                "sentence1": raw_text(premise),
+                "sentence2": raw_text(hypothesis),
+                "sentence1_binary_parse": binary_parse(premise),
+                "sentence2_binary_parse": binary_parse(hypothesis),
+                "captionID": f"{name}{number:06d}.jpg#0",
+                "pairID": f"{name}{number:06d}.jpg#0r1{label[0]}",
+                "annotator_labels": votes,
+            }
+            rows.append(row)
     return rows
 
 
 def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, seed: int = 0) -> Path:
     """Write `snli_1.0_{split}.jsonl` and `.txt` for every split of `num_pairs` into `folder` and return it.
 
-    The same `num_pairs` and `seed` give the same bytes, with one version of Python. The sizes count all rows, also
-    those without a gold label.
-
-    Raises:
-        ValueError: a size is not a positive multiple of three (a premise has three hypotheses), or all are too many.
+    The same `num_pairs`, which count all rows, and `seed` give the same bytes, with one version of Python.
     """
     if any(size < 3 or size % 3 for size in num_pairs.values()) or sum(num_pairs.values()) > MAX_PAIRS:
         raise ValueError(f"num_pairs is {dict(num_pairs)}: use multiples of three, at most {MAX_PAIRS} in all")

@@ -69,10 +69,10 @@ def load_snli(
 
 
 def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[str] = D2L_LABELS) -> tuple[Dataset, int]:
-    """Load the training pairs of one file, and the number of rows without a gold label that were dropped.
+    """Load the training pairs of one file as `load_snli` does, and the number of rows without a gold label.
 
-    The columns are those of `load_snli`. If the file has a column `scores`, a probability for each label name as
-    `bert-snli predict` writes them, `label` is the list of these probabilities in the order of `labels`.
+    If the file has a column `scores`, as `bert-snli predict` writes it, `label` is the list of these probabilities in
+    the order of `labels`.
     """
     where = f"train_file {path}"
     if not path.is_file() or path.suffix not in READERS:
@@ -86,18 +86,11 @@ def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[st
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Pairs for evaluation: `premise`, `hypothesis`, `label` and, if there are labels of single annotators, `votes`.
+    """Pairs for evaluation. A column `votes` counts the labels of single annotators, in the order of `D2L_LABELS`."""
 
-    Args:
-        name: of the split or of the file.
-        pairs: `label` is a `ClassLabel` of `D2L_LABELS` or of `TWO_WAY_LABELS`; `votes` counts the annotators' labels
-            in the order of `D2L_LABELS`.
-        num_dropped: rows without a gold label that were dropped.
-    """
-
-    name: str
-    pairs: Dataset
-    num_dropped: int
+    name: str  # of the split or of the file
+    pairs: Dataset  # `label` is a `ClassLabel` of `D2L_LABELS` or of `TWO_WAY_LABELS`
+    num_dropped: int  # rows without a gold label
 
     @property
     def labels(self) -> list[str]:
@@ -129,8 +122,8 @@ def load_evaluation_set(
         name = split or "test"
         rows, where = read_split(dataset_name_or_path, name)
     votes = count_votes(rows, label_names)
-    rows = rows.flatten()  # ChaosNLI nests its texts
-    pairs = _read_pairs(rows, where, text_source, columns or {}, None, label_names, votes)
+    # ChaosNLI nests its texts, so the columns are flattened.
+    pairs = _read_pairs(rows.flatten(), where, text_source, columns or {}, None, label_names, votes)
     return EvaluationSet(name, pairs, len(rows) - len(pairs))
 
 

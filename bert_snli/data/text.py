@@ -29,17 +29,11 @@ HELD_OUT_SHARE = 0.05  # of the paragraphs, if there is no split to evaluate on
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text.
-
-    Args:
-        splits: rows with the column `text`, or `premise` and `hypothesis`.
-        name: the name or path of the text, for messages.
-        tokenized: whether tokens have spaces between them already.
-    """
+    """Splits with the column `text`, or `premise` and `hypothesis`."""
 
     splits: dict[str, Dataset]
-    name: str
-    tokenized: bool
+    name: str  # for messages
+    tokenized: bool  # whether tokens have spaces between them already
 
 
 def open_text(name_or_path: str, config_name: str | None, text_source: str) -> Text:
@@ -108,10 +102,7 @@ class SentenceSplitter:
 
     A sentence has single spaces between its tokens. A line without ` . ` is left out. As in d2l, spaces at the ends of
     a line count, so a line of one sentence that ends in ` . ` stays; it can only be the random sentence of a pair.
-
-    Args:
-        tokenizer: the rules for raw text; its vocabulary has no effect.
-        tokenized: whether tokens have spaces between them already.
+    The tokenizer's rules split text that is not `tokenized`; its vocabulary has no effect.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokenized: bool):

@@ -26,7 +26,7 @@ def test_file_without_pairs_is_refused(tmp_path: Path):
 
 def test_lone_surrogate_error_names_the_row(tmp_path: Path):
     source = write_pairs(tmp_path / "pairs.jsonl", [("a", "b"), ("a \ud800", "b")])
-    with pytest.raises(BertSnliError, match="row 2: 'a .*' is not a text that can be written as UTF-8"):
+    with pytest.raises(BertSnliError, match="row 2: no premise; .* save the texts as UTF-8"):
         count_pairs(source)
 
 
