@@ -1,15 +1,11 @@
 """Build a fast tokenizer from d2l's ``vocab.json`` that splits raw English as SNLI's parses are split.
 
-d2l (sections 15.4 and 15.7) does not tokenize SNLI: it lower-cases the leaves of the parse that comes with every
-sentence and looks them up. Stanford's PTBTokenizer (CoreNLP) made those leaves by the rules of the Penn Treebank:
-``do n't``, ``'s``, ``-LRB-`` for a bracket, two backticks and two apostrophes for quotes. Users have raw text such as
-"I don't know.", so the tokenizer applies the same rules. They run in the Rust ``tokenizers`` library and are stored in
-``tokenizer.json``, so a model needs no Python code for them.
+d2l looks up the lower-cased leaves of SNLI's parses, which Stanford's PTBTokenizer (CoreNLP) made by the rules of the
+Penn Treebank: ``do n't``, ``'s``, ``-LRB-`` for a bracket. Users have raw text, so the tokenizer applies the same
+rules. They are stored in ``tokenizer.json`` and run in the Rust ``tokenizers`` library.
 
-Three tables hold the rules, each with an example: ``NORMALIZER_RULES`` replace characters, ``TOKEN_PATTERNS`` match one
-token each (pre-tokenizer), ``DECODER_RULES`` join decoded tokens. Tokenized text is not changed: the leaves of a parse,
-joined by single spaces, stay the same, also in lower case. Therefore no token pattern distinguishes upper case from
-lower case, and none joins what a space separates.
+The leaves of a parse, joined by single spaces, stay the same, also in lower case. Therefore no token pattern
+distinguishes upper case from lower case, and none joins what a space separates.
 
 The patterns run on Oniguruma, which backtracks. Possessive repeats (``++``, ``*+``) keep the time linear in the length
 of the text. The alternation ``\u2019|\u02bc`` is faster than a character class, as Oniguruma has a fast search for it.

@@ -5,7 +5,8 @@ Shape suffixes: B pairs of a batch, R rows of a data set, L positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class MicroBatch(NamedTuple):
     has_labels: bool  # False for a filler row, whose labels are ignored
 
 
+@dataclass(eq=False)
 class GlobalBatchSampler(Sampler[MicroBatch]):
     """Splits an epoch into global batches, and each global batch into micro-batches and across processes.
 
@@ -36,26 +38,19 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     padding, and shuffles the batches; `random` shuffles the rows, as d2l does.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        *,
-        seed: int,
-        strategy: str = "group_by_length",
-        num_micro_batches: int = 1,
-        num_processes: int = 1,
-        process_index: int = 0,
-    ):
-        self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.strategy = strategy
-        self.num_micro_batches = num_micro_batches
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.epoch = 0
-        self.first_batch = 0
+    lengths: np.ndarray
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    strategy: str = "group_by_length"
+    num_micro_batches: int = 1
+    num_processes: int = 1
+    process_index: int = 0
+    epoch: int = field(default=0, init=False)
+    first_batch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.lengths = np.asarray(self.lengths)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch, and the global batch at which a resumed run begins."""

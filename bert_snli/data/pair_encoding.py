@@ -218,11 +218,6 @@ def flat_columns(encoded: Dataset | pa.Table) -> Iterator[np.ndarray]:
         yield (array.flatten() if pa.types.is_nested(array.type) else array).to_numpy()
 
 
-def distinct_ids(encoded: Dataset) -> np.ndarray:
-    """Return the token ids that occur in encoded pairs, sorted."""
-    return np.unique(encoded.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy())
-
-
 def encode_pairs(pairs: Dataset, encoder: PairEncoder) -> Dataset:
     """Map `encoder` over `pairs`; a column `label` becomes `labels`. A second run is read from the cache."""
     features = encoder.features

@@ -21,7 +21,6 @@ from bert_snli.data.pair_encoding import (
     NUM_SPECIAL_TOKENS,
     TokenSequences,
     concatenate_ranges,
-    flat_columns,
     ids_by_token,
     pack_pairs,
 )
@@ -61,13 +60,9 @@ class Corpus(NamedTuple):
 
 def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Encode the sentences of `paragraphs`; a second run is read from the cache."""
-    encoded = paragraphs.map(
-        SentenceEncoder(tokenizer),
-        batched=True,
-        remove_columns=paragraphs.column_names,
-        features=Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))}),
-        desc="Encoding sentences",
-    )
+    features = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})
+    options = {"batched": True, "remove_columns": paragraphs.column_names, "features": features}
+    encoded = paragraphs.map(SentenceEncoder(tokenizer), desc="Encoding sentences", **options)
     table = encoded.with_format("arrow")[:]
     ids, lengths = (table[name].combine_chunks() for name in ("ids", "lengths"))
     lengths_S = lengths.flatten().to_numpy().astype(np.int64)
@@ -167,25 +162,17 @@ class MaskedPairs(PaddedPairs):
         self.tokenizer = tokenizer
         self.seed = seed
         self.static_masks = static_masks
-        self.pairs = pairs
+        self.pairs = pairs  # before masking
         self.ids_N = self.tokens["input_ids"].cpu().numpy()  # before masking
         self.predictions_R = num_predictions(self.lengths)
         self.prediction_counts_R = torch.from_numpy(self.predictions_R).to(device)
         self.prediction_starts_R = self.prediction_counts_R.cumsum(0) - self.prediction_counts_R
-        self.mask_epoch: int | None = None
         self.set_epoch(0)
-
-    def arrays(self) -> list[np.ndarray]:
-        """Return all data of the pairs before masking: token ids, segments, lengths and next-sentence labels."""
-        return list(flat_columns(self.pairs))
 
     def set_epoch(self, epoch: int) -> None:
         """Mask the tokens for the epoch."""
-        epoch = 0 if self.static_masks else epoch
-        if epoch == self.mask_epoch:
-            return
-        self.mask_epoch = epoch
         num_predicted = int(self.predictions_R.sum())
+        epoch = 0 if self.static_masks else epoch
         draws = draw_masks(len(self.ids_N), num_predicted, len(self.tokenizer), self.seed, epoch)
         excluded_ids = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
         masked = mask_tokens(self.ids_N, self.lengths, draws, self.tokenizer.mask_token_id, excluded_ids)

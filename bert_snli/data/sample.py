@@ -18,7 +18,6 @@ DEFAULT_PAIRS: Mapping[str, int] = {"train": 15_000, "dev": 600, "test": 600}
 MAX_PAIRS = 45_000  # in all splits; beyond this, new scenes become rare
 LABELS = ("entailment", "neutral", "contradiction")
 NO_GOLD_LABEL = "-"
-PREMISES_PER_UNDECIDED = 100  # one premise in so many has hypotheses without a gold label
 COLUMNS = (
     "gold_label sentence1_binary_parse sentence2_binary_parse sentence1 sentence2 captionID pairID "
     "label1 label2 label3 label4 label5"
@@ -171,7 +170,7 @@ def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set)
             scene = draw_scene(rng)
         known_scenes.add(key)
         premise = make_sentence(rng, scene)
-        is_undecided = number % PREMISES_PER_UNDECIDED == 1
+        is_undecided = number % 100 == 1  # its hypotheses have no gold label
         for label in rng.sample(LABELS, 3):
             hypothesis = make_sentence(rng, draw_claims(rng, scene, label))
             num_votes = 5 if name != "train" or rng.random() < 0.1 else 1

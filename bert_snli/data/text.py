@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from bert_snli.choices import HUB_ID, WIKITEXT
@@ -19,7 +19,6 @@ from bert_snli.data.sources import READERS, SAMPLE, SPLITS, TEXT_SUFFIXES, is_hu
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import SPECIAL_TOKENS, is_uncased, split_text
 
-WIKITEXT_2 = "wikitext-2-v1"
 TOKENIZED_WIKITEXT = re.compile(r"wikitext-\d+-v1")  # configurations of WikiText on the Hub; the others are raw text
 WIKITEXT_SUFFIX = ".tokens"
 SPLIT_OF_NAME = {name: split for split, names in SPLITS.items() for name in names}
@@ -39,7 +38,7 @@ class Text:
 def open_text(name_or_path: str, config_name: str | None, text_source: str) -> Text:
     """Open a folder of WikiText, text files, a source of SNLI, or a dataset on the Hub with a column `text`."""
     if name_or_path not in (SAMPLE, HUB_ID) and is_hub_id(name_or_path):
-        config_name = config_name or (WIKITEXT_2 if name_or_path == WIKITEXT else None)
+        config_name = config_name or ("wikitext-2-v1" if name_or_path == WIKITEXT else None)
         tokenized = name_or_path == WIKITEXT and bool(TOKENIZED_WIKITEXT.fullmatch(str(config_name)))
         return Text(_read_hub(name_or_path, config_name), name_or_path, tokenized)
     if config_name is not None:
@@ -90,10 +89,8 @@ def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
 
 def _read_hub(name: str, config_name: str | None) -> dict[str, Dataset]:
     loaded = load_from_hub(name, config_name)
-    if not isinstance(loaded, DatasetDict) or any("text" not in rows.column_names for rows in loaded.values()):
-        raise BertSnliError(f"dataset_name_or_path {name}: has no column 'text'; give a dataset of plain text")
-    if "train" not in loaded:
-        raise BertSnliError(f"{name}: has no train split, only {', '.join(loaded)}; choose a dataset that has one")
+    if "train" not in loaded or any("text" not in rows.column_names for rows in loaded.values()):
+        raise BertSnliError(f"dataset_name_or_path {name}: must have a split 'train' and a column 'text'; give another")
     return {split: rows.select_columns(["text"]) for split, rows in loaded.items()}
 
 
@@ -139,20 +136,18 @@ def split_sentences(text: Text, splitter: SentenceSplitter) -> Paragraphs:
 
     The evaluation split is `validation`, else `test`, else the last 5 % of `train`, which are then held out.
     """
-
-    def split(name: str) -> Dataset:
-        rows = text.splits[name]
-        features = Features({"sentences": List(Value("string"))})
-        options = {"batched": True, "remove_columns": rows.column_names, "features": features}
-        return rows.map(splitter, desc="Splitting sentences", **options)
-
-    train = split("train")
     eval_split = next((name for name in ("validation", "test") if name in text.splits), "held-out")
+    options = {"batched": True, "features": Features({"sentences": List(Value("string"))})}
+    splits = {
+        name: rows.map(splitter, remove_columns=rows.column_names, desc="Splitting sentences", **options)
+        for name, rows in text.splits.items()
+        if name in ("train", eval_split)
+    }
+    train = splits["train"]
     if eval_split == "held-out":
         num_train = max(0, len(train) - max(1, round(HELD_OUT_SHARE * len(train))))
-        train, evaluation = train.select(range(num_train)), train.select(range(num_train, len(train)))
-    else:
-        evaluation = split(eval_split)
+        train, splits[eval_split] = train.select(range(num_train)), train.select(range(num_train, len(train)))
+    evaluation = splits[eval_split]
     for name, rows in (("train", train), (eval_split, evaluation)):
         if not any(len(sentences) > 1 for sentences in rows["sentences"]):
             raise BertSnliError(

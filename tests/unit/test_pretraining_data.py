@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from bert_snli.data.batching import MicroBatch
+from bert_snli.data.pair_encoding import flat_columns
 from bert_snli.data.pretraining import (
     MaskedPairs,
     SentenceEncoder,
@@ -181,7 +182,7 @@ def test_readme_next_to_snli_is_not_read_as_text(corpus: Path, tmp_path: Path):
 def test_dataset_without_a_train_split_is_refused(tmp_path: Path):
     (tmp_path / "validation.txt").write_text("A dog runs. It sleeps.\n", encoding="utf-8")
     (tmp_path / "test.txt").write_text("A cat runs. It sleeps.\n", encoding="utf-8")
-    with pytest.raises(BertSnliError, match="has no train split, only validation, test; choose a dataset that has one"):
+    with pytest.raises(BertSnliError, match="must have a split 'train' and a column 'text'"):
         _read_hub(str(tmp_path), None)
 
 
@@ -230,7 +231,7 @@ def test_fingerprint_depends_on_every_column_of_the_pairs(column: str, values: l
         "labels": [1, 0],
     }
     first, second = (
-        fingerprint(tokenizer, MaskedPairs(pa.table(rows), tokenizer, seed=1).arrays())
+        fingerprint(tokenizer, flat_columns(MaskedPairs(pa.table(rows), tokenizer, seed=1).pairs))
         for rows in (columns, {**columns, column: values})
     )
     assert first != second
