@@ -170,8 +170,8 @@ def _read_pairs(
 
     used = list(dict.fromkeys(columns))
     options = {"batched": True, "with_indices": True, "remove_columns": used, "features": features}
-    used_rows = rows.with_format(None).select_columns(used)
-    pairs = used_rows.map(read_batch, input_columns=columns, desc="Reading pairs", **options)
+    rows = rows.with_format(None).select_columns(used)
+    pairs = rows.map(read_batch, input_columns=columns, desc="Reading pairs", **options)
     if len(pairs) == 0:
         raise BertSnliError(f"{where}: no pair with a gold label; give a data set that has some")
     return pairs

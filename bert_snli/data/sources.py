@@ -134,7 +134,6 @@ def _extract(archive: Path, split: str) -> list[Path]:
     def extract(folder: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             for member in _files_of_split(map(PurePosixPath, opened.namelist()), split, str(archive)):
-                folder.mkdir(exist_ok=True)
                 with opened.open(str(member)) as source, (folder / member.name).open("wb") as target:
                     shutil.copyfileobj(source, target)
 
@@ -147,12 +146,14 @@ def _extract(archive: Path, split: str) -> list[Path]:
 
 
 def _cached_folder(key: str, write_files: Callable[[Path], object]) -> Path:
-    """Return the folder of `key` in the cache. The first time, `write_files` makes it."""
+    """Return the folder of `key` in the cache. The first time, `write_files` fills it."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "bert_snli" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            write_files(Path(temporary) / "files")
+            files = Path(temporary) / "files"  # unlike `temporary`, other users may read it
+            files.mkdir()
+            write_files(files)
             with suppress(OSError):  # another process was faster
-                os.rename(Path(temporary) / "files", folder)
+                os.rename(files, folder)
     return folder

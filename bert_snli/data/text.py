@@ -23,7 +23,6 @@ TOKENIZED_WIKITEXT = re.compile(r"wikitext-\d+-v1")  # configurations of WikiTex
 WIKITEXT_SUFFIX = ".tokens"
 SPLIT_OF_NAME = {name: split for split, names in SPLITS.items() for name in names}
 DOCUMENTATION = ("readme", "license", "licence", "copying", "notice", "changelog")  # not read in a folder of text
-HELD_OUT_SHARE = 0.05  # of the paragraphs, if there is no split to evaluate on
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def _find_text_files(path: Path) -> dict[str, list[Path]]:
 
 def _is_snli_table(file: Path) -> bool:
     with file.open("rb") as opened:
-        return opened.readline().startswith(b"gold_label\t")
+        return opened.read(11) == b"gold_label\t"
 
 
 def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -145,7 +144,7 @@ def split_sentences(text: Text, splitter: SentenceSplitter) -> Paragraphs:
     }
     train = splits["train"]
     if eval_split == "held-out":
-        num_train = max(0, len(train) - max(1, round(HELD_OUT_SHARE * len(train))))
+        num_train = max(0, len(train) - max(1, round(0.05 * len(train))))
         train, splits[eval_split] = train.select(range(num_train)), train.select(range(num_train, len(train)))
     evaluation = splits[eval_split]
     for name, rows in (("train", train), (eval_split, evaluation)):
