@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_snli import inference
 from bert_snli.data.batching import PaddedPairs
-from bert_snli.data.pair_encoding import PairEncoder, distinct_ids, encode_pairs, flat_columns
+from bert_snli.data.pair_encoding import PairEncoder, encode_pairs, flat_columns
 from bert_snli.data.snli import load_snli, load_train_file
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
@@ -237,7 +237,8 @@ def make_module(
         module = FastClassifier(model)
         # Adam's weight decay is part of the gradient, so it also changes rows of tokens that do not occur.
         if arguments.weight_decay == 0 or arguments.optim.startswith("adamw"):
-            module.train_rows(torch.from_numpy(distinct_ids(train).astype(np.int64)))
+            (ids,) = flat_columns(train.select_columns("input_ids"))
+            module.train_rows(torch.from_numpy(np.unique(ids).astype(np.int64)))
     if arguments.torch_compile:
         module.compile(dynamic=True)  # one graph for all batch shapes
     return module

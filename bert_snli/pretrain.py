@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from bert_snli.data.batching import MicroBatch
+from bert_snli.data.pair_encoding import flat_columns
 from bert_snli.data.pretraining import MaskedPairs, draw_pairs, encode_corpus, pair_up
 from bert_snli.data.text import Paragraphs, SentenceSplitter, build_vocabulary, open_text, split_sentences
 from bert_snli.errors import BertSnliError
@@ -202,7 +203,7 @@ def make_task(
         module=FastPreTraining(model),
         objective=Pretraining(train.predictions_R),
         pairs=train,
-        data=fingerprint(tokenizer, [*train.arrays(), *evaluation.arrays()]),
+        data=fingerprint(tokenizer, [*flat_columns(train.pairs), *flat_columns(evaluation.pairs)]),
         eval_split=eval_split,
         evaluate=lambda: evaluate(model, evaluation, arguments.per_device_eval_batch_size, accelerator),
         plot=plot_pretraining,

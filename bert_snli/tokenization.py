@@ -1,15 +1,11 @@
 """Build a fast tokenizer from d2l's ``vocab.json`` that splits raw English as SNLI's parses are split.
 
-d2l (sections 15.4 and 15.7) does not tokenize SNLI: it lower-cases the leaves of the parse that comes with every
-sentence and looks them up. Stanford's PTBTokenizer (CoreNLP) made those leaves by the rules of the Penn Treebank:
-``do n't``, ``'s``, ``-LRB-`` for a bracket, two backticks and two apostrophes for quotes. Users have raw text such as
-"I don't know.", so the tokenizer applies the same rules. They run in the Rust ``tokenizers`` library and are stored in
-``tokenizer.json``, so a model needs no Python code for them.
+d2l looks up the lower-cased leaves of SNLI's parses, which Stanford's PTBTokenizer (CoreNLP) made by the rules of the
+Penn Treebank: ``do n't``, ``'s``, ``-LRB-`` for a bracket. Users have raw text, so the tokenizer applies the same
+rules. They are stored in ``tokenizer.json`` and run in the Rust ``tokenizers`` library.
 
-Three tables hold the rules, each with an example: ``NORMALIZER_RULES`` replace characters, ``TOKEN_PATTERNS`` match one
-token each (pre-tokenizer), ``DECODER_RULES`` join decoded tokens. Tokenized text is not changed: the leaves of a parse,
-joined by single spaces, stay the same, also in lower case. Therefore no token pattern distinguishes upper case from
-lower case, and none joins what a space separates.
+The leaves of a parse, joined by single spaces, stay the same, also in lower case. Therefore no token pattern
+distinguishes upper case from lower case, and none joins what a space separates.
 
 The patterns run on Oniguruma, which backtracks. Possessive repeats (``++``, ``*+``) keep the time linear in the length
 of the text. The alternation ``\u2019|\u02bc`` is faster than a character class, as Oniguruma has a fast search for it.
@@ -32,7 +28,6 @@ SPECIAL_TOKENS: dict[str, str] = {
     "sep_token": "<sep>",
 }
 MAX_VOCABULARY_BYTES = 8 * 2**20  # d2l's 60,005 tokens take 0.7 MB
-
 
 # Parts of words. n't is a token of its own, so the n before 't does not belong to the word.
 _LETTER = r"[\p{L}\p{M}]"
@@ -159,49 +154,33 @@ DECODER_RULES: tuple[tuple[str, str], ...] = (  # (pattern, replacement)
 
 def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     """Read d2l's ``vocab.json``: a JSON list of tokens, in which the index of a token is its id."""
-    name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
+        with open(path, "rb") as file:
             content = file.read(MAX_VOCABULARY_BYTES + 1)
     except OSError as error:
-        raise BertSnliError(f"{name}: {error.strerror}; give the path of d2l's vocab.json") from error
+        raise BertSnliError(f"{path}: {error.strerror}; give the path of d2l's vocab.json") from error
     if len(content) > MAX_VOCABULARY_BYTES:
-        raise BertSnliError(f"{name}: too large for a vocabulary; give d2l's vocab.json")
+        raise BertSnliError(f"{path}: too large for a vocabulary; give d2l's vocab.json")
     try:
         vocabulary = json.loads(content.decode())
-    except UnicodeDecodeError as error:
-        raise BertSnliError(f"{name}: not UTF-8 at byte {error.start}; save the vocabulary as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise BertSnliError(f"{name}: not JSON ({error}); give d2l's vocab.json") from error
-    try:
-        _check_vocabulary(vocabulary)
-    except BertSnliError as error:
-        raise BertSnliError(f"{name}: {error}") from error
+        raise BertSnliError(f"{path}: not JSON in UTF-8 ({error}); give d2l's vocab.json") from error
+    _check_vocabulary(vocabulary, str(path))
     return vocabulary
 
 
-def _check_vocabulary(vocabulary: object) -> None:
-    if not isinstance(vocabulary, list):
-        raise BertSnliError(
-            f"the vocabulary is a {type(vocabulary).__name__}; make it a list of tokens in the order of ids"
-        )
-    if not vocabulary:
-        raise BertSnliError("the vocabulary is empty; give the one that the model was pretrained with")
+def _check_vocabulary(vocabulary: object, where: str) -> None:
+    if not isinstance(vocabulary, list) or not vocabulary:
+        raise BertSnliError(f"{where}: empty or not a list; give a list of tokens in the order of their ids")
     ids: dict[str, int] = {}
     for index, token in enumerate(vocabulary):
-        entry = f"entry {index} of the vocabulary is {token!r}"
-        if not isinstance(token, str):
-            raise BertSnliError(f"{entry}; make every entry a string")
-        if any("\ud800" <= character <= "\udfff" for character in token):
-            raise BertSnliError(f"{entry}, half of a character; save the vocabulary as UTF-8")
+        if not isinstance(token, str) or any("\ud800" <= character <= "\udfff" for character in token):
+            raise BertSnliError(f"{where}: entry {index} is {token!r:.80}; make it a text that UTF-8 can encode")
         if token in ids:
-            raise BertSnliError(f"the token {token!r} has two ids, {ids[token]} and {index}; remove one entry")
+            raise BertSnliError(f"{where}: the token {token!r} has two ids, {ids[token]} and {index}; remove one entry")
         ids[token] = index
-    for token in SPECIAL_TOKENS.values():
-        if token not in ids:
-            raise BertSnliError(
-                f"the special token {token} is not in the vocabulary; give the vocabulary of the model, which has it"
-            )
+    if missing := [token for token in SPECIAL_TOKENS.values() if token not in ids]:
+        raise BertSnliError(f"{where}: the special token {missing[0]} is not in it; give the model's own vocabulary")
 
 
 def build_tokenizer(
@@ -228,7 +207,7 @@ def build_tokenizer(
         >>> tokenizer("Go.", "Don't.")["token_type_ids"]
         [0, 0, 0, 0, 1, 1, 1, 1]
     """
-    _check_vocabulary(list(vocabulary))
+    _check_vocabulary(list(vocabulary), "vocabulary")
     ids = {token: index for index, token in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL_TOKENS["unk_token"]))
     rules: list[normalizers.Normalizer] = [normalizers.Replace(Regex(old), new) for old, new in NORMALIZER_RULES]

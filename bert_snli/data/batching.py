@@ -5,7 +5,8 @@ Shape suffixes: B pairs of a batch, R rows of a data set, L positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,46 +21,36 @@ IGNORED_LABEL = -100
 
 
 class MicroBatch(NamedTuple):
-    """Numbers of the rows of a global batch that one process computes in one forward and backward pass."""
+    """Rows of a global batch that one process computes in one forward and backward pass."""
 
     rows: list[int]
     has_labels: bool  # False for a filler row, whose labels are ignored
 
 
+@dataclass(eq=False)
 class GlobalBatchSampler(Sampler[MicroBatch]):
     """Splits an epoch into global batches, and each global batch into micro-batches and across processes.
 
     The global batches depend only on the seed and the epoch, not on the number of processes. Each row occurs once in an
     epoch. All processes must take part in every step, so a micro-batch without rows gets a filler row without labels.
 
-    Args:
-        lengths: the lengths of all rows, in tokens.
-        batch_size: rows of a global batch.
-        strategy: `group_by_length` puts rows of similar length into a batch, which saves padding, and shuffles the
-            batches; `random` shuffles the rows, as d2l does.
-        num_micro_batches: micro-batches of each process in a global batch.
+    `lengths` are in tokens. The strategy `group_by_length` puts rows of similar length into a batch, which saves
+    padding, and shuffles the batches; `random` shuffles the rows, as d2l does.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        *,
-        seed: int,
-        strategy: str = "group_by_length",
-        num_micro_batches: int = 1,
-        num_processes: int = 1,
-        process_index: int = 0,
-    ):
-        self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.strategy = strategy
-        self.num_micro_batches = num_micro_batches
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.epoch = 0
-        self.first_batch = 0
+    lengths: np.ndarray
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    strategy: str = "group_by_length"
+    num_micro_batches: int = 1
+    num_processes: int = 1
+    process_index: int = 0
+    epoch: int = field(default=0, init=False)
+    first_batch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.lengths = np.asarray(self.lengths)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch, and the global batch at which a resumed run begins."""
@@ -98,9 +89,6 @@ class PaddedPairs(torch.utils.data.Dataset):
     `input_ids`, `token_type_ids` and `attention_mask` are (B, L); `labels`, if there are any, (B,), or (B, C) if they
     are probabilities. L is the length of the longest row, or `pad_to_length`. The result equals that of
     `DataCollatorWithPadding` and is computed about fifty times faster. All of SNLI takes 120 MB, so it stays on a GPU.
-
-    Args:
-        encoded: columns `input_ids`, `token_type_ids`, `length` and optionally `labels`.
     """
 
     def __init__(
@@ -121,9 +109,7 @@ class PaddedPairs(torch.utils.data.Dataset):
             for name in ("input_ids", "token_type_ids")
         }
         self.padding = {"input_ids": pad_token_id, "token_type_ids": 0}
-        self.labels: torch.Tensor | None = None
-        if "labels" in table.column_names:
-            self.labels = _label_tensor(table["labels"]).to(self.device)
+        self.labels = _label_tensor(table["labels"]).to(self.device) if "labels" in table.column_names else None
         self.pad_to_length = pad_to_length
 
     def __len__(self) -> int:

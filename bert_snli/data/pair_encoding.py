@@ -31,8 +31,6 @@ from bert_snli.tokenization import is_uncased
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
-MAP_BATCH_SIZE = 10_000  # large, because each distinct text of a batch is tokenized once
-
 
 class TokenSequences(NamedTuple):
     """Token ids of many texts in one array: text i is `ids[starts[i] : starts[i] + lengths[i]]`."""
@@ -51,11 +49,7 @@ class TokenSequences(NamedTuple):
 
 
 def pack_pairs(first: TokenSequences, second: TokenSequences, cls_token_id: int, sep_token_id: int) -> pa.Table:
-    """Build `<cls> first <sep> second <sep>` for each pair of sequences.
-
-    Returns:
-        A table with the columns `input_ids`, `token_type_ids` (0 up to the first `<sep>`, then 1) and `length`.
-    """
+    """Build `<cls> first <sep> second <sep>` for each pair: `input_ids`, `token_type_ids` (0, then 1) and `length`."""
     lengths = first.lengths + second.lengths + NUM_SPECIAL_TOKENS
     ends = np.cumsum(lengths)
     starts = ends - lengths
@@ -160,14 +154,7 @@ class PairEncoder:
         return columns if isinstance(batch, Mapping) else type(batch)(columns)
 
     def encode(self, premises: Sequence[str], hypotheses: Sequence[str]) -> pa.Table:
-        """Encode pairs of texts.
-
-        Returns:
-            A table with the columns of `features`.
-
-        Raises:
-            BertSnliError: a pair cannot be truncated to `max_length`, or a value is not valid text.
-        """
+        """Encode pairs of texts as a table with the columns of `features`."""
         premise, hypothesis = self._tokenize(premises), self._tokenize(hypotheses)
         with _raise_bert_snli_error():
             p, h = truncated_lengths(premise.lengths, hypothesis.lengths, self.budget, self.truncation)
@@ -179,15 +166,13 @@ class PairEncoder:
         index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         for text in index:
             if not is_text(text):
-                raise BertSnliError(
-                    f"{text!r:.80} is not a text that can be written as UTF-8; remove or correct the row"
-                )
+                what = f"{text!r:.80} is not a text that can be written as UTF-8"
+                raise BertSnliError(f"{what}; remove or correct the row")
         if self.text_source == "parse":
             words = ((text.lower() if self.uncased else text).split() for text in index)
             sequences = [[self.vocabulary.get(word, self.unk_token_id) for word in text] for text in words]
         else:
-            encodings = self.backend.encode_batch_fast(list(index), add_special_tokens=False)
-            sequences = [encoding.ids for encoding in encodings]
+            sequences = [text.ids for text in self.backend.encode_batch_fast(list(index), add_special_tokens=False)]
         lengths = np.array([len(sequence) for sequence in sequences], np.int64)
         ids = np.fromiter(chain.from_iterable(sequences), np.int32, lengths.sum())
         distinct = TokenSequences(ids, np.cumsum(lengths) - lengths, lengths)
@@ -233,26 +218,11 @@ def flat_columns(encoded: Dataset | pa.Table) -> Iterator[np.ndarray]:
         yield (array.flatten() if pa.types.is_nested(array.type) else array).to_numpy()
 
 
-def distinct_ids(encoded: Dataset) -> np.ndarray:
-    """Return the token ids that occur in encoded pairs, sorted."""
-    return np.unique(encoded.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy())
-
-
 def encode_pairs(pairs: Dataset, encoder: PairEncoder) -> Dataset:
     """Map `encoder` over `pairs`; a column `label` becomes `labels`. A second run is read from the cache."""
-    from datasets import Dataset, Features
-
     features = encoder.features
     if "label" in pairs.column_names:
-        features = Features({**features, "labels": pairs.features["label"]})
-    if len(pairs) == 0:  # `map` would leave no columns
-        return Dataset.from_dict({name: [] for name in features}, features=features)
-    encoded = pairs.with_format("arrow").map(
-        encoder,
-        batched=True,
-        batch_size=MAP_BATCH_SIZE,
-        remove_columns=pairs.column_names,
-        features=features,
-        desc="Encoding pairs",
-    )
-    return encoded.with_format(None)
+        features["labels"] = pairs.features["label"]
+    # The batches are large, because each distinct text of a batch is tokenized once.
+    options = {"batched": True, "batch_size": 10_000, "remove_columns": pairs.column_names, "features": features}
+    return pairs.with_format("arrow").map(encoder, desc="Encoding pairs", **options).with_format(None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import replace_file
+from bert_snli.files import explain_write_errors, replace_file
 from bert_snli.modeling.pair_truncation import is_text
 
 COLUMNS = ("premise", "hypothesis")
@@ -23,11 +23,22 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
     Args:
         name: the file's name in error messages (default: `input_file` and its path).
     """
-    name = f"input_file {path}" if name is None else name
+    name = name or f"input_file {path}"
+    if path.suffix not in (".jsonl", *DELIMITERS):
+        raise BertSnliError(f"{name}: unknown kind {path.suffix!r}; give .jsonl, .csv or .tsv")
     number = 0
     try:
-        for number, row in enumerate(_read_rows(path, name), start=1):
-            yield _read_pair(row, f"{name}: row {number}")
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel begins its files with a byte-order mark
+            if path.suffix == ".jsonl":
+                rows: Iterator[Any] = (json.loads(line) for line in file if line.strip())
+            else:
+                rows = csv.DictReader(file, delimiter=DELIMITERS[path.suffix])
+            for number, row in enumerate(rows, start=1):
+                for column in COLUMNS:
+                    if not isinstance(row, dict) or not is_text(row.get(column)):
+                        remedy = f"name the columns {' and '.join(COLUMNS)}, and save the texts as UTF-8"
+                        raise BertSnliError(f"{name}: row {number}: no {column}; {remedy}")
+                yield row["premise"], row["hypothesis"]
     except BertSnliError:
         raise
     except OSError as error:
@@ -40,39 +51,16 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
 
 def count_pairs(path: Path, *, name: str | None = None) -> int:
     """Count the pairs that `iterate_pairs` gives, and so find errors in the file before the first prediction."""
-    name = f"input_file {path}" if name is None else name
-    if path.is_fifo():
-        raise BertSnliError(f"{name}: a pipe, which cannot be read twice; give a file")
     count = sum(1 for _ in iterate_pairs(path, name=name))
     if count == 0:
-        raise BertSnliError(f"{name}: holds no pairs; give a row for each, with {' and '.join(COLUMNS)}")
+        raise BertSnliError(f"{name or f'input_file {path}'}: holds no pairs; add rows with {' and '.join(COLUMNS)}")
     return count
-
-
-def _read_rows(path: Path, name: str) -> Iterator[object]:
-    if path.suffix not in (".jsonl", *DELIMITERS):
-        raise BertSnliError(f"{name}: unknown kind {path.suffix!r}; give .jsonl, .csv or .tsv")
-    # utf-8-sig: Excel begins its files with a byte-order mark.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix == ".jsonl":
-            yield from (json.loads(line) for line in file if line.strip())
-        else:
-            yield from csv.DictReader(file, delimiter=DELIMITERS[path.suffix])
-
-
-def _read_pair(row: Any, where: str) -> tuple[str, str]:
-    for column in COLUMNS:
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            raise BertSnliError(f"{where}: no {column}; name the columns {' and '.join(COLUMNS)}")
-        if not is_text(row[column]):
-            what = f"{row[column]!r:.80} is not a text that can be written as UTF-8"
-            raise BertSnliError(f"{where}: {what}; remove or correct it")
-    return row["premise"], row["hypothesis"]
 
 
 def check_writable(path: Path) -> None:
     """Check before a long computation that its output file can be written."""
-    if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
+    folder = path.resolve().parent
+    if (path.exists() and not path.is_file()) or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise BertSnliError(f"output_file {path}: cannot be written; name a file in a folder that exists")
 
 
@@ -90,13 +78,10 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
     """Open the standard output, or a file that replaces `path` when the block ends without an error."""
     if path is None:
         yield sys.stdout
-    elif path.exists() and not path.is_file():  # a device or a pipe, which must not be replaced
-        with path.open("w", encoding="utf-8") as file:
-            yield file
-    else:
-        try:
-            with replace_file(path.resolve()) as temporary, temporary.open("w", encoding="utf-8") as file:
-                yield file
-        except OSError as error:
-            what = f"cannot be written ({error.strerror}); name another file"
-            raise BertSnliError(f"output_file {path}: {what}") from error
+        return
+    with (
+        explain_write_errors(path, "output_file"),
+        replace_file(path.resolve()) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        yield file

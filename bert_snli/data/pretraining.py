@@ -1,13 +1,13 @@
 """Pretraining examples: sentence pairs, half of them consecutive, with masked tokens (d2l 15.9).
 
-d2l draws random numbers while it builds lists of strings. Here all numbers are drawn at once, in `PairDraws` and
-`MaskDraws`; the other functions are deterministic.
+`draw_pairs` and `draw_masks` draw all random numbers; the other functions are deterministic.
 
 Shape suffixes: S sentences, G paragraphs, C candidate pairs, R pairs (rows), N tokens of all pairs, P predicted tokens
 of all pairs, B rows of a batch, Q predicted tokens of a row of a batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ from bert_snli.data.pair_encoding import (
     NUM_SPECIAL_TOKENS,
     TokenSequences,
     concatenate_ranges,
-    flat_columns,
     ids_by_token,
     pack_pairs,
 )
@@ -44,14 +43,12 @@ class SentenceEncoder:
         self.unk_token_id = tokenizer.unk_token_id
 
     def __call__(self, batch: Mapping[str, list[list[str]]]) -> dict[str, list]:
-        paragraphs = [[sentence.split() for sentence in sentences] for sentences in batch["sentences"]]
-        return {
-            "ids": [
-                [self.ids.get(word, self.unk_token_id) for words in sentences for word in words]
-                for sentences in paragraphs
-            ],
-            "lengths": [[len(words) for words in sentences] for sentences in paragraphs],
-        }
+        encoded: dict[str, list] = {"ids": [], "lengths": []}
+        for sentences in batch["sentences"]:
+            words = [sentence.split() for sentence in sentences]
+            encoded["ids"].append([self.ids.get(word, self.unk_token_id) for word in chain(*words)])
+            encoded["lengths"].append([len(sentence) for sentence in words])
+        return encoded
 
 
 class Corpus(NamedTuple):
@@ -63,13 +60,9 @@ class Corpus(NamedTuple):
 
 def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Encode the sentences of `paragraphs`; a second run is read from the cache."""
-    encoded = paragraphs.map(
-        SentenceEncoder(tokenizer),
-        batched=True,
-        remove_columns=paragraphs.column_names,
-        features=Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))}),
-        desc="Encoding sentences",
-    )
+    features = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})
+    options = {"batched": True, "remove_columns": paragraphs.column_names, "features": features}
+    encoded = paragraphs.map(SentenceEncoder(tokenizer), desc="Encoding sentences", **options)
     table = encoded.with_format("arrow")[:]
     ids, lengths = (table[name].combine_chunks() for name in ("ids", "lengths"))
     lengths_S = lengths.flatten().to_numpy().astype(np.int64)
@@ -77,35 +70,28 @@ def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Co
     return Corpus(sentences, lengths.value_lengths().to_numpy().astype(np.int64))
 
 
-class PairDraws(NamedTuple):
-    """Random numbers of each candidate pair, see `pair_up`."""
-
-    is_next_C: np.ndarray  # uniform in [0, 1)
-    paragraph_C: np.ndarray  # a paragraph
-    sentence_C: np.ndarray  # uniform in [0, 1)
-
-
-def draw_pairs(corpus: Corpus, seed: int) -> PairDraws:
-    """Draw the pairs of a run. They are the same in every epoch, so that the lengths of batches do not change."""
+def draw_pairs(corpus: Corpus, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw a number in [0, 1), a paragraph and a number in [0, 1) for each candidate pair, the same in every epoch."""
     random = np.random.default_rng((seed, 0, PAIR_STREAM))
     size = int((corpus.counts_G - 1).sum())
-    return PairDraws(random.random(size), random.integers(len(corpus.counts_G), size=size), random.random(size))
+    return random.random(size), random.integers(len(corpus.counts_G), size=size), random.random(size)
 
 
-def pair_up(corpus: Corpus, draws: PairDraws, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
+def pair_up(
+    corpus: Corpus, draws: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> pa.Table:
     """Pair each sentence that has a next one with that or with a random sentence (d2l 15.9.1.1).
 
-    Sentence s is paired with s + 1 if `is_next_C` < 0.5, else with sentence floor(`sentence_C` * n) of the n sentences
-    of `paragraph_C`. Pairs of more than `max_length` tokens are left out.
-
-    Returns:
-        The table of `pack_pairs` with the column `labels`: 1 if the second sentence is the next one, else 0.
+    Sentence s is paired with s + 1 if its first draw is below 0.5, else with sentence floor(third draw * n) of the n
+    sentences of the drawn paragraph. Pairs of more than `max_length` tokens are left out. Returns the table of
+    `pack_pairs` with the column `labels`: 1 if the second sentence is the next one, else 0.
     """
+    choice_C, paragraph_C, sentence_C = draws
     starts_G = np.cumsum(corpus.counts_G) - corpus.counts_G
     first_C = concatenate_ranges(starts_G, corpus.counts_G - 1)
-    offset_C = (draws.sentence_C * corpus.counts_G[draws.paragraph_C]).astype(np.int64)
-    is_next_C = draws.is_next_C < 0.5
-    second_C = np.where(is_next_C, first_C + 1, starts_G[draws.paragraph_C] + offset_C)
+    offset_C = (sentence_C * corpus.counts_G[paragraph_C]).astype(np.int64)
+    is_next_C = choice_C < 0.5
+    second_C = np.where(is_next_C, first_C + 1, starts_G[paragraph_C] + offset_C)
     lengths_S = corpus.sentences.lengths
     fits_C = lengths_S[first_C] + lengths_S[second_C] + NUM_SPECIAL_TOKENS <= max_length
     if not fits_C.any():
@@ -115,24 +101,11 @@ def pair_up(corpus: Corpus, draws: PairDraws, tokenizer: PreTrainedTokenizerBase
     return pairs.append_column("labels", pa.array(is_next_C[fits_C].astype(np.int64)))
 
 
-class MaskDraws(NamedTuple):
-    """Random numbers of each token and of each predicted token, see `mask_tokens`."""
-
-    order_N: np.ndarray  # uniform in [0, 1), as the next two
-    mask_P: np.ndarray
-    unchanged_P: np.ndarray
-    random_id_P: np.ndarray  # a token id
-
-
-def draw_masks(num_tokens: int, num_predicted: int, vocab_size: int, seed: int, epoch: int) -> MaskDraws:
-    """Draw the masks of one epoch."""
+def draw_masks(num_tokens: int, num_predicted: int, vocab_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Draw for an epoch a number in [0, 1) for each token, and two and a token id for each predicted token."""
     random = np.random.default_rng((seed, epoch, MASK_STREAM))
-    return MaskDraws(
-        random.random(num_tokens, np.float32),
-        random.random(num_predicted, np.float32),
-        random.random(num_predicted, np.float32),
-        random.integers(vocab_size, size=num_predicted, dtype=np.int32),
-    )
+    numbers = [random.random(size, np.float32) for size in (num_tokens, num_predicted, num_predicted)]
+    return [*numbers, random.integers(vocab_size, size=num_predicted, dtype=np.int32)]
 
 
 def num_predictions(lengths_R: np.ndarray) -> np.ndarray:
@@ -141,27 +114,30 @@ def num_predictions(lengths_R: np.ndarray) -> np.ndarray:
 
 
 def mask_tokens(
-    ids_N: np.ndarray, lengths_R: np.ndarray, draws: MaskDraws, mask_token_id: int, excluded_ids: tuple[int, ...]
+    ids_N: np.ndarray,
+    lengths_R: np.ndarray,
+    draws: Sequence[np.ndarray],
+    mask_token_id: int,
+    excluded_ids: tuple[int, ...],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose the predicted tokens and replace most of them (d2l 15.9.1.2).
 
-    In each row, the `num_predictions` tokens with the smallest `order_N` are predicted, except `excluded_ids`. Such a
-    token becomes `mask_token_id` if `mask_P` < 0.8; otherwise it stays if `unchanged_P` < 0.5; otherwise it becomes
-    `random_id_P`.
+    In each row, the `num_predictions` tokens with the smallest draws are predicted, except `excluded_ids`.
 
     Returns:
         All token ids after masking (N,), and of each predicted token its column in the row (P,) and its id (P,).
     """
+    order_N, mask_P, unchanged_P, random_id_P = draws
     starts_R = np.cumsum(lengths_R) - lengths_R
     row_N = np.repeat(np.arange(len(lengths_R)), lengths_R)
     # One sort orders the tokens within all rows, ten times faster than a lexsort: `order_N` is below 1. Excluded tokens
     # are the last of their row; the sort is stable, so they stay before the next row.
-    sorted_N = np.argsort(row_N + np.where(np.isin(ids_N, excluded_ids), 1.0, draws.order_N), kind="stable")
+    sorted_N = np.argsort(row_N + np.where(np.isin(ids_N, excluded_ids), 1.0, order_N), kind="stable")
     predicted_P = np.sort(sorted_N[concatenate_ranges(starts_R, num_predictions(lengths_R))])
     labels_P = ids_N[predicted_P]
-    unmasked_P = np.where(draws.unchanged_P < UNCHANGED_PROBABILITY, labels_P, draws.random_id_P)
+    unmasked_P = np.where(unchanged_P < UNCHANGED_PROBABILITY, labels_P, random_id_P)
     masked_N = ids_N.copy()
-    masked_N[predicted_P] = np.where(draws.mask_P < MASK_PROBABILITY, mask_token_id, unmasked_P)
+    masked_N[predicted_P] = np.where(mask_P < MASK_PROBABILITY, mask_token_id, unmasked_P)
     return masked_N, predicted_P - starts_R[row_N[predicted_P]], labels_P
 
 
@@ -186,35 +162,22 @@ class MaskedPairs(PaddedPairs):
         self.tokenizer = tokenizer
         self.seed = seed
         self.static_masks = static_masks
-        self.pairs = pairs
+        self.pairs = pairs  # before masking
         self.ids_N = self.tokens["input_ids"].cpu().numpy()  # before masking
         self.predictions_R = num_predictions(self.lengths)
-        self.prediction_counts_R, self.prediction_starts_R = (
-            torch.from_numpy(numbers).to(device)
-            for numbers in (self.predictions_R, np.cumsum(self.predictions_R) - self.predictions_R)
-        )
-        self.mask_epoch: int | None = None
+        self.prediction_counts_R = torch.from_numpy(self.predictions_R).to(device)
+        self.prediction_starts_R = self.prediction_counts_R.cumsum(0) - self.prediction_counts_R
         self.set_epoch(0)
-
-    def arrays(self) -> list[np.ndarray]:
-        """Return all data of the pairs before masking: token ids, segments, lengths and next-sentence labels."""
-        return list(flat_columns(self.pairs))
 
     def set_epoch(self, epoch: int) -> None:
         """Mask the tokens for the epoch."""
-        epoch = 0 if self.static_masks else epoch
-        if epoch == self.mask_epoch:
-            return
-        self.mask_epoch = epoch
         num_predicted = int(self.predictions_R.sum())
+        epoch = 0 if self.static_masks else epoch
         draws = draw_masks(len(self.ids_N), num_predicted, len(self.tokenizer), self.seed, epoch)
         excluded_ids = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
-        masked_N, columns_P, labels_P = (
-            torch.from_numpy(numbers).to(self.device)
-            for numbers in mask_tokens(self.ids_N, self.lengths, draws, self.tokenizer.mask_token_id, excluded_ids)
-        )
-        self.tokens["input_ids"] = masked_N
-        self.columns_P, self.labels_P = columns_P, labels_P.long()
+        masked = mask_tokens(self.ids_N, self.lengths, draws, self.tokenizer.mask_token_id, excluded_ids)
+        masked_N, self.columns_P, labels_P = (torch.from_numpy(numbers).to(self.device) for numbers in masked)
+        self.tokens["input_ids"], self.labels_P = masked_N, labels_P.long()
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
         batch = super().__getitem__(micro_batch)

@@ -1,42 +1,26 @@
 """A small generated corpus in the file layout of SNLI 1.0, so that everything runs without a download.
 
-The grammar below makes every sentence; none is from SNLI (Bowman et al., 2015) or Flickr30k. The corpus has the form of
-SNLI: captions as premises, three hypotheses each, raw sentences and their parses, five annotators for pairs that are
-not for training, and about one pair in a hundred without a gold label (`-`).
-
-**Why the labels are right.** A premise describes a *scene*: a value for some slots (who, size, clothes, activity,
-company, place). A value is a path through a taxonomy, such as *outside, park*. A hypothesis makes *claims*, which are
-values of slots too. A claim is compared with the scene's value of the same slot:
-
-* the claim is a prefix of the scene's path, so it says the same or less (*making music* for *guitar*): entailment;
-* the scene's path is a proper prefix of the claim, which says more, or the slot is not in the scene: neutral;
-* the paths differ at some step: contradiction. Both sentences describe one person who does one thing in one place.
-
-A hypothesis contradicts if any claim does, else it is neutral if any claim is, else it is entailed.
-
-**Why the hypothesis alone says little.** For all labels, claims are drawn from the same slots, values and phrases, and
-drawn again until they have the label. Each premise has one hypothesis of each label, so it says nothing alone.
+A premise describes a *scene*: values for some slots. A value is a path through a taxonomy, such as *outside, park*. A
+hypothesis makes *claims*, which are values too; `judge` compares them with the scene. For all labels, claims are drawn
+from the same values until they have the label, so that the hypothesis alone does not tell the label.
 """
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 Value = tuple[str, ...]  # a path through the taxonomy of a slot, the most general step first; () is unknown
 Facts = dict[str, Value]  # the values of slots in a scene or in a hypothesis
 
-DEFAULT_PAIRS: Mapping[str, int] = MappingProxyType({"train": 15_000, "dev": 600, "test": 600})
+DEFAULT_PAIRS: Mapping[str, int] = {"train": 15_000, "dev": 600, "test": 600}
 MAX_PAIRS = 45_000  # in all splits; beyond this, new scenes become rare
-MAX_DRAWS = 10_000  # far more than needed; it ends the loop if the lexicon has no hypothesis with a label
 LABELS = ("entailment", "neutral", "contradiction")
 NO_GOLD_LABEL = "-"
-PREMISES_PER_UNDECIDED = 100  # one premise in so many has hypotheses without a gold label
 COLUMNS = (
-    "gold_label sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse sentence1 sentence2 "
-    "captionID pairID label1 label2 label3 label4 label5"
+    "gold_label sentence1_binary_parse sentence2_binary_parse sentence1 sentence2 captionID pairID "
+    "label1 label2 label3 label4 label5"
 ).split()
 
 # Slot -> path -> tokens, with "|" between phrases that mean the same. The first leaves of a slot are the most frequent.
@@ -101,7 +85,11 @@ def generalize(rng: random.Random, value: Value) -> Value:
 
 
 def judge_claim(scene: Value, claim: Value) -> str:
-    """Return how a claim relates to the scene's value of the same slot."""
+    """Return how a claim relates to the scene's value of the same slot.
+
+    A claim that says the same as the scene or less (*making music* for *guitar*) is entailed. One that says more is
+    neutral. One that differs at some step is a contradiction: both sentences describe one person in one place.
+    """
     if any(known != claimed for known, claimed in zip(scene, claim, strict=False)):
         return "contradiction"
     return "entailment" if len(claim) <= len(scene) else "neutral"
@@ -114,22 +102,18 @@ def judge(scene: Facts, claims: Facts) -> str:
 
 
 def draw_scene(rng: random.Random) -> Facts:
-    """Draw who is in the scene, the size, and at least one of the other facts, but not all of them.
-
-    Every scene has a size because its two values, *tall* and *short*, teach a small model to compare the sentences.
-    """
+    """Draw who is in the scene, the size, which is easy to compare, and some of the other facts, but not all."""
     others = [slot for slot in TAXONOMY if slot not in ("who", "size")]
     slots = rng.sample(others, rng.randint(1, len(others) - 1))
     return {slot: random_value(rng, slot) for slot in ("who", "size", *slots)}
 
 
 def draw_claims(rng: random.Random, scene: Facts, label: str) -> Facts:
-    """Draw claims that relate to `scene` as `label` says.
+    """Draw claims that relate to `scene` as `label` says: who is in it, and a claim about a random slot.
 
-    A hypothesis names who is in the scene and makes a claim about a random slot: half of the time what the scene says,
-    else a random value. If that slot is `who`, it also says a fact of the scene.
+    Half of the time, the claim is what the scene says, else a random value.
     """
-    for _ in range(MAX_DRAWS):
+    while True:
         slot = rng.choice(list(TAXONOMY))
         fact = slot if slot != "who" else rng.choice([known for known in scene if known != "who"])
         claims = {known: generalize(rng, scene[known]) for known in ("who", fact) if known in scene}
@@ -137,7 +121,6 @@ def draw_claims(rng: random.Random, scene: Facts, label: str) -> Facts:
             claims[slot] = random_value(rng, slot)
         if judge(scene, claims) == label:
             return claims
-    raise RuntimeError(f"the lexicon has no {label} for {scene}; {MAX_DRAWS} draws tried")
 
 
 def make_sentence(rng: random.Random, facts: Facts) -> list[list[str]]:
@@ -155,20 +138,10 @@ def make_sentence(rng: random.Random, facts: Facts) -> list[list[str]]:
     return phrases
 
 
-def binary_parse(phrases: list[list[str]]) -> str:
+def binary_parse(nodes: Sequence[str | list[str]]) -> str:
     """Return `( ( A man ) ( is sleeping ) )`: a node has two children, and the second one holds the rest."""
-
-    def branch(nodes: list[str]) -> str:
-        return nodes[0] if len(nodes) == 1 else f"( {nodes[0]} {branch(nodes[1:])} )"
-
-    return branch([branch(tokens) for tokens in phrases])
-
-
-def labelled_parse(parse: str) -> str:
-    """Label all nodes and tokens of a binary parse X (unknown in the Penn Treebank): `(ROOT (X (X A) (X man)))`."""
-    nodes = {"(": "(X", ")": ")"}
-    labelled = " ".join(nodes.get(token, f"(X {token})") for token in parse.split())
-    return f"(ROOT {labelled})".replace(" )", ")")
+    first, *rest = [node if isinstance(node, str) else binary_parse(node) for node in nodes]
+    return f"( {first} {binary_parse(rest)} )" if rest else first
 
 
 def raw_text(phrases: list[list[str]]) -> str:
@@ -188,18 +161,6 @@ def draw_votes(rng: random.Random, label: str, *, is_undecided: bool, num_votes:
     return [label, *rng.sample([label] * agreeing + [first] * (4 - agreeing), 4)][:num_votes]
 
 
-def make_row(
-    premise: list[list[str]], hypothesis: list[list[str]], caption: str, label: str, votes: list[str]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"annotator_labels": votes, "captionID": caption, "pairID": f"{caption}r1{label[0]}"}
-    row["gold_label"] = label if votes.count(label) * 2 > len(votes) else NO_GOLD_LABEL
-    for name, phrases in (("sentence1", premise), ("sentence2", hypothesis)):
-        row[name] = raw_text(phrases)
-        row[f"{name}_binary_parse"] = binary_parse(phrases)
-        row[f"{name}_parse"] = labelled_parse(row[f"{name}_binary_parse"])
-    return row
-
-
 def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set) -> list[dict[str, Any]]:
     """Return `num_pairs` rows, three for each premise, of scenes that are not in `known_scenes`; add them to it."""
     rows = []
@@ -209,23 +170,29 @@ def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set)
             scene = draw_scene(rng)
         known_scenes.add(key)
         premise = make_sentence(rng, scene)
-        is_undecided = number % PREMISES_PER_UNDECIDED == 1
+        is_undecided = number % 100 == 1  # its hypotheses have no gold label
         for label in rng.sample(LABELS, 3):
             hypothesis = make_sentence(rng, draw_claims(rng, scene, label))
             num_votes = 5 if name != "train" or rng.random() < 0.1 else 1
             votes = draw_votes(rng, label, is_undecided=is_undecided, num_votes=num_votes)
-            rows.append(make_row(premise, hypothesis, f"{name}{number:06d}.jpg#0", label, votes))
+            row = {
+                "gold_label": label if votes.count(label) * 2 > len(votes) else NO_GOLD_LABEL,
+                "sentence1": raw_text(premise),
+                "sentence2": raw_text(hypothesis),
+                "sentence1_binary_parse": binary_parse(premise),
+                "sentence2_binary_parse": binary_parse(hypothesis),
+                "captionID": f"{name}{number:06d}.jpg#0",
+                "pairID": f"{name}{number:06d}.jpg#0r1{label[0]}",
+                "annotator_labels": votes,
+            }
+            rows.append(row)
     return rows
 
 
 def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, seed: int = 0) -> Path:
     """Write `snli_1.0_{split}.jsonl` and `.txt` for every split of `num_pairs` into `folder` and return it.
 
-    The same `num_pairs` and `seed` give the same bytes, with one version of Python. The sizes count all rows, also
-    those without a gold label.
-
-    Raises:
-        ValueError: a size is not a positive multiple of three (a premise has three hypotheses), or all are too many.
+    The same `num_pairs`, which count all rows, and `seed` give the same bytes, with one version of Python.
     """
     if any(size < 3 or size % 3 for size in num_pairs.values()) or sum(num_pairs.values()) > MAX_PAIRS:
         raise ValueError(f"num_pairs is {dict(num_pairs)}: use multiples of three, at most {MAX_PAIRS} in all")
@@ -234,12 +201,11 @@ def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, 
     folder.mkdir(parents=True, exist_ok=True)
     for name, size in num_pairs.items():
         rows = make_split(rng, name, size, known_scenes)
-        lines = ["\t".join(COLUMNS)]
+        table = ["\t".join(COLUMNS)]
         for row in rows:
             votes = {f"label{number}": vote for number, vote in enumerate(row["annotator_labels"], start=1)}
-            lines.append("\t".join((row | votes).get(column, "") for column in COLUMNS))
-        table = "".join(f"{line}\n" for line in lines)
-        json_lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        (folder / f"snli_1.0_{name}.txt").write_bytes(table.encode())
-        (folder / f"snli_1.0_{name}.jsonl").write_bytes(json_lines.encode())
+            table.append("\t".join((row | votes).get(column, "") for column in COLUMNS))
+        for suffix, lines in (("txt", table), ("jsonl", map(json.dumps, rows))):
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / f"snli_1.0_{name}.{suffix}").write_text(text, encoding="utf-8", newline="\n")
     return folder

@@ -12,25 +12,11 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bert_snli.choices import HUB_ID
-from bert_snli.data.layouts import (
-    NO_GOLD_LABEL,
-    PairColumns,
-    annotator_columns,
-    count_votes,
-    find_columns,
-    is_two_way,
-    name_labels,
-    number_labels,
-)
-from bert_snli.data.sources import READERS, SPLITS, is_data_file, read_files, read_split
+from bert_snli.data.layouts import count_votes, find_columns, name_labels, number_labels
+from bert_snli.data.sources import READERS, SPLITS, read_files, read_split
 from bert_snli.errors import BertSnliError
-from bert_snli.modeling.labels import D2L_LABELS, TWO_WAY_LABELS
+from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
 
-NAME_COLUMNS = "name them premise, hypothesis and label"
-NAME_LABELS = f"rename it, or write {NO_GOLD_LABEL!r} for a pair without a gold label"
-# For `load_evaluation_set`, which can be given other names.
-MAP_COLUMNS = "map them: columns premise=NAME hypothesis=NAME label=NAME"
-MAP_LABELS = "map it: labels {name}=LABEL, or {name}=- for no gold label"
 SCORES = "scores"  # the column that `bert-snli predict` writes
 
 
@@ -77,49 +63,34 @@ def load_snli(
     loaded, num_dropped = DatasetDict(), {}
     for split in splits:
         rows, where = read_split(dataset_name_or_path, split)
-        columns = find_columns(rows, text_source, {}, where, NAME_COLUMNS)
-        numbers = number_labels(rows, columns.label, labels, label_names, where, NAME_LABELS)
-        loaded[split] = _read_pairs(rows, columns, ClassLabel(names=list(labels)), numbers.get, text_source, where)
+        loaded[split] = _read_pairs(rows, where, text_source, {}, labels, label_names)
         num_dropped[split] = len(rows) - len(loaded[split])
     return SNLI(loaded, num_dropped)
 
 
 def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[str] = D2L_LABELS) -> tuple[Dataset, int]:
-    """Load the training pairs of one file, and the number of rows without a gold label that were dropped.
+    """Load the training pairs of one file as `load_snli` does, and the number of rows without a gold label.
 
-    The columns are those of `load_snli`. If the file has a column `scores`, a probability for each label name as
-    `bert-snli predict` writes them, `label` is the list of these probabilities in the order of `labels`.
+    If the file has a column `scores`, as `bert-snli predict` writes it, `label` is the list of these probabilities in
+    the order of `labels`.
     """
     where = f"train_file {path}"
-    if not is_data_file(str(path)):
-        what = "not a file of a kind that is read" if path.exists() else "no such file"
-        raise BertSnliError(f"{where}: {what}; give {', '.join(READERS)} with premise, hypothesis and label or scores")
+    if not path.is_file() or path.suffix not in READERS:
+        remedy = "give one with premise, hypothesis and label or scores"
+        raise BertSnliError(f"{where}: no such file of the kinds {', '.join(READERS)}; {remedy}")
     rows = read_files([path], "train")
-    has_scores = SCORES in rows.column_names
-    columns = find_columns(rows, text_source, {"label": SCORES} if has_scores else {}, where, NAME_COLUMNS)
-    if has_scores:
-        order_scores = partial(_order_scores, labels=labels)
-        pairs = _read_pairs(rows, columns, List(Value("float32")), order_scores, text_source, where)
-    else:
-        numbers = number_labels(rows, columns.label, labels, {}, where, NAME_LABELS)
-        pairs = _read_pairs(rows, columns, ClassLabel(names=list(labels)), numbers.get, text_source, where)
+    columns = {"label": SCORES} if SCORES in rows.column_names else {}
+    pairs = _read_pairs(rows, where, text_source, columns, labels, {})
     return pairs, len(rows) - len(pairs)
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Pairs for evaluation: `premise`, `hypothesis`, `label` and, if there are labels of single annotators, `votes`.
+    """Pairs for evaluation. A column `votes` counts the labels of single annotators, in the order of `D2L_LABELS`."""
 
-    Args:
-        name: of the split or of the file.
-        pairs: `label` is a `ClassLabel` of `D2L_LABELS` or of `TWO_WAY_LABELS`; `votes` counts the annotators' labels
-            in the order of `D2L_LABELS`.
-        num_dropped: rows without a gold label that were dropped.
-    """
-
-    name: str
-    pairs: Dataset
-    num_dropped: int
+    name: str  # of the split or of the file
+    pairs: Dataset  # `label` is a `ClassLabel` of `D2L_LABELS` or of `TWO_WAY_LABELS`
+    num_dropped: int  # rows without a gold label
 
     @property
     def labels(self) -> list[str]:
@@ -142,62 +113,65 @@ def load_evaluation_set(
         columns: the data set's names of `premise`, `hypothesis` and `label`, if `layouts.py` does not know them.
         label_names: the data set's name of a label → our name, if `layouts.py` does not know it.
     """
-    label_names = label_names or {}
-    if is_data_file(dataset_name_or_path):
+    path, label_names = Path(dataset_name_or_path), label_names or {}
+    if path.is_file() and path.suffix in READERS:
         if split is not None:
             raise BertSnliError(f"split {split}: {dataset_name_or_path} is one file; leave split out")
-        path = Path(dataset_name_or_path)
-        name, where, rows = path.stem, str(path), read_files([path])
+        name, where, rows = path.stem, str(path), read_files([path], "test")
     else:
         name = split or "test"
         rows, where = read_split(dataset_name_or_path, name)
-    rows = rows.flatten()  # ChaosNLI nests its texts
-    found = find_columns(rows, text_source, columns or {}, where, MAP_COLUMNS)
-    labels = TWO_WAY_LABELS if is_two_way(name_labels(rows, found.label, label_names).values()) else D2L_LABELS
-    numbers = number_labels(rows, found.label, labels, label_names, where, MAP_LABELS)
-    label_feature, annotators = ClassLabel(names=list(labels)), annotator_columns(rows)
-    pairs = _read_pairs(rows, found, label_feature, numbers.get, text_source, where, annotators, label_names)
+    votes = count_votes(rows, label_names)
+    # ChaosNLI nests its texts, so the columns are flattened.
+    pairs = _read_pairs(rows.flatten(), where, text_source, columns or {}, None, label_names, votes)
     return EvaluationSet(name, pairs, len(rows) - len(pairs))
 
 
 def _read_pairs(
     rows: Dataset,
-    columns: PairColumns,
-    label_feature: ClassLabel | List,
-    convert_label: Callable[..., int | list[float] | None],
-    text_source: str,
     where: str,
-    annotators: Sequence[str] = (),
-    label_names: Mapping[str, str] | None = None,
+    text_source: str,
+    declared_columns: Mapping[str, str],
+    labels: Sequence[str] | None,
+    label_names: Mapping[str, str],
+    votes: Sequence[list[int]] = (),
 ) -> Dataset:
-    """Read the rows for which `convert_label` does not give None."""
+    """Read the rows that have a label. Without `labels`, they are `TWO_WAY_LABELS` (as in HANS) or `D2L_LABELS`."""
+    columns = find_columns(rows, text_source, declared_columns, where)
+    label_feature: ClassLabel | List
+    read_label: Callable[..., int | list[float] | None]
+    if columns[2] == SCORES:
+        label_feature, read_label = List(Value("float32")), partial(_order_scores, labels=labels or D2L_LABELS)
+    else:
+        names = name_labels(rows, columns[2], label_names)
+        labels = labels or (TWO_WAY_LABELS if NON_ENTAILMENT in names.values() else D2L_LABELS)
+        label_feature, read_label = ClassLabel(names=list(labels)), number_labels(names, labels, where).get
     read_text = read_parse if text_source == "parse" else str
-    features = {"premise": Value("string"), "hypothesis": Value("string"), "label": label_feature}
-    if annotators:
+    features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": label_feature})
+    if votes:
         features["votes"] = List(Value("int32"))
 
-    def read_batch(batch: Mapping[str, list], row_numbers: list[int]) -> dict[str, list]:
+    def read_batch(*columns_and_numbers: list) -> dict[str, list]:
         pairs: dict[str, list] = {name: [] for name in features}
-        for i, (premise, hypothesis, value) in enumerate(zip(*(batch[column] for column in columns), strict=True)):
+        for premise, hypothesis, value, number in zip(*columns_and_numbers, strict=True):
             try:
-                label = convert_label(value)
+                if (label := read_label(value)) is None:
+                    continue
+                if premise is None or hypothesis is None:
+                    raise ValueError("no premise or no hypothesis; remove or correct the row")
             except ValueError as error:
-                raise BertSnliError(f"{where}: row {row_numbers[i] + 1}: {error}") from error
-            if label is None:
-                continue
-            if premise is None or hypothesis is None:
-                missing = columns.premise if premise is None else columns.hypothesis
-                raise BertSnliError(f"{where}: row {row_numbers[i] + 1} has no {missing}; remove or correct the row")
+                raise BertSnliError(f"{where}: row {number + 1}: {error}") from error
             pairs["premise"].append(read_text(premise))
             pairs["hypothesis"].append(read_text(hypothesis))
             pairs["label"].append(label)
-            if annotators:
-                pairs["votes"].append(count_votes({name: batch[name][i] for name in annotators}, label_names or {}))
+            if votes:
+                pairs["votes"].append(votes[number])
         return pairs
 
-    used = list(dict.fromkeys([*columns, *annotators]))
-    options = {"batched": True, "with_indices": True, "remove_columns": used, "features": Features(features)}
-    pairs = rows.with_format(None).select_columns(used).map(read_batch, desc="Reading pairs", **options)
+    used = list(dict.fromkeys(columns))
+    options = {"batched": True, "with_indices": True, "remove_columns": used, "features": features}
+    rows = rows.with_format(None).select_columns(used)
+    pairs = rows.map(read_batch, input_columns=columns, desc="Reading pairs", **options)
     if len(pairs) == 0:
         raise BertSnliError(f"{where}: no pair with a gold label; give a data set that has some")
     return pairs

@@ -9,19 +9,18 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 from datasets import Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetsError
-from huggingface_hub.errors import HTTPError
 
 from bert_snli.choices import HUB_ID
 from bert_snli.data import sample
 from bert_snli.errors import BertSnliError
-from bert_snli.files import looks_like_path, make_temporary_folder
+from bert_snli.files import looks_like_path
 
 SAMPLE = "sample"
 
@@ -29,63 +28,65 @@ SAMPLE = "sample"
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 # The `datasets` builder for a file's suffix.
 READERS = {".jsonl": "json", ".txt": "csv", ".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
+TEXT_SUFFIXES = (".txt", ".text", ".md")
 QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a field in quotes, as in .csv
-SHARD = re.compile(r"-\d+-of-\d+$|(?<=^esnli_train)_\d$")  # train-00000-of-00002, esnli_train_1
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, IndexError, StopIteration, csv.Error, DatasetsError, HTTPError)
+SHARD = re.compile(r"-\d+-of-\d+$")  # train-00000-of-00002
 
 
-def is_data_file(name_or_path: str) -> bool:
-    """Whether it is the path of one file of rows, which has no splits."""
-    path = Path(name_or_path)
-    return path.is_file() and path.suffix in READERS
+def is_hub_id(name_or_path: str) -> bool:
+    """Whether this is neither a file or folder, nor the path of a missing one."""
+    is_file = Path(name_or_path).suffix in {".zip", *READERS, *TEXT_SUFFIXES}
+    return not (is_file or os.path.exists(name_or_path) or looks_like_path(name_or_path))
 
 
 def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Dataset, str]:
-    """Read the rows of a split unchanged.
-
-    Returns:
-        The rows, and where they come from, for error messages.
-    """
+    """Read the rows of a split unchanged; also return where they come from, for error messages."""
     if isinstance(dataset, Dataset):
         raise BertSnliError("dataset: a Dataset without splits; give a DatasetDict")
     if isinstance(dataset, Mapping):
         if split not in dataset:
             raise BertSnliError(f"dataset: no split {split!r}, only {', '.join(map(str, dataset))}")
         return dataset[split], f"dataset[{split!r}]"
-    path = _sample_folder() if dataset == SAMPLE else Path(dataset)
+    if dataset != SAMPLE and is_hub_id(dataset):
+        return load_from_hub(dataset, split=split), f"{dataset} ({split})"
+    path = Path(dataset)
+    if dataset == SAMPLE:
+        path = _cached_folder(Path(sample.__file__).read_text(), sample.write_sample)
     if path.is_dir():
         files = _files_of_split(sorted(path.rglob("*")), split, dataset)
-        return read_files(files, split), ", ".join(map(str, files))
-    if zipfile.is_zipfile(path):
-        return read_files(_extract(path, split), split), f"{path} ({split})"
-    if path.exists() or path.suffix in {".zip", *READERS} or looks_like_path(dataset):
-        what = "not a zip or a folder" if path.exists() else "no such file or folder"
+    elif zipfile.is_zipfile(path):
+        files = _extract(path, split)
+    else:
         raise BertSnliError(
-            f"dataset_name_or_path {dataset}: {what}; give Stanford's zip, a folder of its files, "
+            f"dataset_name_or_path {dataset}: no such zip or folder; give Stanford's zip, a folder of its files, "
             f"a hub id such as {HUB_ID}, or '{SAMPLE}'; to evaluate, also one {', '.join(READERS)} file"
         )
+    return read_files(files, split), f"{dataset} ({', '.join(file.name for file in files)})"
+
+
+def load_from_hub(name: str, config_name: str | None = None, split: str | None = None) -> Any:
+    """Load a split of a data set on the Hub, or all of them as a `DatasetDict`."""
     try:
-        return load_dataset(dataset, split=split), f"{dataset} ({split})"
-    except LOADING_ERRORS as error:
+        return load_dataset(name, config_name, split=split)
+    except Exception as error:  # errors of `datasets`, `huggingface_hub` and `httpx` have no common base class
         raise BertSnliError(
-            f"dataset_name_or_path {dataset}: cannot be loaded from the hub ({_first_line(error)}); "
+            f"dataset_name_or_path {name}: cannot be loaded from the hub ({_first_line(error)}); "
             f"check the id and the network, or give a file, a folder or '{SAMPLE}'"
         ) from error
 
 
-def read_files(files: Sequence[Path], split: str = "test") -> Dataset:
-    """Read the rows of files of one format, as a data set with the name `split`."""
-    suffix = files[0].suffix
+def read_files(files: Sequence[Path], split: str, builder: str | None = None) -> Dataset:
+    """Read the rows of files of one format, as a data set with the name `split`. The builder `text` reads lines."""
+    if not any(file.stat().st_size for file in files):
+        raise BertSnliError(f"{files[0]}: is empty; give another file")
+    builder = builder or READERS[files[0].suffix]
     try:
-        options = _table_options(files) if READERS[suffix] == "csv" else {}
+        options = _table_options(files) if builder == "csv" else {}
         paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
-        return load_dataset(READERS[suffix], data_files={split: paths}, split=split, **options)
-    except LOADING_ERRORS as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, (StopIteration, IndexError)) or "corresponds to no data" in str(cause):
-            raise BertSnliError(f"{files[0]}: holds no rows; give a file with some") from error
-        remedy = "save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else "correct it or get it again"
-        raise BertSnliError(f"{files[0]}: cannot be read as {suffix} ({_first_line(cause)}); {remedy}") from error
+        return load_dataset(builder, data_files={split: paths}, split=split, **options)
+    except Exception as error:  # errors of `datasets` and of the libraries that it reads with have no common base class
+        what = f"cannot be read as {files[0].suffix} ({_first_line(error.__cause__ or error)})"
+        raise BertSnliError(f"{files[0]}: {what}; save it as UTF-8, or get it again") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -94,8 +95,8 @@ def _first_line(error: BaseException) -> str:
 
 def _table_options(files: Sequence[Path]) -> dict[str, Any]:
     """Options of the csv builder. All cells are text, so that "None", "n/a" and "007" are read unchanged."""
-    delimiter, quoted = "," if files[0].suffix == ".csv" else "\t", all(map(_is_quoted, files))
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    delimiter = "," if files[0].suffix == ".csv" else "\t"
+    quoting: Any = csv.QUOTE_MINIMAL if all(map(_is_quoted, files)) else csv.QUOTE_NONE
     with files[0].open(encoding="utf-8-sig", newline="") as file:
         names: list[str] = next(csv.reader(file, delimiter=delimiter, quoting=quoting), [])
     features = Features({name: Value("string") for name in names})
@@ -112,15 +113,14 @@ def _is_quoted(file: Path) -> bool:
 
 
 def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: str) -> list:
-    """Choose the files of `split` among `paths`, all of the first format that is there."""
+    """Choose the files of `split` among `paths`: one, or the shards of one, of the first format that is there."""
     words = SPLITS.get(split, (re.escape(split),))
     name_of_split = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(words)})(?:[^a-z]|$)")
     candidates = [path for path in paths if not path.name.startswith(".") and name_of_split.search(path.name)]
     for suffix in READERS:
         files = [path for path in candidates if path.suffix == suffix]
-        sets = {(path.parent, SHARD.sub("", path.stem)) for path in files}
-        if len(files) > 1 and (len(sets) > 1 or not all(SHARD.search(path.stem) for path in files)):
-            both = f"both {files[0].name} and {files[1].name} look like the {split} split"
+        if len({path.with_name(SHARD.sub("-shard", path.stem)) for path in files}) > 1:
+            both = f"both {files[0].name} and {files[-1].name} look like the {split} split"
             raise BertSnliError(f"dataset_name_or_path {where}: {both}; give one of them")
         if files:
             return files
@@ -128,46 +128,32 @@ def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: st
     raise BertSnliError(f"dataset_name_or_path {where}: {what}; check that it holds SNLI")
 
 
-def _cache_folder() -> Path:
-    return Path(datasets.config.HF_DATASETS_CACHE) / "bert_snli"
+def _extract(archive: Path, split: str) -> list[Path]:
+    """Extract the files of `split` into the cache."""
 
+    def extract(folder: Path) -> None:
+        with zipfile.ZipFile(archive) as opened:
+            for member in _files_of_split(map(PurePosixPath, opened.namelist()), split, str(archive)):
+                with opened.open(str(member)) as source, (folder / member.name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
 
-def _extract(archive_path: Path, split: str) -> list[Path]:
-    """Extract the members of `split` into the cache."""
+    status = archive.stat()
     try:
-        with zipfile.ZipFile(archive_path) as archive:
-            names = _files_of_split([PurePosixPath(name) for name in archive.namelist()], split, str(archive_path))
-            return [_extract_member(archive_path, archive, archive.getinfo(str(name))) for name in names]
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise BertSnliError(f"{archive_path}: damaged or unsupported zip ({error}); get it again") from error
+        folder = _cached_folder(repr((archive.resolve(), status.st_mtime_ns, status.st_size, split)), extract)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise BertSnliError(f"{archive}: damaged or unsupported zip ({error}); get it again") from error
+    return sorted(folder.iterdir())
 
 
-def _extract_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Path:
-    """Extract a member once, under a name made of its origin: another archive can be made with the same checksum."""
-    status = path.stat()
-    origin = (str(path.resolve()), status.st_mtime_ns, status.st_size, member.filename, member.CRC, member.file_size)
-    name = hashlib.sha256(repr(origin).encode()).hexdigest()[:32]
-    target = _cache_folder() / f"{name}{PurePosixPath(member.filename).suffix}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            copy = Path(folder) / target.name
-            with archive.open(member) as source, copy.open("wb") as file:
-                shutil.copyfileobj(source, file)
-            os.replace(copy, target)
-    return target
-
-
-def _sample_folder() -> Path:
-    """Return the folder of the generated corpus, written once for each version of its generator."""
-    version = hashlib.sha256(Path(sample.__file__).read_bytes()).hexdigest()[:16]
-    folder = _cache_folder() / f"{SAMPLE}-{version}"
+def _cached_folder(key: str, write_files: Callable[[Path], object]) -> Path:
+    """Return the folder of `key` in the cache. The first time, `write_files` fills it."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "bert_snli" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = make_temporary_folder(folder.parent)
-        sample.write_sample(temporary)
-        try:
-            os.rename(temporary, folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(temporary)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            files = Path(temporary) / "files"  # unlike `temporary`, other users may read it
+            files.mkdir()
+            write_files(files)
+            with suppress(OSError):  # another process was faster
+                os.rename(files, folder)
     return folder

@@ -82,7 +82,7 @@ def test_unknown_option_error_points_to_the_help_of_the_command(capsys: pytest.C
         (["--model_name_or_path", "README.md"], "README.md: a file"),
         (["--num_processes", "two"], "accelerate launch: argument --num_processes/--num-processes: invalid"),
         (["--max_length", "4"], "--max_length 4: must be from 5 to 40"),
-        (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file"),
+        (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such zip or folder"),
         (["--resume_from_checkpoint", "nowhere"], "not a checkpoint; give"),
         (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU"),
         (["--seed", "-1"], "--seed -1: give a number from 0"),
@@ -181,7 +181,7 @@ def test_unknown_label_is_refused_before_anything_is_written(
     for split in ("train", "dev"):
         (data / f"snli_1.0_{split}.jsonl").write_text(json.dumps(row) + "\n")
     command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", data, "--max_length", 32]
-    assert "label 'maybe' in row 1" in error_line([*command, "--output_dir", tmp_path / "run"], capsys)
+    assert "label 'maybe' is none of" in error_line([*command, "--output_dir", tmp_path / "run"], capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -219,7 +219,7 @@ def test_error_in_two_processes_exits_with_2(pretrained: Path, tmp_path: Path, r
         tmp_path / "nowhere.zip",
     )
     assert done.returncode == 2
-    assert "nowhere.zip: no such file" in done.stderr
+    assert "nowhere.zip: no such zip or folder" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

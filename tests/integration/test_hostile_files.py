@@ -168,11 +168,14 @@ MALICIOUS = {
     "an empty file": (write("pretrained.params", b""), "an empty file"),
     "text": (write("pretrained.params", b"404: Not Found"), "pretrained.params: "),
     "wrong magic": (write("pretrained.params", struct.pack("<QQQ", 0x113, 0, 0)), "pretrained.params: "),
-    "vocabulary is a dict": (write("vocab.json", b'{"<unk>": 0}'), "make it a list of tokens"),
-    "vocabulary is not UTF-8": (write("vocab.json", b'["\xff"]'), "not UTF-8"),
+    "vocabulary is a dict": (write("vocab.json", b'{"<unk>": 0}'), "give a list of tokens"),
+    "vocabulary is not UTF-8": (write("vocab.json", b'["\xff"]'), "not JSON in UTF-8"),
     "vocabulary is not JSON": (write("vocab.json", b"<unk>\n<pad>\n"), "not JSON"),
     "vocabulary nested too deeply": (write("vocab.json", b"[" * 10**6), "not JSON"),
-    "vocabulary with half of a surrogate pair": (write("vocab.json", rb'["<unk>", "\ud800"]'), "half of a character"),
+    "vocabulary with half of a surrogate pair": (
+        write("vocab.json", rb'["<unk>", "\ud800"]'),
+        "a text that UTF-8 can encode",
+    ),
     "vocabulary larger than the limit": (
         lambda folder: (folder / "vocab.json").write_text(json.dumps(["x" * 1000] * (MAX_VOCABULARY_BYTES // 1000))),
         "too large for a vocabulary",

@@ -165,17 +165,12 @@ def test_row_with_invalid_scores_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("nowhere.jsonl", "no such file"), ("", "not a file of a kind that is read")],
-    ids=["missing-file", "folder"],
-)
+@pytest.mark.parametrize("name", ["nowhere.jsonl", ""], ids=["missing-file", "folder"])
 def test_train_file_that_is_not_a_file_is_refused(
     name: str,
-    message: str,
     base_model: Path,
     corpus: Path,
     tmp_path: Path,
 ):
-    with pytest.raises(BertSnliError, match=f"^train_file .*{message}"):
+    with pytest.raises(BertSnliError, match="^train_file .*: no such file"):
         run_finetune(base_model, corpus, tmp_path / "run", train_file=str(tmp_path / name))

@@ -58,7 +58,7 @@ def d2l_examples(lines: list[str], vocabulary: list[str], wiki: Path, seed: int,
     lengths = np.array([len(tokens) for tokens, _, _ in pairs])
     masks = draw_masks(int(lengths.sum()), int(num_predictions(lengths).sum()), len(vocabulary), seed, epoch)
     order, masked, kept = (iter(draw.tolist()) for draw in masks[:3])
-    words = (vocabulary[word] for word in masks.random_id_P)
+    words = (vocabulary[word] for word in masks[3])
     return [
         (*mask_tokens(tokens, order, masked, kept, words), segments, is_next) for tokens, segments, is_next in pairs
     ]

@@ -237,12 +237,6 @@ def test_map_without_batched_is_refused():
         pairs.map(PairEncoder(build_tokenizer(SPECIALS, model_max_length=16), 16))
 
 
-def test_encoding_an_empty_dataset_gives_all_columns(corpus: Path):
-    pairs = load_snli(str(corpus), splits=["test"]).splits["test"].select([])
-    encoded = encode_pairs(pairs, PairEncoder(build_tokenizer(SPECIALS, model_max_length=16), 16))
-    assert set(encoded.column_names) == {"input_ids", "token_type_ids", "length", "labels"} and len(encoded) == 0
-
-
 def test_second_encoding_is_read_from_the_cache(corpus: Path):
     pairs = load_snli(str(corpus), splits=["test"]).splits["test"]
     first, second = (

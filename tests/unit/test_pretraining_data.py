@@ -12,10 +12,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from bert_snli.data.batching import MicroBatch
+from bert_snli.data.pair_encoding import flat_columns
 from bert_snli.data.pretraining import (
-    MaskDraws,
     MaskedPairs,
-    PairDraws,
     SentenceEncoder,
     encode_corpus,
     mask_tokens,
@@ -53,7 +52,7 @@ def test_pair_up_pairs_each_sentence_with_the_next_or_the_drawn_one():
     paragraphs = Dataset.from_dict({"sentences": [["a", "b", "c a"], ["d", "e"]]})
     corpus = encode_corpus(paragraphs, tokenizer)
     # Candidates: a, b and d. The second one is paired with sentence floor(0.9 * 3) of the first paragraph.
-    draws = PairDraws(np.array([0.4, 0.5, 0.1]), np.array([1, 0, 0]), np.array([0.0, 0.9, 0.0]))
+    draws = (np.array([0.4, 0.5, 0.1]), np.array([1, 0, 0]), np.array([0.0, 0.9, 0.0]))
     pairs = pair_up(corpus, draws, tokenizer, 6).to_pydict()
     tokens = [" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in pairs["input_ids"]]
     assert tokens == ["<cls> a <sep> b <sep>", "<cls> b <sep> c a <sep>", "<cls> d <sep> e <sep>"]
@@ -68,7 +67,7 @@ def test_mask_tokens_predicts_the_first_tokens_in_order_without_excluded_ones():
     cls, sep, mask = 3, 4, 2
     ids, lengths = np.array([cls, 10, sep, 11, sep, cls, *range(20, 30), sep]), np.array([5, 12])
     order = np.array([0.0, 0.6, 0.1, 0.5, 0.2, 0.0, *np.linspace(0.9, 0.1, 10), 0.0])
-    draws = MaskDraws(order, np.array([0.9, 0.7, 0.8]), np.array([0.5, 0.0, 0.4]), np.array([40, 41, 42]))
+    draws = (order, np.array([0.9, 0.7, 0.8]), np.array([0.5, 0.0, 0.4]), np.array([40, 41, 42]))
     masked, columns, labels = mask_tokens(ids, lengths, draws, mask, (cls, sep))
     assert columns.tolist() == [3, 9, 10]
     assert labels.tolist() == [11, 28, 29]
@@ -183,7 +182,7 @@ def test_readme_next_to_snli_is_not_read_as_text(corpus: Path, tmp_path: Path):
 def test_dataset_without_a_train_split_is_refused(tmp_path: Path):
     (tmp_path / "validation.txt").write_text("A dog runs. It sleeps.\n", encoding="utf-8")
     (tmp_path / "test.txt").write_text("A cat runs. It sleeps.\n", encoding="utf-8")
-    with pytest.raises(BertSnliError, match="has no train split, only validation, test; choose a dataset that has one"):
+    with pytest.raises(BertSnliError, match="must have a split 'train' and a column 'text'"):
         _read_hub(str(tmp_path), None)
 
 
@@ -196,11 +195,11 @@ def test_special_tokens_in_a_text_become_unknown_tokens(wiki_vocabulary: list[st
 def test_wikitext_of_the_hub_is_tokenized_and_other_datasets_are_raw(monkeypatch: pytest.MonkeyPatch):
     requests = []
 
-    def load(name, config=None):
+    def load(name, config, split):
         requests.append((name, config))
         return DatasetDict({"train": Dataset.from_dict({"text": ["He can't. She can."] * 3})})
 
-    monkeypatch.setattr("bert_snli.data.text.load_dataset", load)
+    monkeypatch.setattr("bert_snli.data.sources.load_dataset", load)
     for name, config, tokenized in (
         ("Salesforce/wikitext", None, True),
         ("Salesforce/wikitext", "wikitext-2-raw-v1", False),
@@ -232,7 +231,7 @@ def test_fingerprint_depends_on_every_column_of_the_pairs(column: str, values: l
         "labels": [1, 0],
     }
     first, second = (
-        fingerprint(tokenizer, MaskedPairs(pa.table(rows), tokenizer, seed=1).arrays())
+        fingerprint(tokenizer, flat_columns(MaskedPairs(pa.table(rows), tokenizer, seed=1).pairs))
         for rows in (columns, {**columns, column: values})
     )
     assert first != second

@@ -300,8 +300,8 @@ def test_read_vocabulary_returns_the_tokens_in_order(tmp_path: Path) -> None:
 BAD_FILES = [
     (b"[", "not JSON"),
     (b"", "not JSON"),
-    (b'["\xff"]', "not UTF-8"),
-    (b'{"a": 0}', "dict"),
+    (b'["\xff"]', "not JSON in UTF-8"),
+    (b'{"a": 0}', "not a list"),
     (b"[]", "empty"),
     (b'["a", 3]', "entry 1"),
     (b'["a", "b", "c", "b", "a"]', "'b' has two ids, 1 and 3"),
