@@ -66,8 +66,11 @@ def _find_text_files(path: Path) -> dict[str, list[Path]]:
 
 
 def _is_snli_table(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(11) == b"gold_label\t"
+    try:
+        with file.open("rb") as opened:
+            return opened.read(11) == b"gold_label\t"
+    except OSError as error:
+        raise BertSnliError(f"{file}: {error.strerror}; give a file that can be read") from error
 
 
 def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
