@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
     from bert_snli.data.pair_files import check_writable, count_pairs, format_predictions, iterate_pairs, open_output
     from bert_snli.fast.machine import keep_freed_memory
-    from bert_snli.inference import load_tokenizer
-    from bert_snli.onnx import choose_backend, open_classifier
+    from bert_snli.inference import load_tokenizer, open_classifier
     from bert_snli.prediction import Predictor
 
     quiet_libraries()
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     keep_freed_memory()
     accelerator = Accelerator(cpu=not is_available())
     predictor = Predictor(
-        open_classifier(args.model, choose_backend(args.model, args.backend)),
+        open_classifier(args.model, args.backend),
         load_tokenizer(args.model),
         max_length=args.max_length,
         truncation=args.truncation,

@@ -17,9 +17,8 @@ from bert_snli.data.pair_encoding import encode_pairs, encoder_of
 from bert_snli.data.snli import EvaluationSet
 from bert_snli.evaluation.metrics import cross_entropy, softmax
 from bert_snli.files import ONNX_FILE, WEIGHTS, sha256_of_file
-from bert_snli.inference import label_names, load_tokenizer, predict_logits
+from bert_snli.inference import OnnxClassifier, label_names, load_tokenizer, open_classifier, predict_logits
 from bert_snli.modeling.labels import D2L_LABELS
-from bert_snli.onnx import choose_backend, open_classifier
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ class EvaluatedModel:
 
     def __init__(self, model_name_or_path: str, *, backend: str | None = None, batch_size: int = 256, **encoding):
         self.name = model_name_or_path
-        self.backend = choose_backend(model_name_or_path, backend)
-        self.classifier = open_classifier(model_name_or_path, self.backend)
+        self.classifier = open_classifier(model_name_or_path, backend)
+        self.backend = "onnx" if isinstance(self.classifier, OnnxClassifier) else "torch"
         self.labels = label_names(self.classifier.config, model_name_or_path)
         self.tokenizer = load_tokenizer(model_name_or_path)
         self.encoder = encoder_of(self.classifier.config, self.tokenizer, **encoding)

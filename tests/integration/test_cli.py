@@ -457,10 +457,14 @@ def test_pretrained_model_is_refused_by_evaluate_and_predict(
     ("name", "content", "message"),
     [
         ("config.json", '{"model_type": "bert"}', "a model of type 'bert', not 'd2l_bert'"),
-        ("config.json", "{", "its config.json is damaged (It looks like the config file"),
-        ("config.json", '{"model_type": "d2l_bert", "hidden_size": "wide"}', "not the sizes of a model"),
-        ("tokenizer.json", "{", "its tokenizer.json is damaged (JSONDecodeError: "),
-        ("tokenizer.json", "{}", "its tokenizer.json is damaged (KeyError: "),
+        ("config.json", "{", "its config.json cannot be loaded (OSError: It looks like the config file"),
+        (
+            "config.json",
+            '{"model_type": "d2l_bert", "hidden_size": "wide"}',
+            "its config.json cannot be loaded (TypeError",
+        ),
+        ("tokenizer.json", "{", "its tokenizer.json cannot be loaded (JSONDecodeError: "),
+        ("tokenizer.json", "{}", "its tokenizer.json cannot be loaded (KeyError: "),
         ("tokenizer.json", None, "has no tokenizer.json"),
         ("config.json", None, "has no config.json"),
         ("model.safetensors", None, "its weights cannot be loaded"),
