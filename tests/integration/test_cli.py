@@ -79,7 +79,7 @@ def test_unknown_option_error_points_to_the_help_of_the_command(capsys: pytest.C
         (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
         (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
         (["--model_name_or_path", "tests/nowhere"], "tests/nowhere: no such folder"),
-        (["--model_name_or_path", "README.md"], "README.md: a file"),
+        (["--model_name_or_path", "README.md"], "README.md: no such folder"),
         (["--num_processes", "two"], "accelerate launch: argument --num_processes/--num-processes: invalid"),
         (["--max_length", "4"], "--max_length 4: must be from 5 to 40"),
         (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file"),
