@@ -55,7 +55,6 @@ class Predictions:
         return np.stack([probabilities_R3[:, 0], 1 - probabilities_R3[:, 0]], axis=1)
 
     def probability_of(self, label_ids_R: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-        """Return the probability of one label in each row."""
         return self.probabilities(temperature)[np.arange(len(label_ids_R)), label_ids_R]
 
     def loss(self, temperature: float = 1.0) -> float:
@@ -68,11 +67,7 @@ class Predictions:
 class EvaluatedModel:
     """A fine-tuned model to evaluate.
 
-    Args:
-        model_name_or_path: a model folder or a Hub id.
-        backend: `torch` or `onnx`. Defaults to the one whose weights the folder holds.
-        batch_size: the number of pairs in a batch.
-        encoding: `text_source`, and `max_length` and `truncation` if they are not those of fine-tuning.
+    `encoding` are `text_source`, and `max_length` and `truncation` if they are not those of fine-tuning.
     """
 
     def __init__(self, model_name_or_path: str, *, backend: str | None = None, batch_size: int = 256, **encoding):
@@ -88,7 +83,6 @@ class EvaluatedModel:
 
     def predict(self, evaluation_set: EvaluationSet) -> Predictions:
         encoded = encode_pairs(evaluation_set.pairs, self.encoder)
-        logits = predict_logits(
-            self.classifier, encoded, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size
-        )
+        options = {"pad_token_id": self.tokenizer.pad_token_id, "batch_size": self.batch_size}
+        logits = predict_logits(self.classifier, encoded, **options)
         return Predictions(evaluation_set, encoded, logits[:, [self.labels.index(label) for label in D2L_LABELS]])

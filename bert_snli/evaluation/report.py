@@ -2,15 +2,16 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, select_autoescape
 
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
-from bert_snli.data.snli import EvaluationSet, load_evaluation_set
+from bert_snli.data.snli import load_evaluation_set
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.analysis import (
     accuracy_by_pair_type,
@@ -23,6 +24,20 @@ from bert_snli.evaluation.metrics import label_metrics, measure_accuracy
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
 from bert_snli.evaluation.predictions import EvaluatedModel, Predictions
 from bert_snli.files import atomic_folder
+
+TEMPLATES = Environment(
+    loader=PackageLoader("bert_snli.evaluation"),
+    autoescape=select_autoescape(["html.jinja"]),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters.update(
+    percent=lambda share: f"{share:.1%}",
+    interval=lambda limits: f"{limits[0]:.1%} to {limits[1]:.1%}",
+    basename=lambda path: Path(path).name or path,  # a report shows no private folders
+    cell=lambda text: re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split())),  # of a Markdown table
+)
 
 
 def evaluate_model(
@@ -139,29 +154,21 @@ def format_results(results: dict) -> str:
 def compute_report(
     model: EvaluatedModel, predictions: Predictions, results: dict, other: EvaluatedModel | None = None
 ) -> dict:
-    """Add the analysis of errors to `results`: the content of `report.json`.
-
-    With `other`, both models are compared on the same pairs.
-    """
+    """Add the analysis of errors, and the comparison with `other`, to `results`: the content of `report.json`."""
     evaluation_set = predictions.evaluation_set
+    pairs = evaluation_set.pairs
+    # The accuracy without premises shows how much the hypotheses alone reveal (Gururangan et al., 2018).
+    blanked = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
+    comparison = {"other": other.name, **mcnemar_test(predictions, other.predict(evaluation_set))} if other else None
     return {
         **results,
         "majority_share": float(np.bincount(predictions.references_R).max() / len(predictions.references_R)),
-        "hypothesis_only": hypothesis_only_accuracy(model, evaluation_set),
+        "hypothesis_only": measure_accuracy(model.predict(replace(evaluation_set, pairs=blanked)).is_correct_R),
         "slices": accuracy_by_pair_type(predictions, model.tokenizer.unk_token_id),
         "annotators": annotator_agreement(predictions),
-        "comparison": {"other": other.name, **mcnemar_test(predictions, other.predict(evaluation_set))}
-        if other
-        else None,
+        "comparison": comparison,
         "hardest": hardest_pairs(predictions),
     }
-
-
-def hypothesis_only_accuracy(model: EvaluatedModel, evaluation_set: EvaluationSet) -> dict:
-    """Measure the accuracy with every premise blanked (Gururangan et al., 2018)."""
-    pairs = evaluation_set.pairs
-    blank = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
-    return measure_accuracy(model.predict(replace(evaluation_set, pairs=blank)).is_correct_R)
 
 
 def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> None:
@@ -169,7 +176,7 @@ def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> No
     old = _read_json(folder / "report.json")
     is_same = old.get("weights_sha256") == weights_sha256 and (weights_sha256 or old.get("model") == model)
     if (folder / "report.json").exists() and not is_same:
-        content = f"a report on other weights ({old['model']})" if "model" in old else "a report.json without a model"
+        content = f"a report on other weights ({old.get('model', 'of an unknown model')})"
         raise BertSnliError(f"report {folder}: holds {content}; name another folder, or delete that report")
 
 
@@ -182,26 +189,6 @@ def write_report(report: dict, folder: Path) -> list[Path]:
         (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         images = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in temporary.glob("*.png")}
         for name in ("report.md", "report.html"):
-            template = _environment().get_template(f"{name}.jinja")
-            (temporary / name).write_text(template.render(report=report, base64_images=images), encoding="utf-8")
+            text = TEMPLATES.get_template(f"{name}.jinja").render(report=report, base64_images=images)
+            (temporary / name).write_text(text, encoding="utf-8")
     return [folder / name for name in ("report.md", "report.html", "report.json")]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("bert_snli.evaluation"),
-        autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    environment.filters["interval"] = lambda limits: f"{limits[0]:.1%} to {limits[1]:.1%}"
-    environment.filters["basename"] = lambda path: Path(path).name or path  # a report shows no private folders
-    environment.filters["cell"] = _escape_markdown
-    return environment
-
-
-def _escape_markdown(text: str) -> str:
-    line = " ".join(text.split())
-    return "".join("\\" + character if character in "\\`*_{}[]<>#|~$&" else character for character in line)
