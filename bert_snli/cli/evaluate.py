@@ -76,14 +76,13 @@ def run(args: argparse.Namespace) -> None:
 
     from bert_snli.data.snli import load_evaluation_set
     from bert_snli.evaluation import report
-    from bert_snli.evaluation.predictions import EvaluatedModel
 
     quiet_libraries()
     options = {name: getattr(args, name) for name in ("text_source", "max_length", "truncation", "batch_size")}
-    model = EvaluatedModel(args.model, backend=args.backend, **options)
+    model = report.EvaluatedModel(args.model, backend=args.backend, **options)
     if args.report:
         report.check_report_dir(args.report, model.name, model.weights_sha256)
-    other = EvaluatedModel(args.compare, **options) if args.compare else None
+    other = report.EvaluatedModel(args.compare, **options) if args.compare else None
     evaluation_set = load_evaluation_set(
         args.dataset_name_or_path,
         split=args.split,

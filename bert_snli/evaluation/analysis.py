@@ -1,16 +1,22 @@
-"""Analysis of predictions: calibration, accuracy by slice, annotator agreement, McNemar's test, hardest pairs."""
+"""Analysis of predictions: calibration, accuracy by slice, annotator agreement, McNemar's test, hardest pairs.
+
+Shape suffixes: R rows, C the labels of the set.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 import numpy as np
+from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
-from bert_snli.evaluation.metrics import measure_accuracy
-from bert_snli.evaluation.predictions import Predictions
+from bert_snli.data.snli import EvaluationSet
+from bert_snli.evaluation.metrics import cross_entropy, measure_accuracy, softmax
 from bert_snli.modeling.labels import D2L_LABELS
 
 NUM_BINS = 15
@@ -22,6 +28,52 @@ LENGTHS = {
 OVERLAPS = {"up to 20%": 0.2, "20% to 40%": 0.4, "40% to 60%": 0.6, "60% to 80%": 0.8, "above 80%": inf}
 UNKNOWN_WORDS = {"0": 0, "1": 1, "2": 2, "3 or more": inf}
 AGREEMENTS = {"up to 50%": 0.5, "50% to 70%": 0.7, "70% to 90%": 0.9, "above 90%": inf}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`logits` (R, 3), in the order of `D2L_LABELS`, of the pairs in `evaluation_set`; `encoded` are the inputs.
+
+    A two-way set (HANS) asks only whether the hypothesis follows. There the most probable of the three labels counts as
+    `non-entailment` unless it is entailment (McCoy et al., 2019).
+    """
+
+    evaluation_set: EvaluationSet
+    encoded: Dataset
+    logits: np.ndarray
+
+    @property
+    def labels(self) -> list[str]:
+        return self.evaluation_set.labels
+
+    @cached_property
+    def references_R(self) -> np.ndarray:
+        return np.asarray(self.evaluation_set.pairs["label"])
+
+    @cached_property
+    def predictions_R(self) -> np.ndarray:
+        return np.minimum(self.logits.argmax(axis=1), len(self.labels) - 1)
+
+    @cached_property
+    def is_correct_R(self) -> np.ndarray:
+        return self.predictions_R == self.references_R
+
+    def probabilities(self, temperature: float = 1.0) -> np.ndarray:
+        """Return the probabilities (R, C) of the set's labels."""
+        probabilities_R3 = softmax(self.logits, temperature)
+        if len(self.labels) == len(D2L_LABELS):
+            return probabilities_R3
+        # The sum of the other two could be above 1 by rounding.
+        return np.stack([probabilities_R3[:, 0], 1 - probabilities_R3[:, 0]], axis=1)
+
+    def probability_of(self, label_ids_R: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        return self.probabilities(temperature)[np.arange(len(label_ids_R)), label_ids_R]
+
+    def loss(self, temperature: float = 1.0) -> float:
+        return cross_entropy(self.probabilities(temperature), self.references_R)
+
+    def label_names(self, label_ids_R: np.ndarray) -> list[str]:
+        return np.asarray(self.labels)[label_ids_R].tolist()
 
 
 def calibration(predictions: Predictions) -> dict:

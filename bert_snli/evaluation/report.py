@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
-from bert_snli.data.snli import load_evaluation_set
+from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
+from bert_snli.data.snli import EvaluationSet, load_evaluation_set
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.analysis import (
+    Predictions,
     accuracy_by_pair_type,
     annotator_agreement,
     calibration,
@@ -22,8 +23,9 @@ from bert_snli.evaluation.analysis import (
 )
 from bert_snli.evaluation.metrics import label_metrics, measure_accuracy
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
-from bert_snli.evaluation.predictions import EvaluatedModel, Predictions
-from bert_snli.files import atomic_folder
+from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, sha256_of_file
+from bert_snli.inference import OnnxClassifier, label_names, load_tokenizer, open_classifier, predict_logits
+from bert_snli.modeling.labels import D2L_LABELS
 
 TEMPLATES = Environment(
     loader=PackageLoader("bert_snli.evaluation"),
@@ -38,6 +40,30 @@ TEMPLATES.filters.update(
     basename=lambda path: Path(path).name or path,  # a report shows no private folders
     cell=lambda text: re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split())),  # of a Markdown table
 )
+
+
+class EvaluatedModel:
+    """A fine-tuned model to evaluate.
+
+    `encoding` are `text_source`, and `max_length` and `truncation` if they are not those of fine-tuning.
+    """
+
+    def __init__(self, model_name_or_path: str, *, backend: str | None = None, batch_size: int = 256, **encoding):
+        self.name = model_name_or_path
+        self.classifier = open_classifier(model_name_or_path, backend)
+        self.backend = "onnx" if isinstance(self.classifier, OnnxClassifier) else "torch"
+        self.labels = label_names(self.classifier.config, model_name_or_path)
+        self.tokenizer = load_tokenizer(model_name_or_path)
+        self.encoder = encoder_of(self.classifier.config, self.tokenizer, **encoding)
+        self.batch_size = batch_size
+        weights = Path(model_name_or_path) / (ONNX_FILE if self.backend == "onnx" else WEIGHTS)
+        self.weights_sha256 = sha256_of_file(weights) if weights.is_file() else None  # None for a model on the Hub
+
+    def predict(self, evaluation_set: EvaluationSet) -> Predictions:
+        encoded = encode_pairs(evaluation_set.pairs, self.encoder)
+        options = {"pad_token_id": self.tokenizer.pad_token_id, "batch_size": self.batch_size}
+        logits = predict_logits(self.classifier, encoded, **options)
+        return Predictions(evaluation_set, encoded, logits[:, [self.labels.index(label) for label in D2L_LABELS]])
 
 
 def evaluate_model(
@@ -115,8 +141,7 @@ def save_results(results: dict, folder: Path) -> list[Path]:
         name = f"{data.stem if data.stem != name else data.resolve().parent.name}_{name}"
     table, picture = f"eval_results_{name}.json", f"confusion_matrix_{name}.png"
     with atomic_folder(folder, overwrite=True) as temporary:
-        (temporary / table).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        plot_confusion_matrix(results["confusion_matrix"], accuracy_title(results), temporary / picture)
+        _write_results(results, temporary / table, temporary / picture)
     return [folder / table, folder / picture]
 
 
@@ -129,8 +154,10 @@ def _read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def accuracy_title(results: dict) -> str:
-    return f"{results['split']}: accuracy {results['accuracy']:.3f}"
+def _write_results(results: dict, table: Path, picture: Path) -> None:
+    table.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    title = f"{results['split']}: accuracy {results['accuracy']:.3f}"
+    plot_confusion_matrix(results["confusion_matrix"], title, picture)
 
 
 def format_results(results: dict) -> str:
@@ -183,10 +210,9 @@ def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> No
 def write_report(report: dict, folder: Path) -> list[Path]:
     """Write the files of a report from `compute_report`; return the paths of `report.md`, `.html` and `.json`."""
     with atomic_folder(folder, overwrite=True) as temporary:
-        plot_confusion_matrix(report["confusion_matrix"], accuracy_title(report), temporary / "confusion_matrix.png")
+        _write_results(report, temporary / "report.json", temporary / "confusion_matrix.png")
         plot_reliability(report["calibration"], temporary / "reliability.png")
         plot_slices(report["slices"], report["accuracy"], temporary / "slices.png")
-        (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         images = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in temporary.glob("*.png")}
         for name in ("report.md", "report.html"):
             text = TEMPLATES.get_template(f"{name}.jinja").render(report=report, base64_images=images)
