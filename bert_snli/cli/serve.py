@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if args.space and args.port is not None:
         raise BertSnliError("--port goes with serving; leave it out with --space")
 
-    from bert_snli.serving.app import serve
-    from bert_snli.serving.space import write_space
+    from bert_snli.serving.app import serve, write_space
 
     quiet_libraries()
     if args.space is None:

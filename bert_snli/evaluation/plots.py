@@ -116,10 +116,10 @@ def plot_slices(slices: Mapping[str, Sequence[dict]], accuracy: float, path: Pat
             x = range(len(entries))
             accuracies = np.array([entry["accuracy"] for entry in entries])
             errors = np.abs(np.array([entry["accuracy_interval"] for entry in entries]).T - accuracies)
-            bars = axes.bar(x, accuracies, yerr=errors, capsize=3, color="tab:blue", alpha=0.75)
-            labels = [f"{entry['pairs']:,}" for entry in entries]
-            axes.bar_label(bars, labels, label_type="center", fontsize=7, color="white", rotation=90)
+            axes.bar(x, accuracies, yerr=errors, capsize=3, color="tab:blue", alpha=0.75)
             axes.axhline(accuracy, linestyle=":", color="black")
             axes.set_xticks(x, [entry["slice"] for entry in entries], rotation=35, ha="right", fontsize=8)
             axes.set(xlabel=name.replace("_", " "), ylabel="accuracy", ylim=(0, 1))
             axes.label_outer()
+            for place, entry in enumerate(entries):
+                axes.text(place, 0.02, f"{entry['pairs']:,}", ha="center", fontsize=7, color="white", rotation=90)

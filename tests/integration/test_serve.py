@@ -34,7 +34,15 @@ from bert_snli.data.pair_encoding import encoder_of
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.prediction import Predictor
-from bert_snli.serving.app import MAX_ROWS, NUM_DISPLAYED_ROWS, predict_file, start
+from bert_snli.serving.app import (
+    MAX_ROWS,
+    MODEL_FILES,
+    NUM_DISPLAYED_ROWS,
+    list_requirements,
+    predict_file,
+    render_explanation,
+    start,
+)
 from bert_snli.serving.explanation import (
     MAX_CHARACTERS,
     SPECIAL,
@@ -43,8 +51,6 @@ from bert_snli.serving.explanation import (
     ExplainedPredictor,
     gradient_times_input,
 )
-from bert_snli.serving.page import render_explanation
-from bert_snli.serving.space import MODEL_FILES, list_requirements
 from tests.support.command_line import error_line
 from tests.support.processes import REPOSITORY, unused_port
 from tests.support.trained_classifier import ACTIVITIES, ANIMALS, KNOWN_PAIRS, MAX_LENGTH
@@ -82,7 +88,7 @@ def test_scores_equal_those_of_predict_when_the_config_lists_labels_in_another_o
     reordered = ExplainedPredictor(str(tmp_path / "trained_classifier"))
     for label, pair in KNOWN_PAIRS.items():
         assert next(iter(reordered.explain(*pair).scores)) == label
-        assert next(iter(reordered.predict([pair])[0])) == label
+        assert next(iter(reordered([pair])[0])) == label
 
 
 def test_model_of_the_tests_predicts_the_known_pairs(predictor: ExplainedPredictor):
