@@ -14,7 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from bert_snli.errors import BertSnliError
 from bert_snli.files import ONNX_FILE, atomic_folder, check_export_dir
-from bert_snli.inference import ONNX_INPUTS, OnnxClassifier, load_classifier, load_tokenizer
+from bert_snli.inference import OnnxClassifier, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
 OPSET = 18  # the oldest that PyTorch's exporter writes without a conversion, for old versions of ONNX Runtime
@@ -29,17 +29,6 @@ class ExportResult(NamedTuple):
     fp32_size: int
     difference: float
     pairs: int
-
-
-class LogitsOnly(torch.nn.Module):
-    """A classifier with three tensors as inputs and one as output, as the graph has."""
-
-    def __init__(self, classifier: D2LBertForSequenceClassification):
-        super().__init__()
-        self.classifier = classifier.eval()
-
-    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, attention_mask: torch.Tensor):
-        return self.classifier(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).logits
 
 
 def export_onnx(
@@ -115,13 +104,13 @@ def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
     example = random_batch(2, 5, model.config)  # the exporter would take a 1, or two equal sizes, for a constant
     with without_warnings():
         program = torch.onnx.export(
-            LogitsOnly(model),
-            tuple(example[name] for name in ONNX_INPUTS),
+            model,
+            kwargs=example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=ONNX_INPUTS,
+            input_names=list(example),
             output_names=["logits"],
-            dynamic_shapes={name: {0: "batch", 1: "length"} for name in ONNX_INPUTS},
+            dynamic_shapes={name: {0: "batch", 1: "length"} for name in example},
             verbose=False,
         )
     assert program is not None  # it is None only for PyTorch's older exporter
