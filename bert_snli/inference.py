@@ -39,7 +39,6 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 REMEDY = "give the folder or the hub id of a converted, pretrained or fine-tuned model"
 MAX_REASON = 300  # characters of another library's message
-ONNX_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 def load_config(model_name_or_path: str) -> D2LBertConfig:
@@ -219,7 +218,7 @@ class OnnxClassifier:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        (logits_BC,) = self.session.run(["logits"], {name: batch[name].numpy() for name in ONNX_INPUTS})
+        (logits_BC,) = self.session.run(["logits"], {name: tensor.numpy() for name, tensor in batch.items()})
         return torch.from_numpy(logits_BC)
 
 
@@ -239,10 +238,7 @@ def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def compute_logits(compute: LogitsFunction, pairs: PaddedPairs, batches: Iterable[np.ndarray]) -> torch.Tensor:
-    """Compute the fp32 logits (R, C) of the rows in `batches`; those of other rows are 0. All is on one device.
-
-    The host does not wait for the device.
-    """
+    """Compute the fp32 logits (R, C) of the rows in `batches`; others are 0. The host does not wait for the device."""
     logits_RC = torch.zeros(len(pairs), compute.config.num_labels, device=compute.device)
     for rows in batches:
         micro_batch = MicroBatch(rows.tolist(), has_labels=True)
@@ -259,10 +255,7 @@ def predict_logits(
     batch_size: int = 256,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """Return the logits (R, C) of encoded pairs. The processes share the work.
-
-    A PyTorch model is moved to the accelerator's device and left in evaluation mode.
-    """
+    """Return the logits (R, C) of encoded pairs, which the processes share. Moves a PyTorch model to the device."""
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     compute = as_logits_function(classifier, accelerator)
     pairs = PaddedPairs(encoded, pad_token_id, device=compute.device)

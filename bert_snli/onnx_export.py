@@ -96,7 +96,7 @@ def random_batch(rows: int, positions: int, config: D2LBertConfig) -> dict[str, 
 
 
 def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
-    """Return the graph of `model` from `ONNX_INPUTS`, int64 (batch, length), to `logits`, fp32 (batch, labels).
+    """Return the graph of `model` from the inputs, int64 (batch, length), to `logits`, fp32 (batch, labels).
 
     Switches the model to eager attention, whose graph is simpler: matrix products, a sum and a softmax.
     """
@@ -123,9 +123,8 @@ def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
 def write_int8(graph: onnx.ModelProto, path: Path, *, per_channel: bool = True, reduce_range: bool = True) -> None:
     """Write `graph` with 8-bit integers for the weights of matrix products and embeddings (dynamic quantization).
 
-    Args:
-        per_channel: a scale for each column of a matrix instead of one for the matrix.
-        reduce_range: 7-bit weights, because processors without VNNI add two 8-bit products in 16 bits.
+    `per_channel` gives each column of a matrix its own scale. `reduce_range` uses 7 bits of the weights, because
+    processors without VNNI add two 8-bit products in 16 bits.
     """
     options = {"per_channel": per_channel, "reduce_range": reduce_range, "weight_type": QuantType.QInt8}
     with without_warnings():

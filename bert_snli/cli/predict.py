@@ -27,15 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--premise", help="the text that is taken to be true")
     parser.add_argument("--hypothesis", help="the text that may follow from it")
     parser.add_argument("--input_file", type=Path, help=".jsonl, .csv or .tsv with columns premise and hypothesis")
-    parser.add_argument(
-        "--output_file", type=Path, help="predictions of --input_file, as jsonl (default: the terminal)"
-    )
+    parser.add_argument("--output_file", type=Path, help="predictions of a file, as jsonl (default: the terminal)")
     add_encoding(parser)
     add_backend(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli predict`."""
+    """Run the command."""
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         raise BertSnliError("give either --premise and --hypothesis, or --input_file")
@@ -59,14 +57,9 @@ def run(args: argparse.Namespace) -> None:
         check_writable(args.output_file)
     keep_freed_memory()
     accelerator = Accelerator(cpu=not is_available())
-    predictor = Predictor(
-        open_classifier(args.model, args.backend),
-        load_tokenizer(args.model),
-        max_length=args.max_length,
-        truncation=args.truncation,
-        batch_size=args.batch_size,
-        accelerator=accelerator,
-    )
+    options = {name: getattr(args, name) for name in ("max_length", "truncation", "batch_size")}
+    model, tokenizer = open_classifier(args.model, args.backend), load_tokenizer(args.model)
+    predictor = Predictor(model, tokenizer, accelerator=accelerator, **options)
     if one_pair:
         if accelerator.is_main_process:
             for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():

@@ -173,7 +173,7 @@ def start(predictor: ExplainedPredictor, host: str | None, port: int | None) -> 
             share=False,
             ssr_mode=False,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         what = "no free port from 7860" if port is None else f"port {port}: is taken or not permitted"
         raise BertSnliError(f"{what}; name another port") from error
     return app
