@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -179,18 +179,8 @@ def label_names(config: D2LBertConfig, where: str) -> list[str]:
     return names
 
 
-class LogitsFunction(Protocol):
-    """Computes the logits of padded pairs on `device`, with PyTorch or ONNX Runtime."""
-
-    config: D2LBertConfig
-    device: torch.device
-
-    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Compute logits (B, C) from `input_ids`, `token_type_ids` and `attention_mask`, int64 tensors (B, L)."""
-
-
 class TorchLogits:
-    """A PyTorch model as a `LogitsFunction`, on the accelerator's device, in evaluation mode.
+    """Computes logits with PyTorch, on the accelerator's device.
 
     It computes in the dtype of the weights, never in mixed precision, so metrics do not depend on how it was trained.
     """
@@ -202,11 +192,12 @@ class TorchLogits:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Compute logits (B, C) from `input_ids`, `token_type_ids` and `attention_mask`, int64 tensors (B, L)."""
         return self.model(**batch).logits
 
 
 class OnnxClassifier:
-    """A `model.onnx` as a `LogitsFunction`, on the CPU."""
+    """Computes logits with ONNX Runtime, on the CPU."""
 
     def __init__(self, path: Path, config: D2LBertConfig):
         import onnxruntime  # of an extra, which PyTorch's users need not install
@@ -222,11 +213,12 @@ class OnnxClassifier:
         return torch.from_numpy(logits_BC)
 
 
+LogitsFunction = TorchLogits | OnnxClassifier
 Classifier = D2LBertForSequenceClassification | LogitsFunction
 
 
 def as_logits_function(classifier: Classifier, accelerator: Accelerator) -> LogitsFunction:
-    """Return a PyTorch model as `TorchLogits`, and any other `LogitsFunction` unchanged."""
+    """Return a PyTorch model as `TorchLogits`, and an `OnnxClassifier` unchanged."""
     # Not D2LBertForSequenceClassification, because the class may come from the code in the model folder.
     return TorchLogits(classifier, accelerator) if isinstance(classifier, PreTrainedModel) else classifier
 

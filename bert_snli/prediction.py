@@ -30,7 +30,7 @@ class Predictor:
     matter.
 
     Args:
-        classifier: a fine-tuned model, or another `LogitsFunction`.
+        classifier: a fine-tuned model, for PyTorch or ONNX Runtime.
         tokenizer: the tokenizer of the same folder.
         max_length, truncation: how to truncate pairs that are too long (default: as in fine-tuning).
         batch_size: pairs in a batch.

@@ -72,9 +72,6 @@ class Predictions:
     def loss(self, temperature: float = 1.0) -> float:
         return cross_entropy(self.probabilities(temperature), self.references_R)
 
-    def label_names(self, label_ids_R: np.ndarray) -> list[str]:
-        return np.asarray(self.labels)[label_ids_R].tolist()
-
 
 def calibration(predictions: Predictions) -> dict:
     """Compute the calibration error, and the error and loss at the temperature with the lowest loss (Guo et al., 2017).
@@ -174,17 +171,14 @@ def mcnemar_test(this: Predictions, other: Predictions) -> dict:
 
 def hardest_pairs(predictions: Predictions, count: int = 20) -> list[dict]:
     """Return the wrong predictions with the lowest probability of the gold label."""
-    pairs = predictions.evaluation_set.pairs
+    texts = predictions.evaluation_set.pairs.select_columns(["premise", "hypothesis"])
     gold_probability_R = predictions.probability_of(predictions.references_R)
-    gold = predictions.label_names(predictions.references_R)
-    predicted = predictions.label_names(predictions.predictions_R)
     order = np.argsort(gold_probability_R, kind="stable")
     return [
         {
-            "premise": pairs[row]["premise"],
-            "hypothesis": pairs[row]["hypothesis"],
-            "gold": gold[row],
-            "predicted": predicted[row],
+            **texts[row],
+            "gold": predictions.labels[predictions.references_R[row]],
+            "predicted": predictions.labels[predictions.predictions_R[row]],
             "probability_of_gold": float(gold_probability_R[row]),
         }
         for row in order[~predictions.is_correct_R[order]][:count].tolist()

@@ -57,7 +57,7 @@ def plot_curve(entries: Rows, eval_split: str, folder: Path) -> None:
 
 def plot_pretraining(entries: Rows, eval_split: str, folder: Path) -> None:
     """Draw d2l's figure (15.10) as `curve.png` and `.svg`: MLM and NSP loss over updates; evaluations as points."""
-    updates = [entry for entry in entries if "eval_loss" not in entry]
+    steps = [entry for entry in entries if "eval_loss" not in entry]
     evaluations = [entry for entry in entries if "eval_loss" in entry]
     title = (
         "{split}: MLM loss {eval_mlm_loss:.3f} (accuracy {eval_mlm_accuracy:.3f})\n"
@@ -66,7 +66,7 @@ def plot_pretraining(entries: Rows, eval_split: str, folder: Path) -> None:
     with _new_figure(5.5, 5, title, folder / "curve.png", folder / "curve.svg") as figure:
         for axes, task in zip(figure.subplots(2, sharex=True), ("mlm", "nsp"), strict=True):
             lines = [
-                (updates, f"train_{task}_loss", "train", "-"),
+                (steps, f"train_{task}_loss", "train", "-"),
                 (evaluations, f"eval_{task}_loss", eval_split, "o--"),
             ]
             _draw_lines(axes, "step", lines, xlabel="step", ylabel=f"{task.upper()} loss")

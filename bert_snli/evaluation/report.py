@@ -110,6 +110,8 @@ def evaluate_model(
 
 def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_name_or_path: str) -> dict:
     """Return what was evaluated, with which settings, and the metrics: the content of `eval_results_SPLIT.json`."""
+    names = np.asarray(predictions.labels)
+    predicted, gold = names[predictions.predictions_R].tolist(), names[predictions.references_R].tolist()
     return {
         "model": model.name,
         "weights_sha256": model.weights_sha256,
@@ -121,11 +123,7 @@ def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_nam
         "truncation": model.encoder.truncation,
         "without_gold_label": predictions.evaluation_set.num_dropped,
         "loss": predictions.loss(),
-        **label_metrics(
-            predictions.label_names(predictions.predictions_R),
-            predictions.label_names(predictions.references_R),
-            predictions.labels,
-        ),
+        **label_metrics(predicted, gold, predictions.labels),
         "calibration": calibration(predictions),
     }
 
