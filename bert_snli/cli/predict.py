@@ -42,8 +42,6 @@ def run(args: argparse.Namespace) -> None:
     if args.output_file and args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
         raise BertSnliError(f"--output_file {args.output_file}: predictions are lines of JSON; name it .jsonl")
 
-    from accelerate import Accelerator
-    from torch.accelerator import is_available
     from tqdm.auto import tqdm
 
     from bert_snli.data.pair_files import check_writable, count_pairs, format_predictions, iterate_pairs, open_output
@@ -56,17 +54,16 @@ def run(args: argparse.Namespace) -> None:
     if args.output_file:
         check_writable(args.output_file)
     keep_freed_memory()
-    accelerator = Accelerator(cpu=not is_available())
     options = {name: getattr(args, name) for name in ("max_length", "truncation", "batch_size")}
     model, tokenizer = open_classifier(args.model, args.backend), load_tokenizer(args.model)
-    predictor = Predictor(model, tokenizer, accelerator=accelerator, **options)
+    predictor = Predictor(model, tokenizer, **options)
     if one_pair:
-        if accelerator.is_main_process:
+        if predictor.accelerator.is_main_process:
             for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
                 print(f"{label:15}{probability:8.4f}")
         return
     chunks = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs))
-    if not accelerator.is_main_process:
+    if not predictor.accelerator.is_main_process:
         for _ in chunks:  # computes this process's share
             pass
         return
