@@ -36,13 +36,13 @@ from bert_snli.data.snli import load_snli
 from bert_snli.files import ONNX_FILE
 from bert_snli.inference import (
     LogitsFunction,
+    OnnxClassifier,
     TorchLogits,
     label_names,
     load_classifier,
     load_tokenizer,
     predict_logits,
 )
-from bert_snli.onnx import OnnxClassifier
 from bert_snli.onnx_export import export_onnx, to_onnx, write_int8
 
 TORCH = "PyTorch fp32"

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from bert_snli import files
 from bert_snli.errors import BertSnliError
-from bert_snli.inference import causes_of, hub_failure, load_classifier, load_config, load_tokenizer, load_weights
+from bert_snli.inference import hub_failure, load_classifier, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import (
     GENERATED,
     is_converted_model,
@@ -195,7 +195,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     except BertSnliError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        failure = hub_failure(list(causes_of(error)))
+        failure = hub_failure(error)
         if isinstance(error, ValueError) and not isinstance(error, HTTPError):
             failure = None  # its own message is about the model card, its cause says only that the Hub answered 400
         raise BertSnliError(f"{repo_id}: {failure or ' '.join(str(error).split())}") from error

@@ -1,13 +1,15 @@
-"""Load models, and compute the logits of encoded pairs for training, `evaluate` and `predict`.
+"""Load models, and compute the logits of encoded pairs with PyTorch or ONNX Runtime.
 
 Shape suffixes: B pairs of a batch, R rows of a data set, L positions, C labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from textwrap import shorten
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +22,6 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -36,46 +37,41 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-MODEL_TYPE = D2LBertConfig.model_type
 REMEDY = "give the folder or the hub id of a converted, pretrained or fine-tuned model"
-GET_AGAIN = "convert, train or download the model again"
+MAX_REASON = 300  # characters of another library's message
 
 
 def load_config(model_name_or_path: str) -> D2LBertConfig:
     """Load the configuration of a D2L-BERT folder or hub repository."""
-    path = Path(model_name_or_path)
-    if (path / PARAMS).is_file():
-        raise BertSnliError(f"{path}: a d2l checkpoint; convert it first")
-    if path.is_file() or (not path.is_dir() and looks_like_path(model_name_or_path)):
-        raise BertSnliError(f"{model_name_or_path}: {'a file' if path.is_file() else 'no such folder'}; {REMEDY}")
+    if (Path(model_name_or_path) / PARAMS).is_file():
+        raise BertSnliError(f"{model_name_or_path}: a d2l checkpoint; convert it first")
     check_has_file(model_name_or_path, CONFIG)
-    try:
+    with explain_load_errors(model_name_or_path, CONFIG):
         config_dict, _ = D2LBertConfig.get_config_dict(model_name_or_path)
-    except (OSError, ValueError) as error:
-        reason = f"its {CONFIG} is damaged ({_first_line(error)})"
-        raise BertSnliError(f"{model_name_or_path}: {reason}; {GET_AGAIN}") from error
-    model_type = config_dict.get("model_type")
-    if model_type != MODEL_TYPE:
-        raise BertSnliError(f"{model_name_or_path}: a model of type {model_type!r}, not {MODEL_TYPE!r}; {REMEDY}")
-    try:
+        found, expected = config_dict.get("model_type"), D2LBertConfig.model_type
+        if found != expected:
+            raise BertSnliError(f"{model_name_or_path}: a model of type {found!r}, not {expected!r}; {REMEDY}")
         return D2LBertConfig.from_dict(config_dict)
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise BertSnliError(f"{model_name_or_path}/{CONFIG}: not the sizes of a model ({reason})") from error
 
 
 def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model folder or hub repository."""
     check_has_file(model_name_or_path, TOKENIZER)
-    try:
+    with explain_load_errors(model_name_or_path, TOKENIZER):
         return PreTrainedTokenizerFast.from_pretrained(model_name_or_path)
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:  # the Rust library raises a bare Exception for a damaged file
-        if failure := hub_failure(list(causes_of(error))):
-            raise BertSnliError(f"{model_name_or_path}: {failure}") from error
-        reason = f"its {TOKENIZER} is damaged ({type(error).__name__}: {_first_line(error)})"
-        raise BertSnliError(f"{model_name_or_path}: {reason}; {GET_AGAIN}") from error
+
+
+def load_weights(
+    model_name_or_path: str, config: D2LBertConfig, model_class: type[Model], **options
+) -> tuple[Model, set[str]]:
+    """Load a `model_class` and return it with the names of the weights that the folder lacks, which are initialized."""
+    if not Path(model_name_or_path).is_dir():  # a folder may hold the weights in several files
+        check_has_file(model_name_or_path, WEIGHTS)
+    with explain_load_errors(model_name_or_path, "weights"):
+        model, info = model_class.from_pretrained(
+            model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
+        )
+    return model, set(info["missing_keys"])
 
 
 def check_has_file(model_name_or_path: str, filename: str) -> None:
@@ -83,62 +79,56 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
 
     `from_pretrained` reports most errors of the Hub as a missing file. This function tells them apart.
     """
-    folder, problem = Path(model_name_or_path), f"has no {filename}; {REMEDY}"
-    try:
-        if (folder / filename).is_file() or (not folder.is_dir() and hf_hub_download(model_name_or_path, filename)):
+    folder, problem = Path(model_name_or_path), f"has no {filename}"
+    if (folder / filename).is_file():
+        return
+    if folder.is_file() or (not folder.is_dir() and looks_like_path(model_name_or_path)):
+        problem = "no such folder"
+    elif not folder.is_dir():
+        try:
+            hf_hub_download(model_name_or_path, filename)
             return
-    except RemoteEntryNotFoundError:
-        pass
-    except (RepositoryNotFoundError, HFValidationError):
-        problem = f"no model folder of this name, and no model on the Hub that your token can read; {REMEDY}"
-    except (OSError, HTTPError) as error:
-        failure = hub_failure(list(causes_of(error)))
-        problem = f"no model folder of this name, and {failure}, or {REMEDY}" if failure else _first_line(error)
-    raise BertSnliError(f"{model_name_or_path}: {problem}")
+        except RemoteEntryNotFoundError:
+            pass
+        except (RepositoryNotFoundError, HFValidationError):
+            problem = "no model folder of this name, and no model on the Hub that your token can read"
+        except (OSError, HTTPError) as error:
+            failure = hub_failure(error) or shorten(str(error), MAX_REASON)
+            raise BertSnliError(
+                f"{model_name_or_path}: no model folder of this name, and {failure}, or {REMEDY}"
+            ) from error
+    raise BertSnliError(f"{model_name_or_path}: {problem}; {REMEDY}")
 
 
-def causes_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and its causes, the first one last."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__
+@contextmanager
+def explain_load_errors(model_name_or_path: str, part: str) -> Iterator[None]:
+    """Raise a `BertSnliError` for a damaged file, for which the libraries raise many types, also a bare `Exception`."""
+    try:
+        yield
+    except (BertSnliError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {shorten(str(error), MAX_REASON)}"
+        raise BertSnliError(
+            f"{model_name_or_path}: its {part} cannot be loaded ({reason}); convert, train or download the model again"
+        ) from error
 
 
-def hub_failure(causes: Sequence[BaseException]) -> str | None:
+def hub_failure(error: BaseException) -> str | None:
     """Say how the Hub refused a request or could not be reached, and what to do; None if that is not the error."""
-    for cause in causes:
+    cause: BaseException | None = error
+    while cause is not None:
         if (response := getattr(cause, "response", None)) is not None:
             message = " ".join((getattr(cause, "server_message", None) or "no reason given").split())
             remedy = "try again later" if response.status_code >= 500 else "check the name and your token"
             return f"the Hub answered {response.status_code} ({message}); {remedy}"
-    if constants.HF_HUB_OFFLINE and any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
-        return "the Hub cannot be reached (HF_HUB_OFFLINE is set); unset it"
-    for cause in causes:
+        if constants.HF_HUB_OFFLINE and isinstance(cause, LocalEntryNotFoundError):
+            return "the Hub cannot be reached (HF_HUB_OFFLINE is set); unset it"
         if isinstance(cause, HTTPError | ConnectionError):
             reason = " ".join(str(cause).split())
             return f"the Hub at {constants.ENDPOINT} cannot be reached ({reason}); check the network"
+        cause = cause.__cause__
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def load_weights(
-    model_name_or_path: str, config: D2LBertConfig, model_class: type[Model], **options
-) -> tuple[Model, set[str]]:
-    """Load a `model_class` and return it with the names of the weights that the folder lacks, which are initialized."""
-    if not Path(model_name_or_path).is_dir():
-        check_has_file(model_name_or_path, WEIGHTS)
-    try:
-        model, info = model_class.from_pretrained(
-            model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = f"its weights cannot be loaded ({_first_line(error)})"
-        raise BertSnliError(f"{model_name_or_path}: {reason}; {GET_AGAIN}") from error
-    return model, set(info["missing_keys"])
 
 
 def has_only_onnx(model_name_or_path: str) -> bool:
@@ -150,7 +140,7 @@ def has_only_onnx(model_name_or_path: str) -> bool:
 def refuse_onnx_export(model_name_or_path: str) -> None:
     """Raise `BertSnliError` if a folder has no PyTorch weights, only an ONNX model."""
     if has_only_onnx(model_name_or_path):
-        problem = "an ONNX export, which predict and evaluate alone can use"
+        problem = f"holds only {ONNX_FILE}, which predict and evaluate run with backend onnx"
         raise BertSnliError(f"{model_name_or_path}: {problem}; name the folder that it was exported from")
 
 
@@ -163,6 +153,16 @@ def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification
             f"{model_name_or_path}: a pretrained model without a trained classifier; fine-tune it first"
         )
     return model.eval()
+
+
+def open_classifier(model_name_or_path: str, backend: str | None = None) -> Classifier:
+    """Load a fine-tuned classifier for `torch` or `onnx` (default: `onnx` only for a folder that holds no other)."""
+    path = Path(model_name_or_path) / ONNX_FILE
+    if backend == "torch" or not (backend or has_only_onnx(model_name_or_path)):
+        return load_classifier(model_name_or_path)
+    if not path.is_file():
+        raise BertSnliError(f"backend onnx: no {ONNX_FILE} in {model_name_or_path}; export the model first")
+    return OnnxClassifier(path, load_config(model_name_or_path))
 
 
 def ordered_labels(config: D2LBertConfig) -> list[str]:
@@ -179,18 +179,8 @@ def label_names(config: D2LBertConfig, where: str) -> list[str]:
     return names
 
 
-class LogitsFunction(Protocol):
-    """Computes the logits of padded pairs on `device`, with PyTorch or ONNX Runtime."""
-
-    config: D2LBertConfig
-    device: torch.device
-
-    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Compute logits (B, C) from `input_ids`, `token_type_ids` and `attention_mask`, int64 tensors (B, L)."""
-
-
 class TorchLogits:
-    """A PyTorch model as a `LogitsFunction`, on the accelerator's device, in evaluation mode.
+    """Computes logits with PyTorch, on the accelerator's device.
 
     It computes in the dtype of the weights, never in mixed precision, so metrics do not depend on how it was trained.
     """
@@ -202,17 +192,35 @@ class TorchLogits:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Compute logits (B, C) from `input_ids`, `token_type_ids` and `attention_mask`, int64 tensors (B, L)."""
         return self.model(**batch).logits
 
 
+class OnnxClassifier:
+    """Computes logits with ONNX Runtime, on the CPU."""
+
+    def __init__(self, path: Path, config: D2LBertConfig):
+        import onnxruntime  # of an extra, which PyTorch's users need not install
+
+        self.config, self.device = config, torch.device("cpu")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # ONNX Runtime does not read OMP_NUM_THREADS
+        with explain_load_errors(str(path.parent), path.name):
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        (logits_BC,) = self.session.run(["logits"], {name: tensor.numpy() for name, tensor in batch.items()})
+        return torch.from_numpy(logits_BC)
+
+
+LogitsFunction = TorchLogits | OnnxClassifier
 Classifier = D2LBertForSequenceClassification | LogitsFunction
 
 
 def as_logits_function(classifier: Classifier, accelerator: Accelerator) -> LogitsFunction:
-    """Return a PyTorch model as `TorchLogits`, and any other `LogitsFunction` unchanged."""
-    if isinstance(classifier, PreTrainedModel):  # its class may come from the code in the model folder
-        return TorchLogits(classifier, accelerator)
-    return classifier
+    """Return a PyTorch model as `TorchLogits`, and an `OnnxClassifier` unchanged."""
+    # Not D2LBertForSequenceClassification, because the class may come from the code in the model folder.
+    return TorchLogits(classifier, accelerator) if isinstance(classifier, PreTrainedModel) else classifier
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -222,21 +230,11 @@ def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def compute_logits(compute: LogitsFunction, pairs: PaddedPairs, batches: Iterable[np.ndarray]) -> torch.Tensor:
-    """Compute the logits of the rows in `batches`; those of other rows are 0. The host does not wait for the device.
-
-    Args:
-        compute: the classifier.
-        pairs: on the device of `compute`.
-        batches: row numbers, for example from `batches_by_length`.
-
-    Returns:
-        A float32 tensor (len(pairs), labels) on the device of `compute`.
-    """
+    """Compute the fp32 logits (R, C) of the rows in `batches`; others are 0. The host does not wait for the device."""
     logits_RC = torch.zeros(len(pairs), compute.config.num_labels, device=compute.device)
     for rows in batches:
         micro_batch = MicroBatch(rows.tolist(), has_labels=True)
-        batch = pairs[micro_batch]
-        batch.pop("labels", None)
+        batch = {name: tensor for name, tensor in pairs[micro_batch].items() if name != "labels"}
         logits_RC[pairs.row_numbers(micro_batch)] = compute(batch).float()
     return logits_RC
 
@@ -249,10 +247,7 @@ def predict_logits(
     batch_size: int = 256,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """Return the logits (rows, labels) of encoded pairs, in their order. The processes share the work.
-
-    A PyTorch model is moved to the accelerator's device and left in evaluation mode.
-    """
+    """Return the logits (R, C) of encoded pairs, which the processes share. Moves a PyTorch model to the device."""
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     compute = as_logits_function(classifier, accelerator)
     pairs = PaddedPairs(encoded, pad_token_id, device=compute.device)

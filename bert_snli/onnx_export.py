@@ -1,6 +1,5 @@
 """Export a fine-tuned classifier as `model.onnx`, which is compared with PyTorch before the folder is written."""
 
-import copy
 import logging
 import math
 import warnings
@@ -16,15 +15,12 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from bert_snli.errors import BertSnliError
 from bert_snli.files import ONNX_FILE, atomic_folder, check_export_dir
-from bert_snli.inference import load_classifier, load_tokenizer
+from bert_snli.inference import OnnxClassifier, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-from bert_snli.onnx import INPUTS, OUTPUT, OnnxClassifier
 
 OPSET = 18  # the oldest that PyTorch's exporter writes without a conversion, for old versions of ONNX Runtime
-# Largest |difference| of a logit, times the largest |logit| if that is above 1; int8 has no limit.
-TOLERANCE = {None: 1e-5, "int8": math.inf}
+TOLERANCE = 1e-5  # largest |difference| of an fp32 logit, times the largest |logit| if that is above 1
 PROBES = ((1, 3), (1, 512), (64, 32), (8, 128))  # rows and positions of the batches that are compared
-EXAMPLE = (2, 5)  # two different numbers above 1, which the exporter would take for constants
 
 
 class ExportResult(NamedTuple):
@@ -34,17 +30,6 @@ class ExportResult(NamedTuple):
     fp32_size: int
     difference: float
     pairs: int
-
-
-class LogitsOnly(torch.nn.Module):
-    """A classifier with three tensors as inputs and one as output, as the graph has."""
-
-    def __init__(self, classifier: D2LBertForSequenceClassification):
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, attention_mask: torch.Tensor):
-        return self.classifier(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).logits
 
 
 def export_onnx(
@@ -84,15 +69,14 @@ def export_onnx(
             path.write_bytes(graph.SerializeToString())
         classifier = OnnxClassifier(path, model.config)
         difference = (torch.cat([classifier(batch) for batch in batches]) - expected).abs().max().item()
-        bound = TOLERANCE[quantize] * max(1.0, expected.abs().max().item())
+        bound = math.inf if quantize else TOLERANCE * max(1.0, expected.abs().max().item())
         if not difference <= bound:  # it may be NaN
             raise BertSnliError(
                 f"{model_name_or_path}: exported logits are {difference:.1e} from PyTorch's, more than {bound:.0e}; "
                 "nothing was written; try the versions in constraints.txt"
             )
-        config = copy.deepcopy(model.config)
-        config.auto_map = None  # the folder holds no weights for the model's code
-        config.save_pretrained(folder)
+        model.config.auto_map = None  # the folder holds no weights for the model's code
+        model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return ExportResult(path.stat().st_size, graph.ByteSize(), difference, len(expected))
 
@@ -113,21 +97,21 @@ def random_batch(rows: int, positions: int, config: D2LBertConfig) -> dict[str, 
 
 
 def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
-    """Return the graph of `model` from `INPUTS`, int64 (batch, length), to `OUTPUT`, fp32 (batch, labels).
+    """Return the graph of `model` from the inputs, int64 (batch, length), to `logits`, fp32 (batch, labels).
 
     Switches the model to eager attention, whose graph is simpler: matrix products, a sum and a softmax.
     """
     model.set_attn_implementation("eager")
-    example = random_batch(*EXAMPLE, model.config)
+    example = random_batch(2, 5, model.config)  # the exporter would take a 1, or two equal sizes, for a constant
     with without_warnings():
         program = torch.onnx.export(
-            LogitsOnly(model).eval(),
-            tuple(example[name] for name in INPUTS),
+            model,
+            kwargs=example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=INPUTS,
-            output_names=[OUTPUT],
-            dynamic_shapes={name: {0: "batch", 1: "length"} for name in INPUTS},
+            input_names=list(example),
+            output_names=["logits"],
+            dynamic_shapes={name: {0: "batch", 1: "length"} for name in example},
             verbose=False,
         )
     assert program is not None  # it is None only for PyTorch's older exporter
@@ -140,21 +124,12 @@ def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
 def write_int8(graph: onnx.ModelProto, path: Path, *, per_channel: bool = True, reduce_range: bool = True) -> None:
     """Write `graph` with 8-bit integers for the weights of matrix products and embeddings (dynamic quantization).
 
-    Args:
-        graph: from `to_onnx`.
-        path: the file to write.
-        per_channel: a scale for each column of a matrix instead of one for the matrix.
-        reduce_range: 7-bit weights, because processors without VNNI add two 8-bit products in 16 bits.
+    `per_channel` gives each column of a matrix its own scale. `reduce_range` uses 7 bits of the weights, because
+    processors without VNNI add two 8-bit products in 16 bits.
     """
+    options = {"per_channel": per_channel, "reduce_range": reduce_range, "weight_type": QuantType.QInt8}
     with without_warnings():
-        quantize_dynamic(
-            graph,
-            path,
-            op_types_to_quantize=["MatMul", "Gather"],
-            per_channel=per_channel,
-            reduce_range=reduce_range,
-            weight_type=QuantType.QInt8,
-        )
+        quantize_dynamic(graph, path, op_types_to_quantize=["MatMul", "Gather"], **options)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Shape suffixes: R rows, C labels.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -31,7 +30,7 @@ class Predictor:
     matter.
 
     Args:
-        classifier: a fine-tuned model, or another `LogitsFunction`.
+        classifier: a fine-tuned model, for PyTorch or ONNX Runtime.
         tokenizer: the tokenizer of the same folder.
         max_length, truncation: how to truncate pairs that are too long (default: as in fine-tuning).
         batch_size: pairs in a batch.
@@ -68,38 +67,31 @@ class Predictor:
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Prediction]:
         """Predict `pairs` in this process."""
-        return self._predictions(self._logits(self._encode(pairs)))
+        return self._predictions(self._logits(pairs))
 
     def stream(self, pairs: Iterable[Pair]) -> Iterator[tuple[list[Pair], list[Prediction]]]:
         """Yield chunks of `pairs` in their order with their predictions, shared among the accelerator's processes.
 
-        Memory does not depend on the number of pairs. All processes must be given the same pairs. Only the main process
-        gets the predictions; the others get empty lists.
-
-        Raises:
-            BertSnliError: a pair cannot be encoded; all processes raise it.
+        Memory does not depend on the number of pairs. All processes must be given the same pairs, and all raise the
+        error for a pair that cannot be encoded. Only the main process gets the predictions; the others get empty lists.
         """
         index, world = self.accelerator.process_index, self.accelerator.num_processes
         pairs = iter(pairs)
         while chunk := list(islice(pairs, CHUNK_SIZE * world)):
-            problem = []
+            logits_RC, problem = torch.zeros(len(chunk), len(self.labels)), []
             try:
-                encoded = self._encode(chunk[index::world])
+                logits_RC[index::world] = self._logits(chunk[index::world])
             except BertSnliError as error:
                 problem = [str(error)]
             # All processes raise the error. If only one did, the others would wait for its rows forever.
             if problems := gather_object(problem):
                 raise BertSnliError(problems[0])
-            logits_RC = torch.zeros(len(chunk), len(self.labels))
-            logits_RC[index::world] = self._logits(encoded)
             # The logits of a row are zero in all processes but one, so the sum is exact.
             logits_RC = self.accelerator.reduce(logits_RC.to(self.accelerator.device), "sum").cpu()
             yield chunk, self._predictions(logits_RC) if self.accelerator.is_main_process else []
 
-    def _encode(self, pairs: Sequence[Pair]) -> pa.Table:
-        return self.encoder.encode([premise for premise, _ in pairs], [hypothesis for _, hypothesis in pairs])
-
-    def _logits(self, encoded: pa.Table) -> torch.Tensor:
+    def _logits(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        encoded = self.encoder.encode([premise for premise, _ in pairs], [hypothesis for _, hypothesis in pairs])
         padded = PaddedPairs(encoded, self.pad_token_id, device=self.compute.device)
         return compute_logits(self.compute, padded, batches_by_length(padded.lengths, self.batch_size)).cpu()
 

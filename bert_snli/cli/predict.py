@@ -27,15 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--premise", help="the text that is taken to be true")
     parser.add_argument("--hypothesis", help="the text that may follow from it")
     parser.add_argument("--input_file", type=Path, help=".jsonl, .csv or .tsv with columns premise and hypothesis")
-    parser.add_argument(
-        "--output_file", type=Path, help="predictions of --input_file, as jsonl (default: the terminal)"
-    )
+    parser.add_argument("--output_file", type=Path, help="predictions of a file, as jsonl (default: the terminal)")
     add_encoding(parser)
     add_backend(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli predict`."""
+    """Run the command."""
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         raise BertSnliError("give either --premise and --hypothesis, or --input_file")
@@ -44,14 +42,11 @@ def run(args: argparse.Namespace) -> None:
     if args.output_file and args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
         raise BertSnliError(f"--output_file {args.output_file}: predictions are lines of JSON; name it .jsonl")
 
-    from accelerate import Accelerator
-    from torch.accelerator import is_available
     from tqdm.auto import tqdm
 
     from bert_snli.data.pair_files import check_writable, count_pairs, format_predictions, iterate_pairs, open_output
     from bert_snli.fast.machine import keep_freed_memory
-    from bert_snli.inference import load_tokenizer
-    from bert_snli.onnx import choose_backend, open_classifier
+    from bert_snli.inference import load_tokenizer, open_classifier
     from bert_snli.prediction import Predictor
 
     quiet_libraries()
@@ -59,22 +54,16 @@ def run(args: argparse.Namespace) -> None:
     if args.output_file:
         check_writable(args.output_file)
     keep_freed_memory()
-    accelerator = Accelerator(cpu=not is_available())
-    predictor = Predictor(
-        open_classifier(args.model, choose_backend(args.model, args.backend)),
-        load_tokenizer(args.model),
-        max_length=args.max_length,
-        truncation=args.truncation,
-        batch_size=args.batch_size,
-        accelerator=accelerator,
-    )
+    options = {name: getattr(args, name) for name in ("max_length", "truncation", "batch_size")}
+    model, tokenizer = open_classifier(args.model, args.backend), load_tokenizer(args.model)
+    predictor = Predictor(model, tokenizer, **options)
     if one_pair:
-        if accelerator.is_main_process:
+        if predictor.accelerator.is_main_process:
             for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
                 print(f"{label:15}{probability:8.4f}")
         return
     chunks = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs))
-    if not accelerator.is_main_process:
+    if not predictor.accelerator.is_main_process:
         for _ in chunks:  # computes this process's share
             pass
         return

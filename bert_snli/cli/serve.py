@@ -6,7 +6,6 @@ from pathlib import Path
 
 from bert_snli.cli.options import add_model, positive
 from bert_snli.console import quiet_libraries
-from bert_snli.errors import BertSnliError
 
 SUMMARY = "show it in the browser"
 HELP = """\
@@ -22,25 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 admits other machines")
-    parser.add_argument("--port", type=port, help="port to listen at (default: the first free one from 7860)")
+    parser.add_argument("--port", type=positive, help="port to listen at (default: the first free one from 7860)")
     parser.add_argument("--space", type=Path, metavar="DIR", help="write a Hugging Face Space there and do not serve")
-
-
-def port(text: str) -> int:
-    """For `type=`: the number of a port."""
-    number = positive(text)
-    if number > 65535:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 to 65535")
-    return number
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    if args.space and args.port is not None:
-        raise BertSnliError("--port goes with serving; leave it out with --space")
-
-    from bert_snli.serving.app import serve
-    from bert_snli.serving.space import write_space
+    from bert_snli.serving.app import serve, write_space
 
     quiet_libraries()
     if args.space is None:

@@ -1,19 +1,22 @@
 """Analysis of predictions: calibration, accuracy by slice, annotator agreement, McNemar's test, hardest pairs.
 
-Calibration: Guo et al., "On Calibration of Modern Neural Networks" (2017).
+Shape suffixes: R rows, C the labels of the set.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 import numpy as np
+from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
-from bert_snli.evaluation.metrics import measure_accuracy
-from bert_snli.evaluation.predictions import Predictions
+from bert_snli.data.snli import EvaluationSet
+from bert_snli.evaluation.metrics import cross_entropy, measure_accuracy, softmax
 from bert_snli.modeling.labels import D2L_LABELS
 
 NUM_BINS = 15
@@ -27,14 +30,55 @@ UNKNOWN_WORDS = {"0": 0, "1": 1, "2": 2, "3 or more": inf}
 AGREEMENTS = {"up to 50%": 0.5, "50% to 70%": 0.7, "70% to 90%": 0.9, "above 90%": inf}
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """`logits` (R, 3), in the order of `D2L_LABELS`, of the pairs in `evaluation_set`; `encoded` are the inputs.
+
+    A two-way set (HANS) asks only whether the hypothesis follows. There the most probable of the three labels counts as
+    `non-entailment` unless it is entailment (McCoy et al., 2019).
+    """
+
+    evaluation_set: EvaluationSet
+    encoded: Dataset
+    logits: np.ndarray
+
+    @property
+    def labels(self) -> list[str]:
+        return self.evaluation_set.labels
+
+    @cached_property
+    def references_R(self) -> np.ndarray:
+        return np.asarray(self.evaluation_set.pairs["label"])
+
+    @cached_property
+    def predictions_R(self) -> np.ndarray:
+        return np.minimum(self.logits.argmax(axis=1), len(self.labels) - 1)
+
+    @cached_property
+    def is_correct_R(self) -> np.ndarray:
+        return self.predictions_R == self.references_R
+
+    def probabilities(self, temperature: float = 1.0) -> np.ndarray:
+        """Return the probabilities (R, C) of the set's labels."""
+        probabilities_R3 = softmax(self.logits, temperature)
+        if len(self.labels) == len(D2L_LABELS):
+            return probabilities_R3
+        # The sum of the other two could be above 1 by rounding.
+        return np.stack([probabilities_R3[:, 0], 1 - probabilities_R3[:, 0]], axis=1)
+
+    def probability_of(self, label_ids_R: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        return self.probabilities(temperature)[np.arange(len(label_ids_R)), label_ids_R]
+
+    def loss(self, temperature: float = 1.0) -> float:
+        return cross_entropy(self.probabilities(temperature), self.references_R)
+
+
 def calibration(predictions: Predictions) -> dict:
-    """Compute the calibration error, and the error and loss at the temperature with the lowest loss.
+    """Compute the calibration error, and the error and loss at the temperature with the lowest loss (Guo et al., 2017).
 
     The temperature is fitted on the same pairs, so its error is the lowest that temperature scaling can reach there.
     """
-    minimum = minimize_scalar(
-        lambda log_temperature: predictions.loss(np.exp(log_temperature)), bounds=np.log(TEMPERATURES), method="bounded"
-    )
+    minimum = minimize_scalar(lambda x: predictions.loss(np.exp(x)), bounds=np.log(TEMPERATURES), method="bounded")
     temperature = float(np.exp(minimum.x))
     confidence_R = predictions.probability_of(predictions.predictions_R)
     scaled_R = predictions.probability_of(predictions.predictions_R, temperature)
@@ -60,20 +104,19 @@ def reliability_bins(is_correct_R: np.ndarray, confidence_R: np.ndarray) -> list
 
 
 def expected_calibration_error(bins: list[dict]) -> float:
-    """Return the mean over pairs of the distance between confidence and accuracy."""
     gaps = [abs(entry["confidence"] - entry["accuracy"]) for entry in bins]
     return float(np.average(gaps, weights=[entry["pairs"] for entry in bins]))
 
 
 def accuracy_by_pair_type(predictions: Predictions, unk_token_id: int) -> dict[str, list[dict]]:
     """Compute accuracy by length, by the share of hypothesis words in the premise, and by unknown words."""
-    lengths_R = np.asarray(predictions.encoded["length"]).astype(int) - NUM_SPECIAL_TOKENS
     overlaps, unknown_counts = [], []
     for ids, segments in zip(predictions.encoded["input_ids"], predictions.encoded["token_type_ids"], strict=True):
         boundary = segments.index(1)
         premise, hypothesis = set(ids[1 : boundary - 1]) - {unk_token_id}, set(ids[boundary:-1])
         overlaps.append(len(premise & hypothesis) / max(len(hypothesis), 1))
         unknown_counts.append(ids.count(unk_token_id))
+    lengths_R = np.asarray(predictions.encoded["length"]).astype(int) - NUM_SPECIAL_TOKENS
     return {
         "length": accuracy_by_slice(predictions.is_correct_R, lengths_R, LENGTHS),
         "word_overlap": accuracy_by_slice(predictions.is_correct_R, np.array(overlaps), OVERLAPS),
@@ -97,18 +140,16 @@ def annotator_agreement(predictions: Predictions) -> dict | None:
     if "votes" not in pairs.column_names or len(predictions.labels) != len(D2L_LABELS):
         return None
     votes_R3 = np.asarray(pairs["votes"])
-    has_votes = votes_R3.sum(axis=1) > 0
-    if not has_votes.any():
+    rows = np.flatnonzero(votes_R3.sum(axis=1))
+    if not len(rows):
         return None
-    shares_R3 = votes_R3[has_votes] / votes_R3[has_votes].sum(axis=1, keepdims=True)
-    rows = np.arange(len(shares_R3))
-    agrees_with_gold_R = shares_R3[rows, predictions.references_R[has_votes]]
-    agrees_with_model_R = shares_R3[rows, predictions.predictions_R[has_votes]]
+    votes_of_gold_R = votes_R3[rows, predictions.references_R[rows]] / votes_R3[rows].sum(axis=1)
+    votes_of_model_R = votes_R3[rows, predictions.predictions_R[rows]] / votes_R3[rows].sum(axis=1)
     return {
         "pairs": len(rows),
-        "one_annotator_agrees_with_gold": float(agrees_with_gold_R.mean()),
-        "one_annotator_agrees_with_model": float(agrees_with_model_R.mean()),
-        "accuracy_by_agreement": accuracy_by_slice(predictions.is_correct_R[has_votes], agrees_with_gold_R, AGREEMENTS),
+        "one_annotator_agrees_with_gold": float(votes_of_gold_R.mean()),
+        "one_annotator_agrees_with_model": float(votes_of_model_R.mean()),
+        "accuracy_by_agreement": accuracy_by_slice(predictions.is_correct_R[rows], votes_of_gold_R, AGREEMENTS),
     }
 
 
@@ -130,18 +171,15 @@ def mcnemar_test(this: Predictions, other: Predictions) -> dict:
 
 def hardest_pairs(predictions: Predictions, count: int = 20) -> list[dict]:
     """Return the wrong predictions with the lowest probability of the gold label."""
-    pairs = predictions.evaluation_set.pairs
+    texts = predictions.evaluation_set.pairs.select_columns(["premise", "hypothesis"])
     gold_probability_R = predictions.probability_of(predictions.references_R)
-    gold = predictions.label_names(predictions.references_R)
-    predicted = predictions.label_names(predictions.predictions_R)
-    wrong = np.flatnonzero(~predictions.is_correct_R)
+    order = np.argsort(gold_probability_R, kind="stable")
     return [
         {
-            "premise": pairs[row]["premise"],
-            "hypothesis": pairs[row]["hypothesis"],
-            "gold": gold[row],
-            "predicted": predicted[row],
+            **texts[row],
+            "gold": predictions.labels[predictions.references_R[row]],
+            "predicted": predictions.labels[predictions.predictions_R[row]],
             "probability_of_gold": float(gold_probability_R[row]),
         }
-        for row in wrong[np.argsort(gold_probability_R[wrong], kind="stable")[:count]].tolist()
+        for row in order[~predictions.is_correct_R[order]][:count].tolist()
     ]

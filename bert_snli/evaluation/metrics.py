@@ -23,17 +23,12 @@ class ClassificationMetrics(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        label = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=self.__doc__ or "",
-            citation="",
-            inputs_description="predictions, references: label names",
-            features=datasets.Features({"predictions": label, "references": label}),
-        )
+        features = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(features))
 
     def _compute(self, predictions, references, labels=D2L_LABELS) -> dict:
-        columns = precision_recall_fscore_support(references, predictions, labels=list(labels), zero_division=0)
-        matrix = confusion_matrix(references, predictions, labels=list(labels)).tolist()
+        columns = precision_recall_fscore_support(references, predictions, labels=labels, zero_division=0)
+        matrix = confusion_matrix(references, predictions, labels=labels).tolist()
         return {
             **measure_accuracy(np.asarray(predictions) == np.asarray(references)),
             "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
@@ -50,7 +45,7 @@ class ClassificationMetrics(evaluate.Metric):
 def label_metrics(predictions: Sequence[str], references: Sequence[str], labels: Sequence[str]) -> dict:
     """Compute `ClassificationMetrics` of label names."""
     metrics = ClassificationMetrics(keep_in_memory=True)
-    return metrics.compute(predictions=predictions, references=references, labels=list(labels))
+    return metrics.compute(predictions=predictions, references=references, labels=labels)
 
 
 def nli_metrics(logits_RC: np.ndarray, references_R: np.ndarray, label_names: Sequence[str]) -> dict:

@@ -2,17 +2,19 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, select_autoescape
 
-from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
+from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
 from bert_snli.data.snli import EvaluationSet, load_evaluation_set
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.analysis import (
+    Predictions,
     accuracy_by_pair_type,
     annotator_agreement,
     calibration,
@@ -21,8 +23,47 @@ from bert_snli.evaluation.analysis import (
 )
 from bert_snli.evaluation.metrics import label_metrics, measure_accuracy
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
-from bert_snli.evaluation.predictions import EvaluatedModel, Predictions
-from bert_snli.files import atomic_folder
+from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, sha256_of_file
+from bert_snli.inference import OnnxClassifier, label_names, load_tokenizer, open_classifier, predict_logits
+from bert_snli.modeling.labels import D2L_LABELS
+
+TEMPLATES = Environment(
+    loader=PackageLoader("bert_snli.evaluation"),
+    autoescape=select_autoescape(["html.jinja"]),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters.update(
+    percent=lambda share: f"{share:.1%}",
+    interval=lambda limits: f"{limits[0]:.1%} to {limits[1]:.1%}",
+    basename=lambda path: Path(path).name or path,  # a report shows no private folders
+    cell=lambda text: re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split())),  # of a Markdown table
+)
+
+
+class EvaluatedModel:
+    """A fine-tuned model to evaluate.
+
+    `encoding` are `text_source`, and `max_length` and `truncation` if they are not those of fine-tuning.
+    """
+
+    def __init__(self, model_name_or_path: str, *, backend: str | None = None, batch_size: int = 256, **encoding):
+        self.name = model_name_or_path
+        self.classifier = open_classifier(model_name_or_path, backend)
+        self.backend = "onnx" if isinstance(self.classifier, OnnxClassifier) else "torch"
+        self.labels = label_names(self.classifier.config, model_name_or_path)
+        self.tokenizer = load_tokenizer(model_name_or_path)
+        self.encoder = encoder_of(self.classifier.config, self.tokenizer, **encoding)
+        self.batch_size = batch_size
+        weights = Path(model_name_or_path) / (ONNX_FILE if self.backend == "onnx" else WEIGHTS)
+        self.weights_sha256 = sha256_of_file(weights) if weights.is_file() else None  # None for a model on the Hub
+
+    def predict(self, evaluation_set: EvaluationSet) -> Predictions:
+        encoded = encode_pairs(evaluation_set.pairs, self.encoder)
+        options = {"pad_token_id": self.tokenizer.pad_token_id, "batch_size": self.batch_size}
+        logits = predict_logits(self.classifier, encoded, **options)
+        return Predictions(evaluation_set, encoded, logits[:, [self.labels.index(label) for label in D2L_LABELS]])
 
 
 def evaluate_model(
@@ -69,6 +110,8 @@ def evaluate_model(
 
 def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_name_or_path: str) -> dict:
     """Return what was evaluated, with which settings, and the metrics: the content of `eval_results_SPLIT.json`."""
+    names = np.asarray(predictions.labels)
+    predicted, gold = names[predictions.predictions_R].tolist(), names[predictions.references_R].tolist()
     return {
         "model": model.name,
         "weights_sha256": model.weights_sha256,
@@ -80,11 +123,7 @@ def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_nam
         "truncation": model.encoder.truncation,
         "without_gold_label": predictions.evaluation_set.num_dropped,
         "loss": predictions.loss(),
-        **label_metrics(
-            predictions.label_names(predictions.predictions_R),
-            predictions.label_names(predictions.references_R),
-            predictions.labels,
-        ),
+        **label_metrics(predicted, gold, predictions.labels),
         "calibration": calibration(predictions),
     }
 
@@ -100,8 +139,7 @@ def save_results(results: dict, folder: Path) -> list[Path]:
         name = f"{data.stem if data.stem != name else data.resolve().parent.name}_{name}"
     table, picture = f"eval_results_{name}.json", f"confusion_matrix_{name}.png"
     with atomic_folder(folder, overwrite=True) as temporary:
-        (temporary / table).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        plot_confusion_matrix(results["confusion_matrix"], accuracy_title(results), temporary / picture)
+        _write_results(results, temporary / table, temporary / picture)
     return [folder / table, folder / picture]
 
 
@@ -114,8 +152,10 @@ def _read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def accuracy_title(results: dict) -> str:
-    return f"{results['split']}: accuracy {results['accuracy']:.3f}"
+def _write_results(results: dict, table: Path, picture: Path) -> None:
+    table.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    title = f"{results['split']}: accuracy {results['accuracy']:.3f}"
+    plot_confusion_matrix(results["confusion_matrix"], title, picture)
 
 
 def format_results(results: dict) -> str:
@@ -139,29 +179,21 @@ def format_results(results: dict) -> str:
 def compute_report(
     model: EvaluatedModel, predictions: Predictions, results: dict, other: EvaluatedModel | None = None
 ) -> dict:
-    """Add the analysis of errors to `results`: the content of `report.json`.
-
-    With `other`, both models are compared on the same pairs.
-    """
+    """Add the analysis of errors, and the comparison with `other`, to `results`: the content of `report.json`."""
     evaluation_set = predictions.evaluation_set
+    pairs = evaluation_set.pairs
+    # The accuracy without premises shows how much the hypotheses alone reveal (Gururangan et al., 2018).
+    blanked = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
+    comparison = {"other": other.name, **mcnemar_test(predictions, other.predict(evaluation_set))} if other else None
     return {
         **results,
         "majority_share": float(np.bincount(predictions.references_R).max() / len(predictions.references_R)),
-        "hypothesis_only": hypothesis_only_accuracy(model, evaluation_set),
+        "hypothesis_only": measure_accuracy(model.predict(replace(evaluation_set, pairs=blanked)).is_correct_R),
         "slices": accuracy_by_pair_type(predictions, model.tokenizer.unk_token_id),
         "annotators": annotator_agreement(predictions),
-        "comparison": {"other": other.name, **mcnemar_test(predictions, other.predict(evaluation_set))}
-        if other
-        else None,
+        "comparison": comparison,
         "hardest": hardest_pairs(predictions),
     }
-
-
-def hypothesis_only_accuracy(model: EvaluatedModel, evaluation_set: EvaluationSet) -> dict:
-    """Measure the accuracy with every premise blanked (Gururangan et al., 2018)."""
-    pairs = evaluation_set.pairs
-    blank = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
-    return measure_accuracy(model.predict(replace(evaluation_set, pairs=blank)).is_correct_R)
 
 
 def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> None:
@@ -169,39 +201,18 @@ def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> No
     old = _read_json(folder / "report.json")
     is_same = old.get("weights_sha256") == weights_sha256 and (weights_sha256 or old.get("model") == model)
     if (folder / "report.json").exists() and not is_same:
-        content = f"a report on other weights ({old['model']})" if "model" in old else "a report.json without a model"
+        content = f"a report on other weights ({old.get('model', 'of an unknown model')})"
         raise BertSnliError(f"report {folder}: holds {content}; name another folder, or delete that report")
 
 
 def write_report(report: dict, folder: Path) -> list[Path]:
     """Write the files of a report from `compute_report`; return the paths of `report.md`, `.html` and `.json`."""
     with atomic_folder(folder, overwrite=True) as temporary:
-        plot_confusion_matrix(report["confusion_matrix"], accuracy_title(report), temporary / "confusion_matrix.png")
+        _write_results(report, temporary / "report.json", temporary / "confusion_matrix.png")
         plot_reliability(report["calibration"], temporary / "reliability.png")
         plot_slices(report["slices"], report["accuracy"], temporary / "slices.png")
-        (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         images = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in temporary.glob("*.png")}
         for name in ("report.md", "report.html"):
-            template = _environment().get_template(f"{name}.jinja")
-            (temporary / name).write_text(template.render(report=report, base64_images=images), encoding="utf-8")
+            text = TEMPLATES.get_template(f"{name}.jinja").render(report=report, base64_images=images)
+            (temporary / name).write_text(text, encoding="utf-8")
     return [folder / name for name in ("report.md", "report.html", "report.json")]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("bert_snli.evaluation"),
-        autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    environment.filters["interval"] = lambda limits: f"{limits[0]:.1%} to {limits[1]:.1%}"
-    environment.filters["basename"] = lambda path: Path(path).name or path  # a report shows no private folders
-    environment.filters["cell"] = _escape_markdown
-    return environment
-
-
-def _escape_markdown(text: str) -> str:
-    line = " ".join(text.split())
-    return "".join("\\" + character if character in "\\`*_{}[]<>#|~$&" else character for character in line)

@@ -1,29 +1,55 @@
 """The page as a Gradio app: a tab for one pair, a tab for a file of pairs, and an endpoint for programs.
 
-Neither the page nor the server sends requests to other servers.
+Neither the page nor the server sends requests to other servers. A Hugging Face Space shows the same page.
 """
 
 import functools
+import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from html import escape
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from jinja2 import Environment, PackageLoader, select_autoescape
+from packaging.requirements import Requirement
 
 from bert_snli.data.pair_files import COLUMNS, DELIMITERS, count_pairs, format_predictions, iterate_pairs
 from bert_snli.errors import BertSnliError
-from bert_snli.serving.explanation import MAX_CHARACTERS, ExplainedPredictor, check_pair
-from bert_snli.serving.page import EXAMPLES, TEMPLATES, TITLE, render_explanation, render_header, render_predictions
+from bert_snli.files import atomic_folder, check_output_dir
+from bert_snli.serving.explanation import MAX_CHARACTERS, SPECIAL, ExplainedPredictor, Explanation, check_pair
 
+TITLE = "Does it follow?"
+MEANINGS = {
+    "entailment": "If the premise is true, so is the hypothesis.",
+    "contradiction": "If the premise is true, the hypothesis is false.",
+    "neutral": "The premise leaves it open.",
+}
+EXAMPLES = [
+    ["A woman in a red coat is walking her dog along the beach.", "A woman is outside with an animal."],
+    ["Three children are playing football in the park.", "The children are asleep in their beds."],
+    ["A man is playing the guitar on a street corner.", "The man wants to earn money for his rent."],
+    ["Nobody is sitting on the bench by the lake.", "Two people are sitting on a bench."],
+    ["A barista in a zoot suit pours a flat white.", "Someone is making coffee."],
+]
+TEMPLATES = Environment(
+    loader=PackageLoader("bert_snli.serving"),
+    autoescape=select_autoescape(["html.jinja"]),  # escapes all text of users and models
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 MAX_FILE_SIZE = "5mb"
 MAX_ROWS = 10_000
 NUM_DISPLAYED_ROWS = 100
 DELETE_FILES_AFTER = 3600  # seconds, for uploads and downloads on the server's disk
-SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS = ["system-ui", "sans-serif"]
+# The files of a model folder that inference needs.
+MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "*.py")
 
 
 def show_errors(function: Callable) -> Callable:
@@ -49,7 +75,7 @@ def build_app(predictor: ExplainedPredictor) -> gr.Blocks:
     @show_errors
     def predict(premise: str, hypothesis: str) -> dict:
         check_pair(premise, hypothesis)
-        (scores,) = predictor.predict([(premise, hypothesis)])
+        (scores,) = predictor([(premise, hypothesis)])
         return {"label": next(iter(scores)), "scores": scores}
 
     @show_errors
@@ -58,17 +84,26 @@ def build_app(predictor: ExplainedPredictor) -> gr.Blocks:
         return summary, gr.File(str(predictions_file), visible=True), table
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DELETE_FILES_AFTER, DELETE_FILES_AFTER)) as app:
-        gr.HTML(render_header(predictor))
+        header = TEMPLATES.get_template("header.html.jinja")
+        gr.HTML(header.render(title=TITLE, predictor=predictor, config=predictor.model.config))
         with gr.Tab("One pair"), gr.Row(elem_classes="bs-pair"):
             _add_pair_tab(explain, app)
         with gr.Tab("A file of pairs"):
             _add_file_tab(predict_uploaded_file)
         with gr.Accordion("Use it from a program", open=False):
             gr.Markdown(TEMPLATES.get_template("api.md.jinja").render())
-        description = "Probability of entailment, contradiction and neutral for a premise and a hypothesis."
         # Without the queue, one POST returns one response.
-        gr.api(predict, api_name="predict", api_description=description, queue=False)
+        gr.api(predict, api_name="predict", api_description="The probability of each label for a pair.", queue=False)
     return app
+
+
+def render_explanation(explanation: Explanation) -> str:
+    """Return the predicted label, a bar for each probability, and the tokens coloured by weight."""
+    tokens = [token for sentence in explanation.tokens.values() for token in sentence]
+    # Special tokens often have the largest weights; on their scale all words would look pale.
+    largest_weight = max((token.weight for token in tokens if token.kind != SPECIAL), default=0.0) or 1.0
+    values = {"explanation": explanation, "kinds": {token.kind for token in tokens}, "largest_weight": largest_weight}
+    return TEMPLATES.get_template("explanation.html.jinja").render(meanings=MEANINGS, **values)
 
 
 def _add_pair_tab(explain: Callable[[str, str], str], app: gr.Blocks) -> None:
@@ -84,17 +119,9 @@ def _add_pair_tab(explain: Callable[[str, str], str], app: gr.Blocks) -> None:
     events = [app.load, button.click, premise.submit, hypothesis.submit]
     gr.on(events, explain, inputs, output, api_visibility="private", show_progress="minimal")
     with gr.Column(min_width=280):
-        gr.Examples(
-            EXAMPLES,
-            inputs,
-            output,
-            explain,
-            example_labels=[hypothesis for _, hypothesis in EXAMPLES],
-            label="Examples, by their hypothesis",
-            run_on_click=True,
-            cache_examples=False,
-            api_visibility="private",
-        )
+        title, names = "Examples, by their hypothesis", [hypothesis for _, hypothesis in EXAMPLES]
+        options = {"run_on_click": True, "cache_examples": False, "api_visibility": "private"}
+        gr.Examples(EXAMPLES, inputs, output, explain, label=title, example_labels=names, **options)
 
 
 def _add_file_tab(predict_uploaded_file: Callable[[str], tuple[str, Any, str]]) -> None:
@@ -113,22 +140,19 @@ def _add_file_tab(predict_uploaded_file: Callable[[str], tuple[str, Any, str]]) 
 
 
 def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, str]:
-    """Predict the pairs of a file.
-
-    Returns:
-        A summary in one line, the path of the file of predictions, and a table of the first predictions as HTML.
-    """
+    """Return a summary in one line, the path of the file of predictions, and a table of the first ones as HTML."""
     count = count_pairs(path, name=path.name)
     if count > MAX_ROWS:
         raise BertSnliError(f"{path.name}: {count:,} pairs; give at most {MAX_ROWS:,} at once")
     pairs = list(iterate_pairs(path, name=path.name))
-    predictions = predictor.predict(pairs)
+    predictions = predictor(pairs)
     labels = [next(iter(scores)) for scores in predictions]
     counts = ", ".join(f"{labels.count(label):,} {label}" for label in sorted(predictions[0]))
     displayed = f"; the first {NUM_DISPLAYED_ROWS} below" if len(pairs) > NUM_DISPLAYED_ROWS else ""
     predictions_file = path.with_name(f"{path.stem}-predictions.jsonl")  # in the folder that Gradio empties
     predictions_file.write_text(format_predictions(pairs, predictions), encoding="utf-8")
-    table = render_predictions(pairs[:NUM_DISPLAYED_ROWS], predictions[:NUM_DISPLAYED_ROWS])
+    rows = list(zip(pairs, predictions, strict=True))[:NUM_DISPLAYED_ROWS]
+    table = TEMPLATES.get_template("predictions.html.jinja").render(rows=rows)
     return f"**{len(pairs):,} pairs**: {counts}{displayed}", predictions_file, table
 
 
@@ -139,7 +163,7 @@ def start(predictor: ExplainedPredictor, host: str | None, port: int | None) -> 
         app.launch(
             server_name=host,
             server_port=port,
-            theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", **SYSTEM_FONTS),
+            theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=["monospace"]),
             css=resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
             footer_links=[],
             max_file_size=MAX_FILE_SIZE,
@@ -149,26 +173,17 @@ def start(predictor: ExplainedPredictor, host: str | None, port: int | None) -> 
             share=False,
             ssr_mode=False,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         what = "no free port from 7860" if port is None else f"port {port}: is taken or not permitted"
         raise BertSnliError(f"{what}; name another port") from error
     return app
 
 
-def serve(
-    model_name_or_path: str,
-    *,
-    host: str | None = None,
-    port: int | None = None,
-    log: Callable[[str], object] = print,
-) -> None:
+def serve(model_name_or_path: str, *, host: str | None = None, port: int | None = None, log: Callable = print) -> None:
     """Serve the page of a fine-tuned model until Ctrl-C.
 
-    Args:
-        model_name_or_path: a model folder or a Hub id.
-        host: the address to listen at. Defaults to `GRADIO_SERVER_NAME`, which a Space sets, or 127.0.0.1.
-        port: defaults to `GRADIO_SERVER_PORT` or the first free one from 7860.
-        log: receives the address of the page.
+    The defaults are `GRADIO_SERVER_NAME`, which a Space sets, or 127.0.0.1, and `GRADIO_SERVER_PORT` or the first free
+    port from 7860.
     """
     if host is not None:
         check_host(host)
@@ -190,3 +205,38 @@ def check_host(host: str) -> None:
             probe.bind((address[0], 0))
     except OSError as error:
         raise BertSnliError(f"host {host}: not an address of this machine ({error.strerror}); try 127.0.0.1") from error
+
+
+def write_space(model_name_or_path: str, folder: Path) -> None:
+    """Write a Space of a fine-tuned model. A local model is copied into it."""
+    check_output_dir(folder, name="space")
+    name = ExplainedPredictor(model_name_or_path).name  # fails for a model that the Space could not load
+    source = Path(model_name_or_path)
+    is_local = source.is_dir()
+    readme = TEMPLATES.get_template("README.md.jinja").render(
+        gradio_version=metadata.version("gradio"),
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        hub_id=None if is_local else model_name_or_path,
+        name=name,
+    )
+    model = f'str(Path(__file__).parent / "models" / {name!r})' if is_local else repr(model_name_or_path)
+    app = TEMPLATES.get_template("app.py.jinja").render(model=model)
+    with atomic_folder(folder, name="space") as space:
+        for filename, text in {"README.md": readme, "app.py": app, "requirements.txt": list_requirements()}.items():
+            (space / filename).write_text(text, encoding="utf-8")
+        with resources.as_file(resources.files("bert_snli")) as package:
+            shutil.copytree(package, space / "bert_snli", ignore=shutil.ignore_patterns("__pycache__"))
+        if is_local:
+            (space / "models" / name).mkdir(parents=True)
+            for path in {path for pattern in MODEL_FILES for path in source.glob(pattern)}:
+                shutil.copyfile(path, space / "models" / name / path.name)
+
+
+def list_requirements() -> str:
+    """Return the packages of `bert-snli[serve]` in the installed versions, as lines of requirements.txt.
+
+    PyPI does not have local versions such as `2.8.0+cpu`, so their suffix is left out.
+    """
+    requirements = map(Requirement, metadata.requires("bert-snli") or [])
+    names = [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": "serve"})]
+    return "".join(f"{name}=={metadata.version(name).split('+')[0]}\n" for name in sorted(names))

@@ -1,7 +1,5 @@
 """A prediction for one pair, with the tokens that the model read and how much each influenced the prediction."""
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,6 @@ from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.prediction import Predictor
 
 MAX_CHARACTERS = 5_000  # of a sentence; ten times as many as fit into 128 tokens
-
 WORD, UNKNOWN, SPECIAL, TRUNCATED = "word", "unknown", "special", "truncated"
 
 
@@ -35,7 +32,6 @@ class Explanation:
     """A prediction for one pair."""
 
     scores: dict[str, float]  # probability of each label, the highest first
-    milliseconds: float  # of the prediction
     tokens: dict[str, list[DisplayedToken]]  # of premise and hypothesis
     length: int  # of the whole pair in tokens, including the special ones
     max_length: int  # the number of tokens that the model reads
@@ -44,8 +40,7 @@ class Explanation:
 def gradient_times_input(model: D2LBertForSequenceClassification, inputs: dict[str, Tensor]) -> Tensor:
     """Return the norm of gradient x token embedding at each token (L).
 
-    The gradient is that of the margin between the two highest logits: unlike a probability's, it does not vanish where
-    the model is confident.
+    The gradient is that of the margin between the two highest logits, which does not vanish in confident predictions.
     """
     embeddings_BLD = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
     logits = model(inputs_embeds=embeddings_BLD, token_type_ids=inputs["token_type_ids"]).logits
@@ -54,8 +49,8 @@ def gradient_times_input(model: D2LBertForSequenceClassification, inputs: dict[s
     return (gradient_BLD * embeddings_BLD.detach())[0].norm(dim=-1)
 
 
-class ExplainedPredictor:
-    """A fine-tuned model that predicts pairs and explains predictions. Several threads may use it at the same time."""
+class ExplainedPredictor(Predictor):
+    """A `Predictor` for a model folder or Hub id that also explains its predictions. Threads may share it."""
 
     def __init__(self, model_name_or_path: str):
         path = Path(model_name_or_path)
@@ -63,50 +58,45 @@ class ExplainedPredictor:
         self.model = load_classifier(model_name_or_path)
         label_names(self.model.config, model_name_or_path)
         self.tokenizer = load_tokenizer(model_name_or_path)
-        self.predictor = Predictor(self.model, self.tokenizer)  # moves the model to its device
-        self.max_length = self.predictor.encoder.budget + NUM_SPECIAL_TOKENS
-
-    def predict(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
-        """Return the probability of each label for each pair, as `bert-snli predict` does."""
-        return self.predictor(pairs)
+        super().__init__(self.model, self.tokenizer)  # moves the model to its device
+        self.max_length = self.encoder.budget + NUM_SPECIAL_TOKENS
 
     def explain(self, premise: str, hypothesis: str) -> Explanation:
         """Predict one pair and compute the weight of each token."""
         check_pair(premise, hypothesis)
-        row = self.predictor.encoder.encode([premise], [hypothesis]).to_pylist()[0]
+        row = self.encoder.encode([premise], [hypothesis]).to_pylist()[0]
         names = ("input_ids", "token_type_ids")
         inputs = {name: torch.tensor([row[name]], device=self.model.device) for name in names}
         weights_L = gradient_times_input(self.model, inputs)
         # If all weights are 0, the shares are 0 and not NaN.
         shares = (weights_L / weights_L.sum().clamp_min(torch.finfo(weights_L.dtype).tiny)).tolist()
-        start = time.perf_counter()
-        (scores,) = self.predict([(premise, hypothesis)])
-        milliseconds = 1000 * (time.perf_counter() - start)
         end = row["token_type_ids"].count(0) - 1  # index of the first <sep>
         cls, sep = self.tokenizer.cls_token, self.tokenizer.sep_token
-        premise_tokens = self._match_tokens(premise, shares[1:end])
-        hypothesis_tokens = self._match_tokens(hypothesis, shares[end + 1 : -1])
-        length = len(premise_tokens) + len(hypothesis_tokens) + NUM_SPECIAL_TOKENS
-        premise_tokens.insert(0, DisplayedToken("", "", cls, SPECIAL, shares[0]))
-        premise_tokens.append(DisplayedToken(" ", "", sep, SPECIAL, shares[end]))
-        hypothesis_tokens.append(DisplayedToken(" ", "", sep, SPECIAL, shares[-1]))
-        tokens = {"premise": premise_tokens, "hypothesis": hypothesis_tokens}
-        return Explanation(scores, milliseconds, tokens, length, self.max_length)
+        tokens = {
+            "premise": [
+                DisplayedToken("", "", cls, SPECIAL, shares[0]),
+                *self._match_tokens(premise, shares[1:end]),
+                DisplayedToken(" ", "", sep, SPECIAL, shares[end]),
+            ],
+            "hypothesis": [
+                *self._match_tokens(hypothesis, shares[end + 1 : -1]),
+                DisplayedToken(" ", "", sep, SPECIAL, shares[-1]),
+            ],
+        }
+        (scores,) = self([(premise, hypothesis)])
+        return Explanation(scores, tokens, sum(map(len, tokens.values())), self.max_length)
 
     def _match_tokens(self, text: str, shares: list[float]) -> list[DisplayedToken]:
         """Split `text` at its tokens. The first ones have `shares`; the model does not read the others."""
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        tokens = []
+        tokens: list[DisplayedToken] = []
         position = 0
-        for number, (token, id_, offsets) in enumerate(
-            zip(encoding.tokens, encoding.ids, encoding.offsets, strict=True)
-        ):
+        for token, id_, offsets in zip(encoding.tokens, encoding.ids, encoding.offsets, strict=True):
             # Two tokens made from one character have the same offsets; the first one shows it.
             start, end = max(offsets[0], position), max(offsets[1], position)
-            if number >= len(shares):
-                kind, share = TRUNCATED, 0.0
-            else:
-                kind, share = UNKNOWN if id_ == self.tokenizer.unk_token_id else WORD, shares[number]
+            kind, share = TRUNCATED, 0.0
+            if len(tokens) < len(shares):
+                kind, share = UNKNOWN if id_ == self.tokenizer.unk_token_id else WORD, shares[len(tokens)]
             tokens.append(DisplayedToken(text[position:start], text[start:end], token, kind, share))
             position = end
         return tokens

@@ -315,8 +315,8 @@ def test_load_error_says_whether_hub_model_or_file_is_missing_or_damaged(
     assert message("user/incomplete").startswith(f"user/incomplete: has no {FILE_OF[part]}; give ")
     assert "no model on the Hub that your token can read" in message("user/unknown")
     assert "the Hub answered 503 (no reason given); try again later" in message("user/failing")
-    problem = "its weights cannot be loaded (" if part == "weights" else f"its {FILE_OF[part]} is damaged ("
-    assert message("user/damaged").startswith(f"user/damaged: {problem}")
+    damaged = "weights" if part == "weights" else FILE_OF[part]
+    assert message("user/damaged").startswith(f"user/damaged: its {damaged} cannot be loaded (")
 
 
 @pytest.mark.parametrize("part", FILE_OF)

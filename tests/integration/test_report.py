@@ -147,7 +147,6 @@ def test_rerun_replaces_the_report_and_prints_the_p_value(
     [
         (["--columns", "premise"], "--columns: premise: write NAME=VALUE"),
         (["--columns", "text=premise"], "--columns text=premise: write premise|hypothesis|label=NAME"),
-        (["--labels", "0=yes"], "--labels 0=yes: write VALUE=entailment|contradiction|neutral|non-entailment|-"),
         (["--compare", "x"], "--compare x: add --report DIR"),
         (["--report", __file__], "is a file; name a folder"),
         (["--output_dir", f"{__file__}/deep/er"], "test_report.py is a file; name a folder"),

@@ -34,7 +34,15 @@ from bert_snli.data.pair_encoding import encoder_of
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.prediction import Predictor
-from bert_snli.serving.app import MAX_ROWS, NUM_DISPLAYED_ROWS, predict_file, start
+from bert_snli.serving.app import (
+    MAX_ROWS,
+    MODEL_FILES,
+    NUM_DISPLAYED_ROWS,
+    list_requirements,
+    predict_file,
+    render_explanation,
+    start,
+)
 from bert_snli.serving.explanation import (
     MAX_CHARACTERS,
     SPECIAL,
@@ -43,8 +51,6 @@ from bert_snli.serving.explanation import (
     ExplainedPredictor,
     gradient_times_input,
 )
-from bert_snli.serving.page import render_explanation
-from bert_snli.serving.space import MODEL_FILES, list_requirements
 from tests.support.command_line import error_line
 from tests.support.processes import REPOSITORY, unused_port
 from tests.support.trained_classifier import ACTIVITIES, ANIMALS, KNOWN_PAIRS, MAX_LENGTH
@@ -82,7 +88,7 @@ def test_scores_equal_those_of_predict_when_the_config_lists_labels_in_another_o
     reordered = ExplainedPredictor(str(tmp_path / "trained_classifier"))
     for label, pair in KNOWN_PAIRS.items():
         assert next(iter(reordered.explain(*pair).scores)) == label
-        assert next(iter(reordered.predict([pair])[0])) == label
+        assert next(iter(reordered([pair])[0])) == label
 
 
 def test_model_of_the_tests_predicts_the_known_pairs(predictor: ExplainedPredictor):
@@ -366,7 +372,7 @@ def test_mistake_in_serve_is_one_line(
     (tmp_path / "full" / "file").touch()
     for options, message in {
         (trained_classifier, "--port", used_port): f"--port {used_port}: is taken",
-        (trained_classifier, "--port", 70000): "70000: give 1 to 65535",
+        (trained_classifier, "--port", 70000): "--port 70000: is taken or not permitted",
         (trained_classifier, "--host", "203.0.113.1"): "--host 203.0.113.1: not an address of this machine",
         (pretrained,): "a pretrained model without a trained classifier; fine-tune it first",
         ("./nowhere",): "no such folder",
@@ -376,7 +382,6 @@ def test_mistake_in_serve_is_one_line(
             "--space",
             tmp_path / "full",
         ): f"--space {tmp_path}/full: already holds files; name another folder",
-        (trained_classifier, "--space", tmp_path / "space", "--port", 7000): "--port goes with serving",
     }.items():
         line = error_line(["serve", *options], capsys)
         assert message in line

@@ -14,6 +14,7 @@ from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
 from bert_snli.data.snli import EvaluationSet
 from bert_snli.evaluation.analysis import (
     LENGTHS,
+    Predictions,
     accuracy_by_pair_type,
     accuracy_by_slice,
     annotator_agreement,
@@ -22,7 +23,6 @@ from bert_snli.evaluation.analysis import (
     mcnemar_test,
 )
 from bert_snli.evaluation.metrics import label_metrics, measure_accuracy
-from bert_snli.evaluation.predictions import Predictions
 from bert_snli.modeling.labels import D2L_LABELS, TWO_WAY_LABELS
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
