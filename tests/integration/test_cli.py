@@ -305,7 +305,7 @@ def test_output_folder_below_a_file_is_refused(
 ):
     (tmp_path / "file").write_text("mine")
     command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
-    assert "file is a file; name a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
+    assert "file: is a file; name a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
 
 
 def test_extra_is_named_when_one_of_its_packages_is_missing(
