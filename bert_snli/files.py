@@ -49,8 +49,6 @@ def read_history(source: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     except (OSError, UnicodeDecodeError) as error:
         raise BertSnliError(f"{path}: cannot be read ({error}); write it again or move it away") from error
-    if wrong := next((line for line in lines if line and not line.startswith("- ")), None):
-        raise BertSnliError(f"{path}: {wrong!r:.80} is no step; begin each line with '- '")
     return [line.removeprefix("- ") for line in lines if line]
 
 
@@ -59,24 +57,19 @@ def write_history(source: Path, steps: Sequence[str]) -> None:
     write_atomically(history_file(source), "".join(f"- {' '.join(step.split())}\n" for step in steps))
 
 
-def check_output_dir(folder: Path, *, overwrite: bool | None = None) -> None:
-    """Refuse a file, and a folder that already holds files unless `overwrite` is set.
+def check_output_dir(folder: Path, *, overwrite: bool | None = None, model: Path | None = None) -> None:
+    """Refuse a file, the folder `model`, and a folder that already holds files unless `overwrite` is set.
 
     `overwrite` is the caller's `overwrite_output_dir`, or None if it has no such parameter.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise BertSnliError(f"{existing}: is a file; name a folder")
+    if model and folder.resolve() == model.resolve():
+        raise BertSnliError(f"{folder}: is the model itself; name another folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         alternative = "" if overwrite is None else " or set overwrite_output_dir"
         raise BertSnliError(f"{folder}: already holds files; name another folder{alternative}")
-
-
-def check_export_dir(folder: Path, model: Path, *, overwrite: bool) -> None:
-    """As `check_output_dir`; and refuse the model's own folder."""
-    if folder.resolve() == model.resolve():
-        raise BertSnliError(f"{folder}: is the model itself; name another folder")
-    check_output_dir(folder, overwrite=overwrite)
 
 
 @contextmanager

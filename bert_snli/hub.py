@@ -16,32 +16,20 @@ from bert_snli.inference import causes_of, hub_failure, load_classifier, load_co
 from bert_snli.model_card import GENERATED, is_converted_model, is_pretraining_model, make_card, outdated_results
 from bert_snli.modeling import D2LBertForPreTraining
 
-CODE_FILES = ("configuration_d2l_bert.py", "modeling_d2l_bert.py")
-REQUIRED_FILES = (files.CONFIG, files.WEIGHTS, files.TOKENIZER, "tokenizer_config.json", *CODE_FILES)
-OPTIONAL_FILES = (
+MODEL_FILES = (files.CONFIG, files.WEIGHTS, files.TOKENIZER, "tokenizer_config.json")
+CODE_FILES = (
+    "configuration_d2l_bert.py",
+    "modeling_d2l_bert.py",
     "layers_d2l_bert.py",
     "nli_pipeline.py",
     "pair_truncation.py",
-    files.CARD,
-    files.CERTIFICATE,
-    files.INITIAL_CERTIFICATE,
-    files.HISTORY,
-    files.RECIPE_FILE,
-    files.METRICS,
-    files.CURVE,
 )
+HISTORY_FILES = (files.CERTIFICATE, files.INITIAL_CERTIFICATE, files.HISTORY, files.RECIPE_FILE, files.METRICS)
 # Results of training and evaluation are valid for these weights only.
-RESULT_FILES = (
-    files.TRAIN_RESULTS,
-    files.EVALUATIONS,
-    files.CONFUSION_MATRICES,
-    files.EVALUATION_REPORT,
-    "report/report.html",
-    "report/report.json",
-    "report/*.png",
-)
+REPORT_FILES = (files.EVALUATION_REPORT, "report/report.html", "report/report.json", "report/*.png")
+RESULT_FILES = (files.TRAIN_RESULTS, files.EVALUATIONS, files.CONFUSION_MATRICES, *REPORT_FILES)
 # Names and patterns of the files that are pushed; all others are not.
-UPLOAD_PATTERNS = REQUIRED_FILES + OPTIONAL_FILES + RESULT_FILES
+UPLOAD_PATTERNS = (*MODEL_FILES, *CODE_FILES, files.CARD, *HISTORY_FILES, files.CURVE, *RESULT_FILES)
 LICENSE = "apache-2.0"
 
 
@@ -126,7 +114,7 @@ def check_model(folder: Path) -> None:
     else:
         load_classifier(str(folder))
     load_tokenizer(str(folder))
-    if absent := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:
+    if absent := [name for name in MODEL_FILES + CODE_FILES if not (folder / name).is_file()]:
         raise BertSnliError(f"{folder}: holds no {absent[0]}; save or convert the model again")
 
 

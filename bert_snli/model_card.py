@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import safe_open
 
 from bert_snli import files
@@ -34,6 +34,14 @@ TRAINING_ROWS = """
 # The columns of the table of epochs.
 CLASSIFIER_COLUMNS = ["train_loss", "train_accuracy", "eval_loss", "eval_accuracy"]
 PRETRAINING_COLUMNS = ["train_mlm_loss", "train_nsp_loss", "eval_mlm_loss", "eval_nsp_loss"]
+TEMPLATES = Environment(
+    loader=PackageLoader("bert_snli"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.globals["generated"] = GENERATED
 T = TypeVar("T")
 
 
@@ -74,8 +82,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     outdated = outdated_results(folder)
     evaluations = [path for path in sorted(folder.glob(files.EVALUATIONS)) if path.name not in outdated]
     plots = sorted({path.name for path in folder.glob(files.CONFUSION_MATRICES)} - outdated)
-    return render_card(
-        "model_card.md",
+    return TEMPLATES.get_template("model_card.md").render(
         name=repo_id.split("/")[-1],
         where=where,
         repo_id=repo_id,
@@ -104,41 +111,24 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
 def make_converted_card(folder: Path, where: str, license: str | None = None) -> str:
     """Return the card of a converted model, made from its certificate; `where` are arguments of `from_pretrained`."""
 
-    def fill(text: str) -> str:
-        certificate = json.loads(text)
-        targets = [tensor["target"] for tensor in certificate["tensors"] if tensor["target"]]
-        return render_card(
-            "converted_model_card.md",
-            license=license,
-            where=where,
-            targets=targets,
-            num_dropped=len(certificate["tensors"]) - len(targets),
-            source=_source(certificate),
-            geometry=certificate["geometry"],
-            proof=certificate["proof"],
-        )
-
-    card = read_file(folder / files.CERTIFICATE, fill)
-    if card is None:
+    certificate = read_json(folder / files.CERTIFICATE)
+    if not certificate:
         raise BertSnliError(f"{folder / files.CERTIFICATE}: not found; convert the checkpoint again")
-    return card
+    targets = [tensor["target"] for tensor in certificate["tensors"] if tensor["target"]]
+    return TEMPLATES.get_template("converted_model_card.md").render(
+        license=license,
+        where=where,
+        targets=targets,
+        num_dropped=len(certificate["tensors"]) - len(targets),
+        source=_source(certificate),
+        geometry=certificate["geometry"],
+        proof=certificate["proof"],
+    )
 
 
 def write_converted_card(folder: Path) -> None:
     """Write `README.md` into a converted model folder."""
     (folder / files.CARD).write_text(make_converted_card(folder, '"PATH OR HUB ID"'), encoding="utf-8")
-
-
-def render_card(template: str, **values: Any) -> str:
-    """Fill one of `templates/` with `values`."""
-    environment = Environment(
-        loader=PackageLoader("bert_snli"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template(template).render(generated=GENERATED, **values)
 
 
 def read_file(path: Path, parse: Callable[[str], T]) -> T | None:
@@ -147,7 +137,7 @@ def read_file(path: Path, parse: Callable[[str], T]) -> T | None:
         return None
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, TemplateError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise BertSnliError(f"{path}: cannot be read ({reason}); write it again or move it away") from error
 
@@ -178,10 +168,9 @@ def count_parameters(folder: Path) -> int:
 
 
 def _source(certificate: dict) -> dict[str, str]:
-    framework = {"pytorch": "PyTorch", "mxnet": "MXNet"}[certificate["source"]["framework"]]
-    return {name: certificate["source"][name] for name in ("model_kind", "params", "params_sha256")} | {
-        "framework": framework
-    }
+    source = certificate["source"]
+    framework = {"pytorch": "PyTorch", "mxnet": "MXNet"}[source["framework"]]
+    return {name: source[name] for name in ("model_kind", "params", "params_sha256")} | {"framework": framework}
 
 
 def _training_rows(values: dict, data: str | None) -> list[tuple[str, Any]]:
