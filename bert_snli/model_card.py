@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -42,7 +42,6 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 TEMPLATES.globals["generated"] = GENERATED
-T = TypeVar("T")
 
 
 def is_converted_model(folder: Path) -> bool:
@@ -131,7 +130,7 @@ def write_converted_card(folder: Path) -> None:
     (folder / files.CARD).write_text(make_converted_card(folder, '"PATH OR HUB ID"'), encoding="utf-8")
 
 
-def read_file(path: Path, parse: Callable[[str], T]) -> T | None:
+def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
     """Read and parse a file; None if it does not exist, `BertSnliError` if it is damaged."""
     if not path.is_file():
         return None

@@ -32,14 +32,15 @@ TRAINING_OPTIONS: dict[str, Any] = {
     "dropout": 0.0,
     "seed": 0,
 }
-SUMMARY_OF_FILES = """\
+FINAL_MESSAGE = """\
 Everything is in {output_dir}:
   mini_snli        the generated corpus, in SNLI's file layout
   d2l_checkpoint   the checkpoint in d2l format, with 4 attention heads
   converted        the converted model, for AutoModel.from_pretrained
   finetuned        the fine-tuned model, a toy that is right on {accuracy:.0%} of such pairs, with metrics and plots
 
-Next (after `source .venv/bin/activate` if you ran `make demo`), with d2l's own model, which the first line downloads:
+Next (after `source .venv/bin/activate` if you ran `make demo`); the second line downloads d2l's own model:
+  bert-snli predict {output_dir}/finetuned --premise "A man is sleeping in a park." --hypothesis "A person is outside."
   bert-snli convert bert.small --output_dir models/small
   bert-snli finetune --model_name_or_path models/small --output_dir runs/snli"""
 
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     save_results(results, finetuned)
     print(f"\n{format_results(results)}\n")
     print_predictions(finetuned, data)
-    print(SUMMARY_OF_FILES.format(output_dir=args.output_dir, accuracy=results["accuracy"]))
+    print(FINAL_MESSAGE.format(output_dir=args.output_dir, accuracy=results["accuracy"]))
 
 
 def write_d2l_checkpoint(output_dir: Path, data: Path) -> None:
