@@ -45,8 +45,8 @@ class NLIPipeline(Pipeline):
     Example:
         >>> from transformers import pipeline
         >>> nli = pipeline("natural-language-inference", "quickstart/finetuned", trust_remote_code=True)
-        >>> premise = 'There are 2 women singing "Hello" indoors.'
-        >>> predictions = nli([(premise, "There is one person."), (premise, "There are 2 women.")])
+        >>> premise = "A tall woman in a coat is eating in a kitchen."
+        >>> predictions = nli([(premise, "A woman is in a T-shirt."), (premise, "The woman is in a kitchen.")])
         >>> [prediction["label"] for prediction in predictions]
         ['contradiction', 'entailment']
     """
