@@ -46,9 +46,9 @@ class NLIPipeline(Pipeline):
         >>> from transformers import pipeline
         >>> nli = pipeline("natural-language-inference", "quickstart/finetuned", trust_remote_code=True)
         >>> premise = "A tall woman in a coat is eating in a kitchen."
-        >>> predictions = nli([(premise, "A woman is in a T-shirt."), (premise, "The woman is in a kitchen.")])
+        >>> predictions = nli([(premise, "The woman is with a friend."), (premise, "The woman is in a kitchen.")])
         >>> [prediction["label"] for prediction in predictions]
-        ['contradiction', 'entailment']
+        ['neutral', 'entailment']
     """
 
     _load_tokenizer = True
