@@ -4,70 +4,48 @@ The names in `__all__` are imported when they are first used, because PyTorch an
 The first use of any of them registers the models with the Auto classes.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bert_snli.data.pair_encoding import PairEncoder
-    from bert_snli.data.snli import load_snli
-    from bert_snli.evaluation.report import evaluate_model
-    from bert_snli.finetune import finetune_model
-    from bert_snli.hub import push_to_hub
-    from bert_snli.modeling import (
-        D2LBertConfig,
-        D2LBertForMaskedLM,
-        D2LBertForPreTraining,
-        D2LBertForSequenceClassification,
-        D2LBertModel,
-        NLIPipeline,
-    )
-    from bert_snli.onnx_export import export_onnx
-    from bert_snli.prediction import Predictor
-    from bert_snli.pretrain import pretrain_model
-    from bert_snli.tokenization import build_tokenizer
-    from bert_snli.training.arguments import FinetuneArguments, PretrainArguments
+    from bert_snli.data.pair_encoding import PairEncoder as PairEncoder
+    from bert_snli.data.snli import load_snli as load_snli
+    from bert_snli.evaluation.report import evaluate_model as evaluate_model
+    from bert_snli.finetune import finetune_model as finetune_model
+    from bert_snli.hub import push_to_hub as push_to_hub
+    from bert_snli.modeling import D2LBertConfig as D2LBertConfig
+    from bert_snli.modeling import D2LBertForMaskedLM as D2LBertForMaskedLM
+    from bert_snli.modeling import D2LBertForPreTraining as D2LBertForPreTraining
+    from bert_snli.modeling import D2LBertForSequenceClassification as D2LBertForSequenceClassification
+    from bert_snli.modeling import D2LBertModel as D2LBertModel
+    from bert_snli.modeling import NLIPipeline as NLIPipeline
+    from bert_snli.onnx_export import export_onnx as export_onnx
+    from bert_snli.prediction import Predictor as Predictor
+    from bert_snli.pretrain import pretrain_model as pretrain_model
+    from bert_snli.tokenization import build_tokenizer as build_tokenizer
+    from bert_snli.training.arguments import FinetuneArguments as FinetuneArguments
+    from bert_snli.training.arguments import PretrainArguments as PretrainArguments
 
 _MODULES = {
-    "D2LBertConfig": "bert_snli.modeling",
-    "D2LBertForMaskedLM": "bert_snli.modeling",
-    "D2LBertForPreTraining": "bert_snli.modeling",
-    "D2LBertForSequenceClassification": "bert_snli.modeling",
-    "D2LBertModel": "bert_snli.modeling",
-    "FinetuneArguments": "bert_snli.training.arguments",
-    "NLIPipeline": "bert_snli.modeling",
-    "PairEncoder": "bert_snli.data.pair_encoding",
-    "Predictor": "bert_snli.prediction",
-    "PretrainArguments": "bert_snli.training.arguments",
-    "build_tokenizer": "bert_snli.tokenization",
-    "evaluate_model": "bert_snli.evaluation.report",
-    "export_onnx": "bert_snli.onnx_export",
-    "finetune_model": "bert_snli.finetune",
-    "load_snli": "bert_snli.data.snli",
-    "pretrain_model": "bert_snli.pretrain",
-    "push_to_hub": "bert_snli.hub",
+    "D2LBertConfig": "modeling",
+    "D2LBertForMaskedLM": "modeling",
+    "D2LBertForPreTraining": "modeling",
+    "D2LBertForSequenceClassification": "modeling",
+    "D2LBertModel": "modeling",
+    "FinetuneArguments": "training.arguments",
+    "NLIPipeline": "modeling",
+    "PairEncoder": "data.pair_encoding",
+    "Predictor": "prediction",
+    "PretrainArguments": "training.arguments",
+    "build_tokenizer": "tokenization",
+    "evaluate_model": "evaluation.report",
+    "export_onnx": "onnx_export",
+    "finetune_model": "finetune",
+    "load_snli": "data.snli",
+    "pretrain_model": "pretrain",
+    "push_to_hub": "hub",
 }
-__all__ = [
-    "D2LBertConfig",
-    "D2LBertForMaskedLM",
-    "D2LBertForPreTraining",
-    "D2LBertForSequenceClassification",
-    "D2LBertModel",
-    "FinetuneArguments",
-    "NLIPipeline",
-    "PairEncoder",
-    "Predictor",
-    "PretrainArguments",
-    "build_tokenizer",
-    "evaluate_model",
-    "export_onnx",
-    "finetune_model",
-    "load_snli",
-    "pretrain_model",
-    "push_to_hub",
-    "__version__",
-]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -78,7 +56,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     importlib.import_module("bert_snli.modeling")  # registers the Auto classes
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    return getattr(importlib.import_module(f"bert_snli.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from bert_snli.errors import BertSnliError
 
@@ -32,11 +33,8 @@ PARAMS, VOCABULARY = "pretrained.params", "vocab.json"
 def looks_like_path(name_or_path: str) -> bool:
     """Whether a name that is no file or folder was meant as one, rather than as an id on the Hub."""
     parent = Path(name_or_path).parent
-    return (
-        name_or_path.startswith((".", "/", "~"))
-        or name_or_path.count("/") > 1
-        or (parent != Path(".") and parent.is_dir())
-    )
+    has_parent = parent != Path(".") and parent.is_dir()
+    return name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or has_parent
 
 
 def history_file(source: Path) -> Path:
@@ -45,16 +43,12 @@ def history_file(source: Path) -> Path:
 
 
 def read_history(source: Path) -> list[str]:
-    """Return the recorded steps that made a model or a file of pairs; `BertSnliError` if the file is not a list."""
+    """Return the recorded steps that made a model or a file of pairs; none if there is no record."""
     path = history_file(source)
-    if not path.is_file():
-        return []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     except (OSError, UnicodeDecodeError) as error:
         raise BertSnliError(f"{path}: cannot be read ({error}); write it again or move it away") from error
-    if wrong := next((line for line in lines if line and not line.startswith("- ")), None):
-        raise BertSnliError(f"{path}: {wrong!r:.80} is no step; begin each line with '- '")
     return [line.removeprefix("- ") for line in lines if line]
 
 
@@ -63,40 +57,30 @@ def write_history(source: Path, steps: Sequence[str]) -> None:
     write_atomically(history_file(source), "".join(f"- {' '.join(step.split())}\n" for step in steps))
 
 
-def check_output_dir(folder: Path, *, overwrite: bool | None = None, name: str = "output_dir") -> None:
-    """Refuse a file (`BertSnliError`), and a folder that already holds files unless `overwrite` is set.
+def check_output_dir(folder: Path, *, overwrite: bool | None = None, model: Path | None = None) -> None:
+    """Refuse a file, the folder `model`, and a folder that already holds files unless `overwrite` is set.
 
-    Args:
-        folder: the output folder.
-        overwrite: the caller's `overwrite_output_dir`; None if it has no such parameter.
-        name: the caller's parameter that names the folder.
+    `overwrite` is the caller's `overwrite_output_dir`, or None if it has no such parameter.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        problem = "is a file" if existing == folder else f"{existing} is a file"
-        raise BertSnliError(f"{name} {folder}: {problem}; name a folder")
+        raise BertSnliError(f"{existing}: is a file; name a folder")
+    if model and folder.resolve() == model.resolve():
+        raise BertSnliError(f"{folder}: is the model itself; name another folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         alternative = "" if overwrite is None else " or set overwrite_output_dir"
-        raise BertSnliError(f"{name} {folder}: already holds files; name another folder{alternative}")
-
-
-def check_export_dir(folder: Path, model: Path, *, overwrite: bool) -> None:
-    """As `check_output_dir`; and refuse the model's own folder."""
-    if folder.resolve() == model.resolve():
-        raise BertSnliError(f"output_dir {folder}: is the model itself; name another folder")
-    check_output_dir(folder, overwrite=overwrite)
+        raise BertSnliError(f"{folder}: already holds files; name another folder{alternative}")
 
 
 @contextmanager
-def atomic_folder(folder: Path, *, overwrite: bool | None = None, name: str = "output_dir") -> Iterator[Path]:
+def atomic_folder(folder: Path, *, overwrite: bool | None = None) -> Iterator[Path]:
     """Yield a temporary folder. Its files are moved into `folder` when the block ends without an error.
 
-    The arguments are those of `check_output_dir`. With `overwrite`, files of the same name are replaced and all others
-    in `folder` are left alone. A `BertSnliError` says why `folder` cannot be written.
+    `overwrite` is that of `check_output_dir`: files of the same name are replaced, all others in `folder` stay.
     """
-    check_output_dir(folder, overwrite=overwrite, name=name)
+    check_output_dir(folder, overwrite=overwrite)
     exists = folder.is_dir()
-    with explain_write_errors(folder, name):
+    with explain_write_errors(folder):
         # On the same file system as `folder`, which may be a mounted one, so that the files can be moved.
         parent = folder if exists else folder.parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +104,7 @@ def atomic_folder(folder: Path, *, overwrite: bool | None = None, name: str = "o
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; its file, flushed to the disk, replaces `path` when the block ends without an error.
+    """Yield a temporary path; its file replaces `path` when the block ends without an error.
 
     If the process is killed before, the old file stays unchanged.
     """
@@ -156,34 +140,29 @@ def make_temporary_folder(parent: Path) -> Path:
     return folder
 
 
-def create_output_dir(folder: Path) -> None:
-    """Create `folder`, and check that files can be written in it (otherwise `BertSnliError`)."""
-    with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-
-
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder` until the block ends; `BertSnliError` if another run has the lock."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise BertSnliError(f"output_dir {folder}: another run is writing there; wait for it, or end it") from error
+    """Create `folder`, and keep other runs out of it until the block ends; `BertSnliError` if it cannot be written."""
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # FileLock reports a folder without write permission as locked
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise BertSnliError(f"{folder}: another run is writing there; wait for it, or end it") from error
 
 
 @contextmanager
-def explain_write_errors(folder: Path, name: str = "output_dir") -> Iterator[None]:
-    """Turn an OSError, unless it is that of a connection or a pipe, into a `BertSnliError` that names `folder`."""
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of writing a file, not of a connection or a pipe, into a `BertSnliError` that names `folder`."""
     try:
         yield
     except ConnectionError:
         raise
-    except OSError as error:
-        raise BertSnliError(
-            f"{name} {folder}: cannot be written ({error.strerror or error}); name another folder, or free disk space"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = f"cannot be written ({getattr(error, 'strerror', None) or error})"
+        raise BertSnliError(f"{folder}: {reason}; name another folder, or free disk space") from error
 
 
 def sha256_of_file(path: Path) -> str:

@@ -4,44 +4,33 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from bert_snli import files
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import hub_failure, load_classifier, load_config, load_tokenizer, load_weights
-from bert_snli.model_card import (
-    GENERATED,
-    is_converted_model,
-    is_pretraining_model,
-    make_card,
-    results_of_other_weights,
-)
+from bert_snli.model_card import GENERATED, is_converted_model, is_pretraining_model, make_card, outdated_results
 from bert_snli.modeling import D2LBertForPreTraining
 
-CODE_FILES = ("configuration_d2l_bert.py", "modeling_d2l_bert.py")
-REQUIRED_FILES = (files.CONFIG, files.WEIGHTS, files.TOKENIZER, "tokenizer_config.json", *CODE_FILES)
-OPTIONAL_FILES = (
+MODEL_FILES = (files.CONFIG, files.WEIGHTS, files.TOKENIZER, "tokenizer_config.json")
+CODE_FILES = (
+    "configuration_d2l_bert.py",
+    "modeling_d2l_bert.py",
     "layers_d2l_bert.py",
     "nli_pipeline.py",
     "pair_truncation.py",
-    files.CARD,
-    files.CERTIFICATE,
-    files.INITIAL_CERTIFICATE,
-    files.HISTORY,
-    files.RECIPE_FILE,
-    files.METRICS,
-    files.CURVE,
 )
+HISTORY_FILES = (files.CERTIFICATE, files.INITIAL_CERTIFICATE, files.HISTORY, files.RECIPE_FILE, files.METRICS)
 # Results of training and evaluation are valid for these weights only.
 REPORT_FILES = (files.EVALUATION_REPORT, "report/report.html", "report/report.json", "report/*.png")
 RESULT_FILES = (files.TRAIN_RESULTS, files.EVALUATIONS, files.CONFUSION_MATRICES, *REPORT_FILES)
 # Names and patterns of the files that are pushed; all others are not.
-UPLOAD_PATTERNS = REQUIRED_FILES + OPTIONAL_FILES + RESULT_FILES
-LICENSE, COMMIT_MESSAGE = "apache-2.0", "Push with bert-snli"
+UPLOAD_PATTERNS = (*MODEL_FILES, *CODE_FILES, files.CARD, *HISTORY_FILES, files.CURVE, *RESULT_FILES)
+LICENSE = "apache-2.0"
 
 
 def push_to_hub(
@@ -50,7 +39,7 @@ def push_to_hub(
     *,
     private: bool = False,
     revision: str | None = None,
-    commit_message: str = COMMIT_MESSAGE,
+    commit_message: str = "Push with bert-snli",
     license: str = LICENSE,
 ) -> str:
     """Push a model folder to the Hugging Face Hub in one commit, with a model card.
@@ -89,26 +78,22 @@ def stage(
 ) -> list[str]:
     """Write the files of a push into a new folder: those of `folder` that match `UPLOAD_PATTERNS`, and a model card.
 
-    A README.md that bert-snli did not generate is copied unchanged.
-
-    Returns:
-        What the user should know: that the README.md is not a generated one, which files are left out.
+    Returns what the user should know: that the README.md is not a generated one, which files are left out.
     """
     check_repo_id(repo_id)
     check_model(folder)
-    paths = {path for pattern in UPLOAD_PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    uploads = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    names = {path.relative_to(folder).as_posix() for pattern in UPLOAD_PATTERNS for path in folder.glob(pattern)}
     # An earlier run in the same folder may have left the other one of these two.
-    uploads.pop(files.HISTORY if is_converted_model(folder) else files.CERTIFICATE, None)
+    names.discard(files.HISTORY if is_converted_model(folder) else files.CERTIFICATE)
     notes = []
-    if outdated := sorted(results_of_other_weights(folder) & uploads.keys()):
+    if outdated := sorted(outdated_results(folder) & names):
         notes.append(f"not pushed, because they were measured on other weights: {', '.join(outdated)}")
     with files.atomic_folder(output_dir) as target:
-        for name in uploads.keys() - outdated:
-            if uploads[name].is_symlink():
-                raise BertSnliError(f"{uploads[name]}: a link; put the file itself there, or move it away")
+        for name in names.difference(outdated):
+            if (folder / name).is_symlink():
+                raise BertSnliError(f"{folder / name}: a link; put the file itself there, or move it away")
             (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(uploads[name], target / name)
+            shutil.copyfile(folder / name, target / name)
         card = target / files.CARD
         if card.is_file() and GENERATED not in card.read_text(encoding="utf-8", errors="replace"):
             notes.append(f"{folder / files.CARD}: your own file is pushed unchanged")
@@ -129,23 +114,14 @@ def check_model(folder: Path) -> None:
     else:
         load_classifier(str(folder))
     load_tokenizer(str(folder))
-    for name in REQUIRED_FILES:
-        if not (folder / name).is_file():
-            raise BertSnliError(f"{folder}: holds no {name}; save or convert the model again")
+    if absent := [name for name in MODEL_FILES + CODE_FILES if not (folder / name).is_file()]:
+        raise BertSnliError(f"{folder}: holds no {absent[0]}; save or convert the model again")
 
 
-def upload(
-    staged: Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    commit_message: str = COMMIT_MESSAGE,
-) -> str:
+def upload(staged: Path, repo_id: str, *, private: bool, revision: str | None, commit_message: str) -> str:
     """Push all files of a staged folder in one commit; return its address.
 
-    Creates repository and branch if they are missing. Removes files of an earlier push that are not in `staged`;
-    other files in the repository stay.
+    Removes files of an earlier push that are not in `staged`; other files in the repository stay.
     """
     check_login(repo_id)
     uploads = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
@@ -156,16 +132,12 @@ def upload(
             raise BertSnliError(f"private: {repo_id} already exists and is public; change that on the Hub first")
         if revision not in (None, "main"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        earlier = {
-            path
-            for path in api.list_repo_files(repo_id, revision=revision)
-            for pattern in UPLOAD_PATTERNS
-            if path.count("/") == pattern.count("/") and PurePosixPath(path).match(pattern)
-        }
+        present = api.list_repo_files(repo_id, revision=revision)
+        earlier = set(filter_repo_objects(present, allow_patterns=list(UPLOAD_PATTERNS)))
+        # `upload_folder` may split a push into several commits.
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationDelete(name) for name in sorted(earlier - uploads.keys())]
         operations += [CommitOperationAdd(name, path) for name, path in uploads.items()]
-        # `upload_folder` may split a push into several commits.
         return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
 
 
@@ -195,16 +167,16 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     except BertSnliError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        failure = hub_failure(error)
-        if isinstance(error, ValueError) and not isinstance(error, HTTPError):
-            failure = None  # its own message is about the model card, its cause says only that the Hub answered 400
+        # A ValueError is about the model card; its cause says only that the Hub answered 400.
+        is_request = isinstance(error, HTTPError) or not isinstance(error, ValueError)
+        failure = hub_failure(error) if is_request else None
         raise BertSnliError(f"{repo_id}: {failure or ' '.join(str(error).split())}") from error
 
 
 def copy_initial_certificate(base_model: Path, output_dir: Path) -> None:
-    """Copy the certificate of a converted base model into the folder of the model that is trained from it.
+    """Copy the certificate of a converted base model into the folder of its fine-tuned model, under another name.
 
-    The copy has another name, because it does not describe the trained weights. Removes the copy of an earlier run.
+    Removes the copy of an earlier run.
     """
     copy = output_dir / files.INITIAL_CERTIFICATE
     if is_converted_model(base_model):

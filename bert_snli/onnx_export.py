@@ -14,7 +14,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import ONNX_FILE, atomic_folder, check_export_dir
+from bert_snli.files import ONNX_FILE, atomic_folder, check_output_dir
 from bert_snli.inference import OnnxClassifier, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
@@ -56,7 +56,7 @@ def export_onnx(
         True
     """
     output_dir = Path(output_dir)
-    check_export_dir(output_dir, Path(model_name_or_path), overwrite=overwrite_output_dir)
+    check_output_dir(output_dir, overwrite=overwrite_output_dir, model=Path(model_name_or_path))
     model, tokenizer = load_classifier(model_name_or_path).float(), load_tokenizer(model_name_or_path)
     batches = [random_batch(rows, positions, model.config) for rows, positions in PROBES]
     with torch.no_grad():

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import PARAMS, VOCABULARY, WEIGHTS, atomic_folder, check_export_dir
+from bert_snli.files import PARAMS, VOCABULARY, WEIGHTS, atomic_folder, check_output_dir
 from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import MLP_CLASSIFIER, MXNET, PYTORCH
 from conversion.model_folder import read_config, read_tokens, read_weights, rename_to_d2l
@@ -42,7 +42,7 @@ def export_checkpoint(
         raise BertSnliError(f"format {format}: choose one of {', '.join(FORMATS)}")
     framework, write = FORMATS[format]
     model, output_dir = Path(model), Path(output_dir)
-    check_export_dir(output_dir, model, overwrite=overwrite_output_dir)
+    check_output_dir(output_dir, overwrite=overwrite_output_dir, model=model)
     config, model_kind = read_config(model)
     if model_kind == MLP_CLASSIFIER:
         raise BertSnliError(

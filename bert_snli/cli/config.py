@@ -18,5 +18,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli config`."""
+    """Run the command."""
     print(resources.files("bert_snli").joinpath("accelerate_config.yaml").read_text(encoding="utf-8"), end="")

@@ -12,29 +12,20 @@ from bert_snli.console import OneLineErrorParser, configure_logging, run, run_an
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import split_arguments
 
-PROG = "bert-snli"
 DESCRIPTION = """\
 The BERT models of Dive into Deep Learning (d2l.ai, section 15.7) in the Hugging Face ecosystem.
 Each command has its own --help.
 """
-# Each module has SUMMARY, HELP, `add_arguments` and `run`. Training commands take the fields of a dataclass as options.
+# Training commands take the fields of a dataclass as options. The others are modules with SUMMARY, HELP,
+# `add_arguments` and `run`.
 TRAINING = {"pretrain": "pretrain a model on plain text", "finetune": "train a model on SNLI"}
-COMMANDS = {
-    "quickstart": quickstart,
-    "convert": convert,
-    "verify": verify,
-    "evaluate": evaluate,
-    "predict": predict,
-    "serve": serve,
-    "push": push,
-    "export": export,
-    "config": config,
-}
+MODULES = (quickstart, convert, verify, evaluate, predict, serve, push, export, config)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands except for the options of those that train."""
-    parser = OneLineErrorParser(prog=PROG, description=DESCRIPTION)
+    parser = OneLineErrorParser(prog="bert-snli", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=importlib.metadata.version("bert-snli"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in TRAINING.items():
@@ -58,7 +49,7 @@ def run_training(name: str, argv: list[str]) -> int:
 
         codes.append(launch.main(importlib.import_module(f"bert_snli.{name}"), argv))
 
-    return run(f"{PROG} {name}", train, TRAINING_COMMANDS[name].option_names) or codes[0]
+    return run(f"bert-snli {name}", train, TRAINING_COMMANDS[name].option_names) or codes[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[args.command]
     if command is not config:
         say_loading()
-    return run_and_leave(f"{PROG} {args.command}", lambda: command.run(args), vars(args))
+    return run_and_leave(f"bert-snli {args.command}", lambda: command.run(args), vars(args))
 
 
 def entry_point() -> int:

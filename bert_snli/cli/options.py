@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from bert_snli.choices import TRUNCATIONS
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the model, a positional argument."""
@@ -11,11 +13,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add `--backend`."""
-    parser.add_argument(
-        "--backend",
-        choices=["torch", "onnx"],
-        help="the library that runs the model (default: torch, or onnx if the folder holds only model.onnx)",
-    )
+    backend_help = "the library that runs the model (default: torch, or onnx if the folder holds only model.onnx)"
+    parser.add_argument("--backend", choices=["torch", "onnx"], help=backend_help)
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +24,10 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 def add_encoding(parser: argparse.ArgumentParser) -> None:
     """Add the options of encoding."""
-    parser.add_argument(
-        "--max_length", type=int, help="longest pair in tokens; longer ones are truncated (default: as in fine-tuning)"
-    )
-    parser.add_argument(
-        "--truncation",
-        choices=["longest", "ratio", "only_first", "only_second", "do_not_truncate"],
-        help="how: from the longer side, in proportion, from one side, or not at all (default: as in fine-tuning)",
-    )
+    length_help = "longest pair in tokens; longer ones are truncated (default: as in fine-tuning)"
+    parser.add_argument("--max_length", type=int, help=length_help)
+    truncation_help = "from the longer side, in proportion, from one side, or not at all (default: as in fine-tuning)"
+    parser.add_argument("--truncation", choices=TRUNCATIONS, help=truncation_help)
     parser.add_argument("--batch_size", type=positive, default=256, help="pairs in a batch")
 
 

@@ -10,10 +10,9 @@ from bert_snli.errors import BertSnliError
 
 SUMMARY = "upload a model to the Hugging Face Hub"
 HELP = """\
-Push a converted, pretrained or fine-tuned model to the Hugging Face Hub in one commit: weights, code, tokenizer, the
-results of training and evaluation, and a model card made from them. Checkpoints, logs and other files are not pushed.
-
-A README.md that you wrote yourself is pushed unchanged; move it away to get a generated model card.
+Push a converted, pretrained or fine-tuned model to the Hugging Face Hub in one commit: weights, code, tokenizer,
+results and a model card made from them. Checkpoints, logs and other files are not pushed. A README.md that you wrote
+yourself is pushed unchanged; move it away to get a generated model card.
 
 examples:
   bert-snli push runs/snli --repo_id user/name
@@ -22,7 +21,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
     parser.add_argument("--repo_id", required=True, help="repository: user/name or organisation/name")
     parser.add_argument("--private", action="store_true", help="create the repository as private")
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli push`."""
+    """Run the command."""
     if args.dry_run != (args.output_dir is not None):
         raise BertSnliError("--dry_run and --output_dir go together: give both or neither")
     quiet_libraries()

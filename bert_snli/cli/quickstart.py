@@ -32,30 +32,27 @@ TRAINING_OPTIONS: dict[str, Any] = {
     "dropout": 0.0,
     "seed": 0,
 }
-LAST_WORDS = """\
+FINAL_MESSAGE = """\
 Everything is in {output_dir}:
   mini_snli        the generated corpus, in SNLI's file layout
   d2l_checkpoint   the checkpoint in d2l format, with 4 attention heads
   converted        the converted model, for AutoModel.from_pretrained
   finetuned        the fine-tuned model, a toy that is right on {accuracy:.0%} of such pairs, with metrics and plots
 
-Next (after `source .venv/bin/activate` if you ran `make demo`):
+Next (after `source .venv/bin/activate` if you ran `make demo`); the second line downloads d2l's own model:
   bert-snli predict {output_dir}/finetuned --premise "A man is sleeping in a park." --hypothesis "A person is outside."
-  bert-snli finetune --help
-
-and with d2l's own model, which the first line downloads:
   bert-snli convert bert.small --output_dir models/small
   bert-snli finetune --model_name_or_path models/small --output_dir runs/snli"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
     parser.add_argument("--output_dir", type=folder, default=Path("quickstart"), help="folder for all files")
     add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli quickstart`."""
+    """Run the command."""
     quiet_libraries()
     from bert_snli.data.sample import write_sample
     from bert_snli.evaluation.report import evaluate_model, format_results, save_results
@@ -64,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
     from bert_snli.training.arguments import FinetuneArguments
     from conversion.convert import convert_checkpoint
 
-    overwrite: dict[str, Any] = {"overwrite_output_dir": args.overwrite_output_dir}
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)
+    overwrite: dict[str, Any] = {"overwrite_output_dir": args.overwrite_output_dir}
     names = ("mini_snli", "d2l_checkpoint", "converted", "finetuned")
     data, checkpoint, converted, finetuned = (args.output_dir / name for name in names)
 
@@ -81,16 +78,14 @@ def run(args: argparse.Namespace) -> None:
     convert_checkpoint(checkpoint, converted, num_attention_heads=num_heads, finish=write_converted_card, **overwrite)
 
     print(f"[4/5] Fine-tuning it, with d2l's classifier head, into {finetuned}", flush=True)
-    paths = {"model_name_or_path": converted, "dataset_name_or_path": data, "output_dir": finetuned}
-    options = TRAINING_OPTIONS | {name: str(path) for name, path in paths.items()} | overwrite
-    finetune_model(FinetuneArguments(**options))
+    finetune_model(FinetuneArguments(str(converted), str(data), str(finetuned), **TRAINING_OPTIONS, **overwrite))
 
     print("[5/5] Evaluating and predicting", flush=True)
     results = evaluate_model(str(finetuned), str(data), split="test")
     save_results(results, finetuned)
     print(f"\n{format_results(results)}\n")
     print_predictions(finetuned, data)
-    print(LAST_WORDS.format(output_dir=args.output_dir, accuracy=results["accuracy"]))
+    print(FINAL_MESSAGE.format(output_dir=args.output_dir, accuracy=results["accuracy"]))
 
 
 def write_d2l_checkpoint(output_dir: Path, data: Path) -> None:
@@ -121,10 +116,10 @@ def print_predictions(model: Path, data: Path) -> None:
     from bert_snli.prediction import Predictor
 
     test = load_snli(str(data), splits=["test"]).splits["test"]
-    names = test.features["label"].names
-    rows = [test[test["label"].index(number)] for number in range(len(names))]
+    labels = test.features["label"].names
+    rows = [test[test["label"].index(number)] for number in range(len(labels))]
     predictor = Predictor(load_classifier(str(model)), load_tokenizer(str(model)))
     predictions = predictor([(row["premise"], row["hypothesis"]) for row in rows])
-    for name, row, scores in zip(names, rows, predictions, strict=True):
-        label, probability = next(iter(scores.items()))
-        print(f"  {row['premise']}\n  {row['hypothesis']}\n    -> {label} ({probability:.1%}); gold: {name}\n")
+    for gold, row, scores in zip(labels, rows, predictions, strict=True):
+        best = next(iter(scores))
+        print(f"  {row['premise']}\n  {row['hypothesis']}\n    -> {best} ({scores[best]:.1%}); gold: {gold}\n")

@@ -83,6 +83,11 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
                 yield MicroBatch(rows, has_labels=True) if rows else MicroBatch([int(batch[0])], has_labels=False)
 
 
+def flatten_column(table: pa.Table, name: str) -> np.ndarray:
+    """Return the lists of token ids in a column, one after the other, as int32."""
+    return table[name].combine_chunks().flatten().to_numpy().astype(np.int32)
+
+
 class PaddedPairs(torch.utils.data.Dataset):
     """Encoded pairs in flat tensors on a device. Indexed by a `MicroBatch`, it returns the padded rows.
 
@@ -105,7 +110,7 @@ class PaddedPairs(torch.utils.data.Dataset):
         self.length_R = torch.from_numpy(self.lengths).to(self.device)
         self.start_R = self.length_R.cumsum(0) - self.length_R  # of each row in the flat tensors
         self.tokens = {
-            name: torch.from_numpy(table[name].combine_chunks().flatten().to_numpy().astype(np.int32)).to(self.device)
+            name: torch.from_numpy(flatten_column(table, name)).to(self.device)
             for name in ("input_ids", "token_type_ids")
         }
         self.padding = {"input_ids": pad_token_id, "token_type_ids": 0}

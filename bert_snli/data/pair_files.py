@@ -80,7 +80,7 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     with (
-        explain_write_errors(path, "output_file"),
+        explain_write_errors(path),
         replace_file(path.resolve()) as temporary,
         temporary.open("w", encoding="utf-8") as file,
     ):

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from bert_snli.data.batching import IGNORED_LABEL, MicroBatch, PaddedPairs
+from bert_snli.data.batching import IGNORED_LABEL, MicroBatch, PaddedPairs, flatten_column
 from bert_snli.data.pair_encoding import (
     NUM_SPECIAL_TOKENS,
     TokenSequences,
@@ -163,7 +163,7 @@ class MaskedPairs(PaddedPairs):
         self.seed = seed
         self.static_masks = static_masks
         self.pairs = pairs  # before masking
-        self.ids_N = self.tokens["input_ids"].cpu().numpy()  # before masking
+        self.ids_N = flatten_column(pairs, "input_ids")  # before masking
         self.predictions_R = num_predictions(self.lengths)
         self.prediction_counts_R = torch.from_numpy(self.predictions_R).to(device)
         self.prediction_starts_R = self.prediction_counts_R.cumsum(0) - self.prediction_counts_R

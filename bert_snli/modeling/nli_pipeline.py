@@ -18,9 +18,7 @@ from .pair_truncation import check_truncation, is_text, longest_pair, pair_budge
 TASK = "natural-language-inference"
 # What `config.json` says of it. `pt` is the Auto class that opens the model.
 CUSTOM_PIPELINES = {TASK: {"impl": "nli_pipeline.NLIPipeline", "pt": ["AutoModelForSequenceClassification"]}}
-LIST_BATCH_SIZE, STREAM_BATCH_SIZE = 64, 1  # a stream may have to wait for its next pair
 ONLY_BEST = ""  # `top_k` if it is not given, as in `text-classification`
-PAIR_KEYS = (("premise", "hypothesis"), ("text", "text_pair"))
 
 
 class NLIPipeline(Pipeline):
@@ -47,10 +45,10 @@ class NLIPipeline(Pipeline):
     Example:
         >>> from transformers import pipeline
         >>> nli = pipeline("natural-language-inference", "quickstart/finetuned", trust_remote_code=True)
-        >>> premise = 'There are 2 women singing "Hello" indoors.'
-        >>> predictions = nli([(premise, "There is one person."), (premise, "There are 2 women.")])
+        >>> premise = "A tall woman in a coat is eating in a kitchen."
+        >>> predictions = nli([(premise, "The woman is with a friend."), (premise, "The woman is in a kitchen.")])
         >>> [prediction["label"] for prediction in predictions]
-        ['contradiction', 'entailment']
+        ['neutral', 'entailment']
     """
 
     _load_tokenizer = True
@@ -75,30 +73,30 @@ class NLIPipeline(Pipeline):
 
     # Not the base class's loop, which runs the tokenizer for each pair and does not sort a list by length.
     def __call__(self, inputs: Any, *, batch_size: int | None = None, num_workers: int = 0, **kwargs: Any) -> Any:
-        defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
-        params = [{**old, **new} for old, new in zip(defaults, self._sanitize_parameters(**kwargs), strict=True)]
+        preprocess, _, postprocess = self._sanitize_parameters(**kwargs)
+        params = self._preprocess_params | preprocess, self._postprocess_params | postprocess
         batch_size = self._batch_size if batch_size is None else batch_size
         if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
             raise ValueError(f"batch_size {batch_size!r}: give 1 or more")
         if isinstance(inputs, list):
-            return self._predict(inputs, batch_size or LIST_BATCH_SIZE, *params)
+            return self._predict(inputs, batch_size or 64, *params)
         is_one_pair = isinstance(inputs, (tuple, Mapping, str, bytes))
         if not is_one_pair and isinstance(inputs, (Iterable, torch.utils.data.Dataset)):
-            return self._stream(iter(inputs), batch_size or STREAM_BATCH_SIZE, *params)
+            return self._stream(iter(inputs), batch_size or 1, *params)  # it may have to wait for its next pair
         return self._predict([inputs], 1, *params)[0]
 
     def _stream(self, inputs: Iterator, batch_size: int, *params: dict) -> Iterator:
         while pairs := list(islice(inputs, batch_size)):
             yield from self._predict(pairs, batch_size, *params)
 
-    def _predict(self, pairs: list, batch_size: int, preprocess: dict, forward: dict, postprocess: dict) -> list:
+    def _predict(self, pairs: list, batch_size: int, preprocess: dict, postprocess: dict) -> list:
         """Predict in batches of pairs of similar length; the predictions are in the order of `pairs`."""
         rows = self.preprocess(pairs, **preprocess) if pairs else []
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
         predictions: list = [None] * len(rows)
         for start in range(0, len(rows), batch_size):
             numbers = order[start : start + batch_size]
-            outputs = self.forward(self.collate([rows[number] for number in numbers]), **forward)
+            outputs = self.forward(self.collate([rows[number] for number in numbers]))
             for number, prediction in zip(numbers, self.postprocess(outputs, **postprocess), strict=True):
                 predictions[number] = prediction
         return predictions
@@ -113,18 +111,15 @@ class NLIPipeline(Pipeline):
         # Not the tokenizer's own truncation, which on an odd budget gives the extra token to the other side.
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         premises, hypotheses = ids[0::2], ids[1::2]
-        lengths = truncated_lengths(
-            list(map(len, premises)), list(map(len, hypotheses)), budget, truncation or config.pair_truncation
-        )
+        truncation = truncation or config.pair_truncation
+        p_B, h_B = truncated_lengths(list(map(len, premises)), list(map(len, hypotheses)), budget, truncation)
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return [
             {
                 "input_ids": [cls, *premise[:p], sep, *hypothesis[:h], sep],
                 "token_type_ids": [0] * (p + 2) + [1] * (h + 1),
             }
-            for premise, hypothesis, p, h in zip(
-                premises, hypotheses, *(side.tolist() for side in lengths), strict=True
-            )
+            for premise, hypothesis, p, h in zip(premises, hypotheses, p_B.tolist(), h_B.tolist(), strict=True)
         ]
 
     def collate(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -150,11 +145,11 @@ class NLIPipeline(Pipeline):
 
 def as_tuple(pair: Any) -> tuple[str, str]:
     """Return the premise and the hypothesis of a pair in any format that the pipeline accepts."""
-    texts: tuple = ()
     if isinstance(pair, Mapping):
-        texts = next(((pair[p], pair[h]) for p, h in PAIR_KEYS if p in pair and h in pair), ())
-    elif isinstance(pair, (tuple, list)):
-        texts = tuple(pair)
+        names = ("premise", "hypothesis") if "premise" in pair else ("text", "text_pair")
+        texts: tuple = tuple(map(pair.get, names))
+    else:
+        texts = tuple(pair) if isinstance(pair, (tuple, list)) else ()
     if len(texts) != 2 or not all(map(is_text, texts)):
         example = '("premise", "hypothesis"), {"premise": ..., "hypothesis": ...}, or a list of such pairs'
         raise ValueError(f"{pair!r:.80} is no pair of texts; give {example}")

@@ -1,16 +1,14 @@
 """Truncation of pairs that are too long, the same in training and in the pipeline.
 
-A truncation function takes the lengths of the premises and hypotheses that do not fit, and the number of tokens that
-do. It returns the new lengths of the premises; the hypotheses get the rest.
-
 This file is copied to the Hub with the weights, so it imports nothing of `bert_snli`. Its errors begin with the name of
 the parameter, `max_length` or `truncation`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+TRUNCATIONS = ("longest", "ratio", "only_first", "only_second", "do_not_truncate")
 NUM_SPECIAL_TOKENS = 3  # <cls> premise <sep> hypothesis <sep>
 DEFAULT_MAX_LENGTH = 128  # d2l's
 
@@ -28,11 +26,7 @@ def longest_pair(max_length: int | None, max_pair_length: int | None, positions:
 
 
 def pair_budget(max_length: int, positions: int) -> int:
-    """Return the number of tokens for both texts in a pair of `max_length`.
-
-    Raises:
-        ValueError: `max_length` is more than the model's `positions`, or too small for a token of each text.
-    """
+    """Return the number of tokens for both texts in a pair of `max_length`; at least one for each."""
     shortest = NUM_SPECIAL_TOKENS + 2
     if not shortest <= max_length <= positions:
         allowed = f"from {shortest} to {positions}, the model's number of positions"
@@ -40,54 +34,8 @@ def pair_budget(max_length: int, positions: int) -> int:
     return max_length - NUM_SPECIAL_TOKENS
 
 
-def longest(premise: np.ndarray, hypothesis: np.ndarray, budget: int) -> np.ndarray:
-    """Pop tokens from the longer text, from the hypothesis on a tie, as d2l does.
-
-    So a text that needs no more than its half stays whole, and the premise gets the larger half.
-    """
-    hypothesis_half = budget // 2
-    premise_half = budget - hypothesis_half
-    return np.where(hypothesis <= hypothesis_half, budget - hypothesis, np.minimum(premise, premise_half))
-
-
-def ratio(premise: np.ndarray, hypothesis: np.ndarray, budget: int) -> np.ndarray:
-    """Keep the ratio of the lengths, and at least one token of each text (an exercise of d2l's section 15.7)."""
-    total = premise + hypothesis
-    rounded = (2 * budget * premise + total) // (2 * total)
-    return np.clip(rounded, np.minimum(premise, 1), budget - np.minimum(hypothesis, 1))
-
-
-def only_first(premise: np.ndarray, hypothesis: np.ndarray, budget: int) -> np.ndarray:
-    """Truncate only the premise; at least one token of it must fit."""
-    _check_room(budget - hypothesis, "only_first", "hypothesis", hypothesis)
-    return budget - hypothesis
-
-
-def only_second(premise: np.ndarray, hypothesis: np.ndarray, budget: int) -> np.ndarray:
-    """Truncate only the hypothesis; at least one token of it must fit."""
-    _check_room(budget - premise, "only_second", "premise", premise)
-    return premise
-
-
-def do_not_truncate(premise: np.ndarray, hypothesis: np.ndarray, budget: int) -> np.ndarray:
-    """Refuse any pair that does not fit."""
-    _check_room(budget - premise - hypothesis + 1, "do_not_truncate", "pair", premise + hypothesis)
-    return premise
-
-
-def _check_room(room: np.ndarray, truncation: str, text: str, lengths: np.ndarray) -> None:
-    if (room < 1).any():
-        what = f"a {text} of {lengths.max()} tokens does not fit"
-        raise ValueError(f"truncation {truncation}: {what}; raise max_length or take truncation longest")
-
-
-TRUNCATIONS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-    function.__name__: function for function in (longest, ratio, only_first, only_second, do_not_truncate)
-}
-
-
 def check_truncation(truncation: str) -> None:
-    """Raise `ValueError` if there is no truncation function of this name."""
+    """Raise `ValueError` if `truncation` is none of `TRUNCATIONS`."""
     if truncation not in TRUNCATIONS:
         raise ValueError(f"truncation {truncation}: choose one of {', '.join(TRUNCATIONS)}")
 
@@ -103,6 +51,29 @@ def truncated_lengths(
     premise, hypothesis = np.array(premise), np.array(hypothesis)
     long = premise + hypothesis > budget
     if long.any():
-        premise[long] = TRUNCATIONS[truncation](premise[long], hypothesis[long], budget)
+        premise[long] = _truncate_premises(premise[long], hypothesis[long], budget, truncation)
         hypothesis[long] = budget - premise[long]
     return premise, hypothesis
+
+
+def _truncate_premises(premise: np.ndarray, hypothesis: np.ndarray, budget: int, truncation: str) -> np.ndarray:
+    """Return the new lengths of the premises of pairs that do not fit; the hypotheses get the rest."""
+    if truncation == "longest":
+        # d2l pops tokens from the longer text, from the hypothesis on a tie. So a text that needs no more than its half
+        # stays whole, and the premise gets the larger half.
+        half = budget // 2
+        return np.where(hypothesis <= half, budget - hypothesis, np.minimum(premise, budget - half))
+    if truncation == "ratio":
+        # Keeps the ratio of the lengths, and at least one token of each text (an exercise of d2l's section 15.7).
+        total = premise + hypothesis
+        rounded = (2 * budget * premise + total) // (2 * total)
+        return np.clip(rounded, np.minimum(premise, 1), budget - np.minimum(hypothesis, 1))
+    name, untruncated = {
+        "only_first": ("hypothesis", hypothesis),
+        "only_second": ("premise", premise),
+        "do_not_truncate": ("pair", premise + hypothesis),
+    }[truncation]
+    if (untruncated >= budget).any():
+        problem = f"a {name} of {untruncated.max()} tokens does not fit"
+        raise ValueError(f"truncation {truncation}: {problem}; raise max_length or take truncation longest")
+    return budget - hypothesis if truncation == "only_first" else premise

@@ -209,7 +209,7 @@ def check_host(host: str) -> None:
 
 def write_space(model_name_or_path: str, folder: Path) -> None:
     """Write a Space of a fine-tuned model. A local model is copied into it."""
-    check_output_dir(folder, name="space")
+    check_output_dir(folder)
     name = ExplainedPredictor(model_name_or_path).name  # fails for a model that the Space could not load
     source = Path(model_name_or_path)
     is_local = source.is_dir()
@@ -221,7 +221,7 @@ def write_space(model_name_or_path: str, folder: Path) -> None:
     )
     model = f'str(Path(__file__).parent / "models" / {name!r})' if is_local else repr(model_name_or_path)
     app = TEMPLATES.get_template("app.py.jinja").render(model=model)
-    with atomic_folder(folder, name="space") as space:
+    with atomic_folder(folder) as space:
         for filename, text in {"README.md": readme, "app.py": app, "requirements.txt": list_requirements()}.items():
             (space / filename).write_text(text, encoding="utf-8")
         with resources.as_file(resources.files("bert_snli")) as package:

@@ -14,7 +14,7 @@ import yaml
 
 from bert_snli.console import OneLineErrorParser
 from bert_snli.errors import BertSnliError
-from bert_snli.recipes import RECIPES, find_recipe
+from bert_snli.recipes import RECIPES
 from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, PretrainArguments
 
 # Options of `accelerate launch` that `bert-snli finetune` and `pretrain` pass on: those with a value, and switches.
@@ -71,7 +71,7 @@ class TrainingCommand(Generic[Arguments]):
             help=f"Recipe with options: a YAML file, or one of {', '.join(RECIPES)}. The command line overrides it.",
         )
         config = parser.parse_known_args(argv)[0].config
-        from_recipe = read_recipe(find_recipe(config), self.arguments_class) if config else []
+        from_recipe = read_recipe(RECIPES.get(config, Path(config)), self.arguments_class) if config else []
         options = vars(parser.parse_args([*from_recipe, *argv]))
         del options["config"]
         for name in self.arguments_class.required:
@@ -90,7 +90,8 @@ def read_recipe(path: Path, arguments_class: type[BaseTrainingArguments]) -> lis
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BertSnliError(f"config {path}: {error.strerror}; give a YAML recipe") from error
+        names = ", ".join(RECIPES)
+        raise BertSnliError(f"config {path}: {error.strerror}; give a YAML file or one of {names}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BertSnliError(f"config {path}: not YAML ({' '.join(str(error).split())}); give a YAML recipe") from error
     if not isinstance(content, dict):

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,7 @@ def run_training(
     """
     loop = make_loop(arguments, accelerator, task)
     output_dir, is_main = Path(arguments.output_dir), accelerator.is_main_process
-    if is_main:
-        files.create_output_dir(output_dir)
-    with files.lock_folder(output_dir) if is_main else nullcontext(), files.explain_write_errors(output_dir):
+    with files.lock_folder(output_dir) if is_main else files.explain_write_errors(output_dir):
         if is_main:
             start_output_dir(loop, prepare_output_dir)
         accelerator.wait_for_everyone()

@@ -23,7 +23,6 @@ from bert_snli.data.sample import write_sample
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling.labels import LABEL2ID
 from bert_snli.prediction import Predictor
-from bert_snli.recipes import find_recipe
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import FINETUNE, split_arguments
@@ -145,15 +144,9 @@ def test_recipe_holds_the_documented_settings(name: str):
         )
 
 
-def test_recipe_is_found_by_name_or_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert find_recipe("d2l_book").is_file()
-    assert find_recipe("mine.yaml") == Path("mine.yaml")
-    assert find_recipe("folder/d2l_book") == Path("folder/d2l_book")
-    Path("mine").write_text("seed: 7\n")
-    assert find_recipe("mine") == Path("mine")
+def test_unknown_recipe_is_refused_with_the_names_of_the_recipes(capsys: pytest.CaptureFixture):
     line = error_line(["finetune", "--config", "d2l", "--output_dir", "run"], capsys)
-    assert "--config d2l: no such recipe; give a YAML file or one of d2l_book, d2l_book_pretrain, default" in line
+    assert "--config d2l: No such file or directory; give a YAML file or one of d2l_book, d2l_book_pretrain" in line
 
 
 def test_config_prints_the_accelerate_configuration(capsys: pytest.CaptureFixture):
@@ -305,7 +298,7 @@ def test_output_folder_below_a_file_is_refused(
 ):
     (tmp_path / "file").write_text("mine")
     command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
-    assert "file is a file; name a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
+    assert "file: is a file; name a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
 
 
 def test_extra_is_named_when_one_of_its_packages_is_missing(

@@ -360,5 +360,6 @@ def test_full_disk_is_reported_in_one_line_and_leaves_no_files(
     with soft_limit(resource.RLIMIT_FSIZE, 20_000):  # Python ignores SIGXFSZ
         assert main([*arguments, "--output_dir", str(output)]) == 2
     error = capsys.readouterr().err
-    assert f"--output_dir {output}: cannot be written (File too large)" in error and error.count("\n") == 1, error
+    assert f"error: {output}: cannot be written (" in error and "File too large" in error, error
+    assert error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before

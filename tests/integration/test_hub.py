@@ -415,7 +415,7 @@ def test_incomplete_or_changed_folder_is_refused(
         (["user/na me"], KNOWN_TOKEN, "--repo_id user/na me: not the name of a repository"),
         (["user/name", "--dry_run"], KNOWN_TOKEN, "--dry_run and --output_dir go together"),
         (["user/name", "--output_dir", "staged"], KNOWN_TOKEN, "--dry_run and --output_dir go together"),
-        (["user/name", "--dry_run", "--output_dir", "full"], KNOWN_TOKEN, "--output_dir full: already holds files"),
+        (["user/name", "--dry_run", "--output_dir", "full"], KNOWN_TOKEN, "error: full: already holds files"),
     ],
 )
 def test_mistake_in_push_is_one_line(

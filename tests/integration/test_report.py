@@ -149,7 +149,7 @@ def test_rerun_replaces_the_report_and_prints_the_p_value(
         (["--columns", "text=premise"], "--columns text=premise: write premise|hypothesis|label=NAME"),
         (["--compare", "x"], "--compare x: add --report DIR"),
         (["--report", __file__], "is a file; name a folder"),
-        (["--output_dir", f"{__file__}/deep/er"], "test_report.py is a file; name a folder"),
+        (["--output_dir", f"{__file__}/deep/er"], "test_report.py: is a file; name a folder"),
         (["--split", "nowhere"], "no .jsonl, .txt, .tsv, .csv, .parquet file of the nowhere split"),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",

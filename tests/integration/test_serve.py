@@ -381,7 +381,7 @@ def test_mistake_in_serve_is_one_line(
             trained_classifier,
             "--space",
             tmp_path / "full",
-        ): f"--space {tmp_path}/full: already holds files; name another folder",
+        ): f"error: {tmp_path}/full: already holds files; name another folder",
     }.items():
         line = error_line(["serve", *options], capsys)
         assert message in line

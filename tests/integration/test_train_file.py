@@ -129,8 +129,8 @@ def test_training_history_of_base_model_and_file_is_kept(
     assert f"pairs of `{file}`:" in (tmp_path / "run" / "report.md").read_text()
     card = make_card(tmp_path / "run", "user/name", license="mit")
     assert "".join(f"1. {step}\n" for step in map(html.escape, steps)) in card
-    (tmp_path / "predictions.jsonl.provenance.md").write_text("# A heading\n")
-    with pytest.raises(BertSnliError, match="predictions.jsonl.provenance.md: '# A heading' is no step"):
+    (tmp_path / "predictions.jsonl.provenance.md").write_bytes(b"\xff")
+    with pytest.raises(BertSnliError, match="predictions.jsonl.provenance.md: cannot be read"):
         run_finetune(model, corpus, tmp_path / "other", text_source="raw", train_file=str(file))
     assert not (tmp_path / "other").exists()
 
