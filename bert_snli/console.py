@@ -64,12 +64,9 @@ def add_dashes(message: str, options: Iterable[str]) -> str:
 
 
 def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> int:
-    """Run `command`; a `BertSnliError` becomes one line on stderr and exit code 2.
+    """Run `command`; a `BertSnliError` becomes one line on stderr, which begins with `prog`, and exit code 2.
 
-    Args:
-        prog: the command's name, which begins each line.
-        command: the work.
-        options: names of the command's options, see `add_dashes`.
+    `options` are the names of the command's options, see `add_dashes`.
     """
     try:
         command()

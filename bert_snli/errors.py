@@ -1,5 +1,7 @@
 """The errors that users can correct, and the end of a run that was asked to stop."""
 
+from textwrap import shorten
+
 
 class BertSnliError(ValueError):
     """Something that the user can correct: `<what>: <what is wrong>; <what to do>`, in one line.
@@ -15,3 +17,8 @@ class Stopped(Exception):
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.signum = signum
+
+
+def describe(error: BaseException) -> str:
+    """Return the message of a library's error in one line, or its class if it has none."""
+    return shorten(str(error), 300, placeholder=" ...") or type(error).__name__

@@ -1,19 +1,22 @@
-"""File names, training history, SHA-256 of files, atomic writes, and checks of output folders."""
+"""File names, training history, SHA-256 of files, reading, atomic writes, and checks of output folders."""
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from bert_snli.errors import BertSnliError
+from bert_snli.errors import BertSnliError, describe
 
 # Files of a model folder.
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
@@ -44,12 +47,23 @@ def history_file(source: Path) -> Path:
 
 def read_history(source: Path) -> list[str]:
     """Return the recorded steps that made a model or a file of pairs; none if there is no record."""
-    path = history_file(source)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise BertSnliError(f"{path}: cannot be read ({error}); write it again or move it away") from error
+    lines = read_file(history_file(source), str.splitlines) or []
     return [line.removeprefix("- ") for line in lines if line]
+
+
+def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Read and parse a file; None if it does not exist, `BertSnliError` if it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise BertSnliError(f"{path}: cannot be read ({describe(error)}); write it again or move it away") from error
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object; an empty one if the file does not exist."""
+    return read_file(path, lambda text: {**json.loads(text)}) or {}
 
 
 def write_history(source: Path, steps: Sequence[str]) -> None:

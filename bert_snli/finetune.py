@@ -32,7 +32,7 @@ from bert_snli.training.command_line import FINETUNE as COMMAND
 from bert_snli.training.objectives import Classification
 from bert_snli.training.run import TrainingResult, choose_attention, describe_precision, run_command, run_training
 from bert_snli.training.setup import check_arguments as check_training_arguments
-from bert_snli.training.setup import fingerprint, main_process_first, open_accelerator
+from bert_snli.training.setup import fingerprint, open_accelerator
 from bert_snli.training.task import Evaluation, TrainingTask
 
 IN_MEMORY = "(in memory)"  # recorded instead of a path if a model or a dataset is given as an object
@@ -80,13 +80,14 @@ def finetune_model(
     config = classifier_config(arguments, model)
     arguments = replace(arguments, classifier_head=config.classifier_head)  # for recipe.yaml
     labels = inference.label_names(config, arguments.model_name_or_path)
-    history = read_training_history(arguments)
+    sources = [arguments.model_name_or_path, *([arguments.train_file] if arguments.train_file else [])]
+    history = [step for source in sources for step in read_history(Path(source))]
     tokenizer = tokenizer or inference.load_tokenizer(arguments.model_name_or_path)
     encoder = PairEncoder(tokenizer, arguments.max_length, arguments.truncation, arguments.text_source)
     accelerator, arguments, precision = open_accelerator(arguments)
     if arguments.hub_model_id and accelerator.is_main_process:
         check_login(arguments.hub_model_id)
-    with main_process_first(accelerator):
+    with accelerator.main_process_first():
         train, evaluation, num_dropped = load_encoded(arguments, dataset, labels, encoder)
     if accelerator.is_main_process:
         logger.info("%s training pairs (%s rows without a gold label dropped)", f"{len(train):,}", f"{num_dropped:,}")
@@ -99,7 +100,7 @@ def finetune_model(
     if accelerator.is_main_process:
         warn_if_nothing_learned(result, evaluation["labels"])
         if arguments.push_to_hub:
-            logger.info("pushed: %s", push_result(arguments))
+            push_result(arguments)
     return result
 
 
@@ -132,12 +133,6 @@ def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = No
     config.max_pair_length, config.pair_truncation = arguments.max_length, arguments.truncation
     config.problem_type = "single_label_classification"
     return config
-
-
-def read_training_history(arguments: FinetuneArguments) -> list[str]:
-    """Read how the base model and the training file were made, as far as that is recorded."""
-    sources = [arguments.model_name_or_path, *([arguments.train_file] if arguments.train_file else [])]
-    return [step for source in sources for step in read_history(Path(source))]
 
 
 def load_encoded(
@@ -221,7 +216,7 @@ def make_task(
         module=module,
         objective=Classification(arguments.loss_reduction),
         pairs=PaddedPairs(train, tokenizer.pad_token_id, padded_length, device=accelerator.device),
-        data=fingerprint(tokenizer, [*flat_columns(train), *flat_columns(evaluation)]),
+        data=fingerprint(tokenizer, [*flat_columns(train).values(), *flat_columns(evaluation).values()]),
         eval_split=arguments.eval_split,
         evaluate=evaluate,
         plot=plot_curve,
@@ -237,8 +232,8 @@ def make_module(
         module = FastClassifier(model)
         # Adam's weight decay is part of the gradient, so it also changes rows of tokens that do not occur.
         if arguments.weight_decay == 0 or arguments.optim.startswith("adamw"):
-            (ids,) = flat_columns(train.select_columns("input_ids"))
-            module.train_rows(torch.from_numpy(np.unique(ids).astype(np.int64)))
+            ids = np.unique(flat_columns(train)["input_ids"])
+            module.train_rows(torch.from_numpy(ids.astype(np.int64)))
     if arguments.torch_compile:
         module.compile(dynamic=True)  # one graph for all batch shapes
     return module
@@ -266,11 +261,11 @@ def warn_if_nothing_learned(result: TrainingResult, references: Sequence[int]) -
         )
 
 
-def push_result(arguments: FinetuneArguments) -> str:
-    """Push the output folder to the Hub. Return the address of the commit."""
+def push_result(arguments: FinetuneArguments) -> None:
+    """Push the output folder to the Hub."""
     repo_id = str(arguments.hub_model_id)
     try:
-        return push_to_hub(arguments.output_dir, repo_id, private=arguments.hub_private_repo)
+        logger.info("pushed: %s", push_to_hub(arguments.output_dir, repo_id, private=arguments.hub_private_repo))
     except BertSnliError as error:
         raise BertSnliError(f"{error}; the model is saved: push {arguments.output_dir} again") from error
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from bert_snli import files
-from bert_snli.errors import BertSnliError
+from bert_snli.errors import BertSnliError, describe
 from bert_snli.inference import hub_failure, load_classifier, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import GENERATED, is_converted_model, is_pretraining_model, make_card, outdated_results
 from bert_snli.modeling import D2LBertForPreTraining
@@ -170,7 +170,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         # A ValueError is about the model card; its cause says only that the Hub answered 400.
         is_request = isinstance(error, HTTPError) or not isinstance(error, ValueError)
         failure = hub_failure(error) if is_request else None
-        raise BertSnliError(f"{repo_id}: {failure or ' '.join(str(error).split())}") from error
+        raise BertSnliError(f"{repo_id}: {failure or describe(error)}") from error
 
 
 def copy_initial_certificate(base_model: Path, output_dir: Path) -> None:

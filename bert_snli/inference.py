@@ -8,25 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import constants, errors, hf_hub_download
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_snli.data.batching import MicroBatch, PaddedPairs
-from bert_snli.errors import BertSnliError
+from bert_snli.errors import BertSnliError, describe
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.files import CONFIG, ONNX_FILE, PARAMS, TOKENIZER, WEIGHTS, looks_like_path
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
@@ -38,7 +30,6 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 REMEDY = "give the folder or the hub id of a converted, pretrained or fine-tuned model"
-MAX_REASON = 300  # characters of another library's message
 
 
 def load_config(model_name_or_path: str) -> D2LBertConfig:
@@ -88,12 +79,12 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
         try:
             hf_hub_download(model_name_or_path, filename)
             return
-        except RemoteEntryNotFoundError:
+        except errors.RemoteEntryNotFoundError:
             pass
-        except (RepositoryNotFoundError, HFValidationError):
+        except (errors.RepositoryNotFoundError, errors.HFValidationError):
             problem = "no model folder of this name, and no model on the Hub that your token can read"
-        except (OSError, HTTPError) as error:
-            failure = hub_failure(error) or shorten(str(error), MAX_REASON)
+        except (OSError, errors.HTTPError) as error:
+            failure = hub_failure(error) or describe(error)
             raise BertSnliError(
                 f"{model_name_or_path}: no model folder of this name, and {failure}, or {REMEDY}"
             ) from error
@@ -108,7 +99,7 @@ def explain_load_errors(model_name_or_path: str, part: str) -> Iterator[None]:
     except (BertSnliError, ImportError, MemoryError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {shorten(str(error), MAX_REASON)}"
+        reason = f"{type(error).__name__}: {describe(error)}"
         raise BertSnliError(
             f"{model_name_or_path}: its {part} cannot be loaded ({reason}); convert, train or download the model again"
         ) from error
@@ -122,11 +113,10 @@ def hub_failure(error: BaseException) -> str | None:
             message = " ".join((getattr(cause, "server_message", None) or "no reason given").split())
             remedy = "try again later" if response.status_code >= 500 else "check the name and your token"
             return f"the Hub answered {response.status_code} ({message}); {remedy}"
-        if constants.HF_HUB_OFFLINE and isinstance(cause, LocalEntryNotFoundError):
+        if constants.HF_HUB_OFFLINE and isinstance(cause, errors.LocalEntryNotFoundError):
             return "the Hub cannot be reached (HF_HUB_OFFLINE is set); unset it"
-        if isinstance(cause, HTTPError | ConnectionError):
-            reason = " ".join(str(cause).split())
-            return f"the Hub at {constants.ENDPOINT} cannot be reached ({reason}); check the network"
+        if isinstance(cause, errors.HTTPError | ConnectionError):
+            return f"the Hub at {constants.ENDPOINT} cannot be reached ({describe(cause)}); check the network"
         cause = cause.__cause__
     return None
 

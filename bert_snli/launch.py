@@ -32,11 +32,8 @@ logger = logging.getLogger(__name__)
 def main(module: ModuleType, argv: Sequence[str]) -> int:
     """Train in this process, or start several: as many as the command line says, by default one for each GPU.
 
-    A process that torchrun or `accelerate launch` started trains and starts no others.
-
-    Args:
-        module: `bert_snli.finetune` or `bert_snli.pretrain`.
-        argv: the command line.
+    `module` is `bert_snli.finetune` or `bert_snli.pretrain`. A process that torchrun or `accelerate launch` started
+    trains and starts no others.
     """
     command = module.COMMAND
     launch, training = split_arguments(argv, command.arguments_class)

@@ -1,4 +1,4 @@
-"""Model cards: `templates/*.md` filled from the files of a converted, pretrained or fine-tuned folder.
+"""Model cards: templates filled from the files of a converted, pretrained or fine-tuned folder.
 
 Importing this module imports no model class, because `bert-snli convert` reports a damaged checkpoint without them.
 """
@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import safe_open
 
 from bert_snli import files
 from bert_snli.choices import HUB_ID
 from bert_snli.errors import BertSnliError
+from bert_snli.rendering import render
 
 if TYPE_CHECKING:
     from bert_snli.modeling import D2LBertConfig
@@ -34,14 +33,6 @@ TRAINING_ROWS = """
 # The columns of the table of epochs.
 CLASSIFIER_COLUMNS = ["train_loss", "train_accuracy", "eval_loss", "eval_accuracy"]
 PRETRAINING_COLUMNS = ["train_mlm_loss", "train_nsp_loss", "eval_mlm_loss", "eval_nsp_loss"]
-TEMPLATES = Environment(
-    loader=PackageLoader("bert_snli"),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-TEMPLATES.globals["generated"] = GENERATED
 
 
 def is_converted_model(folder: Path) -> bool:
@@ -75,13 +66,15 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     config = load_config(str(folder))
     pretrained = is_pretraining_model(config)
     columns = PRETRAINING_COLUMNS if pretrained else CLASSIFIER_COLUMNS
-    arguments = read_file(folder / files.RECIPE_FILE, lambda text: {**yaml.safe_load(text)}) or {}
-    results = read_json(folder / files.TRAIN_RESULTS)
+    arguments = files.read_file(folder / files.RECIPE_FILE, lambda text: {**yaml.safe_load(text)}) or {}
+    results = files.read_json(folder / files.TRAIN_RESULTS)
     data = describe_data(arguments["dataset_name_or_path"]) if "dataset_name_or_path" in arguments else None
     outdated = outdated_results(folder)
     evaluations = [path for path in sorted(folder.glob(files.EVALUATIONS)) if path.name not in outdated]
     plots = sorted({path.name for path in folder.glob(files.CONFUSION_MATRICES)} - outdated)
-    return TEMPLATES.get_template("model_card.md").render(
+    return render(
+        "model_card.md",
+        generated=GENERATED,
         name=repo_id.split("/")[-1],
         where=where,
         repo_id=repo_id,
@@ -97,11 +90,11 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         training=_training_rows(arguments | results, data),
         data=data,
         steps=files.read_history(folder),
-        source=read_file(folder / files.INITIAL_CERTIFICATE, lambda text: _source(json.loads(text))),
+        source=files.read_file(folder / files.INITIAL_CERTIFICATE, lambda text: _source(json.loads(text))),
         columns=columns,
-        epochs=read_file(folder / files.METRICS, lambda text: _epochs(text, ["epoch", *columns])),
+        epochs=files.read_file(folder / files.METRICS, lambda text: _epochs(text, ["epoch", *columns])),
         has_curve=(folder / files.CURVE).is_file(),
-        evaluations=[read_file(path, lambda text: _evaluation(json.loads(text), config)) for path in evaluations],
+        evaluations=[files.read_file(path, lambda text: _evaluation(json.loads(text), config)) for path in evaluations],
         plots=plots,
         has_report=(folder / files.EVALUATION_REPORT).is_file() and files.EVALUATION_REPORT not in outdated,
     )
@@ -110,11 +103,13 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
 def make_converted_card(folder: Path, where: str, license: str | None = None) -> str:
     """Return the card of a converted model, made from its certificate; `where` are arguments of `from_pretrained`."""
 
-    certificate = read_json(folder / files.CERTIFICATE)
+    certificate = files.read_json(folder / files.CERTIFICATE)
     if not certificate:
         raise BertSnliError(f"{folder / files.CERTIFICATE}: not found; convert the checkpoint again")
     targets = [tensor["target"] for tensor in certificate["tensors"] if tensor["target"]]
-    return TEMPLATES.get_template("converted_model_card.md").render(
+    return render(
+        "converted_model_card.md",
+        generated=GENERATED,
         license=license,
         where=where,
         targets=targets,
@@ -130,32 +125,16 @@ def write_converted_card(folder: Path) -> None:
     (folder / files.CARD).write_text(make_converted_card(folder, '"PATH OR HUB ID"'), encoding="utf-8")
 
 
-def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
-    """Read and parse a file; None if it does not exist, `BertSnliError` if it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BertSnliError(f"{path}: cannot be read ({reason}); write it again or move it away") from error
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON object; an empty one if the file does not exist."""
-    return read_file(path, lambda text: {**json.loads(text)}) or {}
-
-
 def outdated_results(folder: Path) -> set[str]:
     """Return the names of results and plots in `folder` that were measured on other, or on unknown, weights."""
     weights = files.sha256_of_file(folder / files.WEIGHTS)
     names: set[str] = set()
     for path in folder.glob(files.EVALUATIONS):
-        if read_json(path).get("weights_sha256") != weights:
+        if files.read_json(path).get("weights_sha256") != weights:
             split = path.stem.removeprefix(files.EVALUATIONS.partition("*")[0])
             names |= {path.name, files.CONFUSION_MATRICES.replace("*", split)}
     report = folder / files.EVALUATION_REPORT
-    if report.is_file() and read_json(report.with_suffix(".json")).get("weights_sha256") != weights:
+    if report.is_file() and files.read_json(report.with_suffix(".json")).get("weights_sha256") != weights:
         names |= {path.relative_to(folder).as_posix() for path in report.parent.iterdir()}
     return names
 

@@ -29,7 +29,7 @@ from bert_snli.training.arguments import DEFAULT_SIZES, PretrainArguments
 from bert_snli.training.command_line import PRETRAIN as COMMAND
 from bert_snli.training.objectives import Pretraining
 from bert_snli.training.run import TrainingResult, choose_attention, describe_precision, run_command, run_training
-from bert_snli.training.setup import check_arguments, fingerprint, main_process_first, open_accelerator
+from bert_snli.training.setup import check_arguments, fingerprint, open_accelerator
 from bert_snli.training.task import Evaluation, TrainingTask
 
 EVALUATION_SEED = 0  # of evaluation pairs and masks: independent of the run, so that runs can be compared
@@ -60,9 +60,10 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
     base = load_base_model(arguments) if arguments.model_name_or_path else None
     history = read_history(Path(arguments.model_name_or_path)) if base else []
     accelerator, arguments, precision = open_accelerator(arguments)
-    with main_process_first(accelerator):
+    with accelerator.main_process_first():
         base_tokenizer = base[1] if base else make_empty_tokenizer(arguments)
-        paragraphs = load_paragraphs(arguments, base_tokenizer)
+        text = open_text(arguments.dataset_name_or_path, arguments.dataset_config_name, arguments.text_source)
+        paragraphs = split_sentences(text, SentenceSplitter(base_tokenizer, text.tokenized))
         tokenizer = make_tokenizer(arguments, base_tokenizer, paragraphs.train)
         train, evaluation = load_pairs(arguments, paragraphs, tokenizer, accelerator.device)
     if accelerator.is_main_process:
@@ -70,7 +71,10 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
         logger.info("%s; %s tokens in the vocabulary", sizes, f"{len(tokenizer):,}")
         logger.info("%s", describe_precision(accelerator, precision))
     set_seed(arguments.seed)
-    model = extend_vocabulary(base[0], tokenizer) if base else make_model(arguments, tokenizer)
+    model = base[0] if base else make_model(arguments, tokenizer)
+    if len(tokenizer) != model.config.vocab_size:
+        # New rows have the mean and the covariance of the known ones (Hewitt, 2021).
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     model.config.id2label, model.config.label2id = dict(ID2LABEL), dict(LABEL2ID)  # for fine-tuning on SNLI
     set_seed(arguments.seed, device_specific=True)  # new weights are the same in all processes, dropout is not
     task = make_task(arguments, accelerator, model, tokenizer, train, evaluation, paragraphs.eval_split)
@@ -108,13 +112,6 @@ def make_empty_tokenizer(arguments: PretrainArguments) -> PreTrainedTokenizerFas
     )
 
 
-def load_paragraphs(arguments: PretrainArguments, tokenizer: PreTrainedTokenizerFast) -> Paragraphs:
-    """Load the text of `dataset_name_or_path` as paragraphs of sentences."""
-    text = open_text(arguments.dataset_name_or_path, arguments.dataset_config_name, arguments.text_source)
-    splitter = SentenceSplitter(tokenizer, text.tokenized)
-    return split_sentences(text, splitter)
-
-
 def make_tokenizer(
     arguments: PretrainArguments, base: PreTrainedTokenizerFast, paragraphs: Dataset
 ) -> PreTrainedTokenizerFast:
@@ -126,8 +123,7 @@ def make_tokenizer(
             text = open_text(arguments.extend_vocab_from, None, arguments.text_source)
         except BertSnliError as error:
             raise BertSnliError(str(error).replace("dataset_name_or_path", "extend_vocab_from")) from error
-        splitter = SentenceSplitter(base, text.tokenized)
-        paragraphs = split_sentences(text, splitter).train
+        paragraphs = split_sentences(text, SentenceSplitter(base, text.tokenized)).train
     vocabulary = base.convert_ids_to_tokens(list(range(len(base))))
     positions, lower_case = base.model_max_length, is_uncased(base)
     rebuilt = build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)
@@ -175,16 +171,6 @@ def make_model(arguments: PretrainArguments, tokenizer: PreTrainedTokenizerFast)
         ) from error
 
 
-def extend_vocabulary(model: D2LBertForPreTraining, tokenizer: PreTrainedTokenizerFast) -> D2LBertForPreTraining:
-    """Give the model a row in each embedding for every token of `tokenizer`.
-
-    New rows are drawn from a normal distribution with the mean and covariance of the known ones (Hewitt, 2021).
-    """
-    if len(tokenizer) != model.config.vocab_size:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-    return model
-
-
 def make_task(
     arguments: PretrainArguments,
     accelerator: Accelerator,
@@ -203,7 +189,7 @@ def make_task(
         module=FastPreTraining(model),
         objective=Pretraining(train.predictions_R),
         pairs=train,
-        data=fingerprint(tokenizer, [*flat_columns(train.pairs), *flat_columns(evaluation.pairs)]),
+        data=fingerprint(tokenizer, [*flat_columns(train.pairs).values(), *flat_columns(evaluation.pairs).values()]),
         eval_split=eval_split,
         evaluate=lambda: evaluate(model, evaluation, arguments.per_device_eval_batch_size, accelerator),
         plot=plot_pretraining,

@@ -20,24 +20,15 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Certificate:
-    """The content of `conversion_certificate.json`.
+    """The content of `conversion_certificate.json`."""
 
-    Args:
-        source: framework, kind of model, and names and SHA-256 of the two files that were converted.
-        software: package → version.
-        geometry: the sizes in the configuration.
-        tensors: each tensor of the source, and the tensor made from it (None if the model does not use it), as
-            `describe_tensor` describes them.
-        files: other file of the model folder → SHA-256 (configuration, tokenizer, code).
-        proof: difference between model and d2l's equations for each layer.
-    """
-
-    source: dict[str, str]
-    software: dict[str, str]
-    geometry: dict[str, int]
+    source: dict[str, str]  # framework, kind of model, and names and SHA-256 of the two files that were converted
+    software: dict[str, str]  # package → version
+    geometry: dict[str, int]  # the sizes in the configuration
+    # Each tensor of the source, and the tensor made from it (None if it is not used): see `describe_tensor`.
     tensors: list[dict[str, Any]]
-    files: dict[str, str]
-    proof: list[LayerDifference]
+    files: dict[str, str]  # other file of the model folder → SHA-256 (configuration, tokenizer, code)
+    proof: list[LayerDifference]  # from d2l's equations
 
     def write(self, folder: Path) -> None:
         content = {"format_version": FORMAT_VERSION, **asdict(self)}

@@ -22,19 +22,12 @@ SMALL_BYTES = 16 * 2**20  # accepted from an archive of any size
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file.
-
-    Args:
-        path: the file.
-        framework: the framework whose names the tensors have, `pytorch` or `mxnet`.
-        arrays: name → array, perhaps a read-only one that is mapped to the file.
-        saved_names: name → name in the file, which can have a prefix such as `module.`.
-    """
+    """The tensors of a file."""
 
     path: Path
-    framework: str
-    arrays: dict[str, np.ndarray]
-    saved_names: dict[str, str]
+    framework: str  # whose names the tensors have, `pytorch` or `mxnet`
+    arrays: dict[str, np.ndarray]  # by name; they may be read-only and mapped to the file
+    saved_names: dict[str, str]  # name → name in the file, which can have a prefix such as `module.`
 
 
 @contextmanager

@@ -15,18 +15,10 @@ from bert_snli.files import atomic_folder, check_output_dir, sha256_of_file
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.labels import D2L_LABELS, ID2LABEL, LABEL2ID
 from bert_snli.tokenization import build_tokenizer, read_vocabulary
+from conversion import d2l_layout
 from conversion.certificate import Certificate, check_tensors, describe_tensor, sha256_of_files
 from conversion.checkpoint import Checkpoint, open_checkpoint_files, read_checkpoint
-from conversion.d2l_layout import (
-    CLASSIFIER,
-    MLP_CLASSIFIER,
-    MXNET,
-    TensorNames,
-    check_names,
-    count_blocks,
-    identify_model,
-    summarize_names,
-)
+from conversion.d2l_layout import CLASSIFIER, MLP_CLASSIFIER, MXNET, TensorNames
 from conversion.model_folder import MODEL_CLASSES, read_tokens
 from conversion.proof import prove
 from conversion.reference import ReferenceModel
@@ -83,7 +75,7 @@ def convert_checkpoint(
     check_output_dir(Path(output_dir), overwrite=overwrite_output_dir)
     with open_checkpoint_files(Path(source), Path(vocab_file) if vocab_file else None) as (params, vocabulary):
         tokens, checkpoint = read_vocabulary(vocabulary), read_checkpoint(params)
-        model_kind, tensor_names = identify_model(checkpoint)
+        model_kind, tensor_names = d2l_layout.identify_model(checkpoint)
         config = _infer_config(checkpoint, model_kind, num_attention_heads)
         if len(tokens) != config.vocab_size:
             raise BertSnliError(
@@ -120,7 +112,7 @@ def convert_checkpoint(
 
 
 def _infer_config(checkpoint: Checkpoint, model_kind: str, num_attention_heads: int | None) -> D2LBertConfig:
-    path, num_blocks = checkpoint.path, count_blocks(checkpoint.arrays)
+    path, num_blocks = checkpoint.path, d2l_layout.count_blocks(checkpoint.arrays)
     encoder = "bert.encoder" if model_kind == MLP_CLASSIFIER else "encoder"
     vocab_size, hidden_size = _get_shape(checkpoint, f"{encoder}.token_embedding.weight")
     intermediate_size, _ = _get_shape(checkpoint, f"{encoder}.blks.0.ffn.dense1.weight")
@@ -183,7 +175,7 @@ def _rename_weights(
     """The weights of `model`, which is on the meta device. All get the widest type in the checkpoint."""
     path, parameters = checkpoint.path, model.state_dict()
     used = [names for names in tensor_names if names.hugging_face]
-    check_names((names.hugging_face for names in used), parameters, path)
+    d2l_layout.check_names((names.hugging_face for names in used), parameters, path)
     weights, non_finite = {}, []
     for names in used:
         name, shape = names.d2l(checkpoint.framework), tuple(parameters[names.hugging_face].shape)
@@ -196,7 +188,9 @@ def _rename_weights(
             non_finite.append(saved_name)
         weights[names.hugging_face] = array.reshape(shape)
     if non_finite:
-        raise BertSnliError(f"{path}: NaN or infinite values in {summarize_names(non_finite)}; get the file again")
+        raise BertSnliError(
+            f"{path}: NaN or infinite values in {d2l_layout.summarize_names(non_finite)}; get the file again"
+        )
     dtype = np.result_type(*(array.dtype for array in weights.values()))
     return {name: np.array(array, dtype, order="C") for name, array in weights.items()}
 

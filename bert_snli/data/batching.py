@@ -14,6 +14,8 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Sampler
 
+from bert_snli.data.pair_encoding import flat_columns
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -83,11 +85,6 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
                 yield MicroBatch(rows, has_labels=True) if rows else MicroBatch([int(batch[0])], has_labels=False)
 
 
-def flatten_column(table: pa.Table, name: str) -> np.ndarray:
-    """Return the lists of token ids in a column, one after the other, as int32."""
-    return table[name].combine_chunks().flatten().to_numpy().astype(np.int32)
-
-
 class PaddedPairs(torch.utils.data.Dataset):
     """Encoded pairs in flat tensors on a device. Indexed by a `MicroBatch`, it returns the padded rows.
 
@@ -104,17 +101,17 @@ class PaddedPairs(torch.utils.data.Dataset):
         *,
         device: torch.device | str = "cpu",
     ):
-        table = encoded if isinstance(encoded, pa.Table) else encoded.with_format("arrow")[:]
-        self.lengths = table["length"].to_numpy().astype(np.int64)
+        columns = flat_columns(encoded)
+        self.lengths = columns["length"].astype(np.int64)
         self.device = torch.device(device)
         self.length_R = torch.from_numpy(self.lengths).to(self.device)
         self.start_R = self.length_R.cumsum(0) - self.length_R  # of each row in the flat tensors
         self.tokens = {
-            name: torch.from_numpy(flatten_column(table, name)).to(self.device)
+            name: torch.from_numpy(columns[name].astype(np.int32)).to(self.device)
             for name in ("input_ids", "token_type_ids")
         }
         self.padding = {"input_ids": pad_token_id, "token_type_ids": 0}
-        self.labels = _label_tensor(table["labels"]).to(self.device) if "labels" in table.column_names else None
+        self.labels = self._label_tensor(columns["labels"]).to(self.device) if "labels" in columns else None
         self.pad_to_length = pad_to_length
 
     def __len__(self) -> int:
@@ -139,18 +136,12 @@ class PaddedPairs(torch.utils.data.Dataset):
         batch["attention_mask"] = mask_BL.long()
         if self.labels is not None:
             labels = self.labels[rows]
-            batch["labels"] = labels if micro_batch.has_labels else torch.full_like(labels, ignored_label(labels))
+            ignored = 0 if labels.is_floating_point() else IGNORED_LABEL
+            batch["labels"] = labels if micro_batch.has_labels else torch.full_like(labels, ignored)
         return batch
 
-
-def _label_tensor(column: pa.ChunkedArray) -> torch.Tensor:
-    """Return label numbers (N,), or label probabilities (N, C)."""
-    if not pa.types.is_list(column.type):
-        return torch.from_numpy(column.to_numpy().astype(np.int64))
-    flat = column.combine_chunks().flatten().to_numpy()
-    return torch.from_numpy(flat.astype(np.float32)).view(len(column), -1)
-
-
-def ignored_label(labels: torch.Tensor) -> int:
-    """Return the value that a loss ignores: −100, or 0 for probabilities."""
-    return 0 if labels.is_floating_point() else IGNORED_LABEL
+    def _label_tensor(self, labels: np.ndarray) -> torch.Tensor:
+        """Return label numbers (R,), or label probabilities (R, C)."""
+        if np.issubdtype(labels.dtype, np.floating):
+            return torch.from_numpy(labels.astype(np.float32)).view(len(self), -1)
+        return torch.from_numpy(labels.astype(np.int64))

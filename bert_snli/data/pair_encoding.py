@@ -17,15 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_snli.choices import TEXT_SOURCES
 from bert_snli.errors import BertSnliError
-from bert_snli.modeling import D2LBertConfig
-from bert_snli.modeling.pair_truncation import (
-    NUM_SPECIAL_TOKENS,
-    check_truncation,
-    is_text,
-    longest_pair,
-    pair_budget,
-    truncated_lengths,
-)
+from bert_snli.modeling import D2LBertConfig, pair_truncation
+from bert_snli.modeling.pair_truncation import NUM_SPECIAL_TOKENS, is_text
 from bert_snli.tokenization import is_uncased
 
 if TYPE_CHECKING:
@@ -111,8 +104,8 @@ class PairEncoder:
         text_source: str = "raw",
     ):
         with _raise_bert_snli_error():
-            self.budget = pair_budget(max_length, tokenizer.model_max_length)
-            check_truncation(truncation)
+            self.budget = pair_truncation.pair_budget(max_length, tokenizer.model_max_length)
+            pair_truncation.check_truncation(truncation)
         if text_source not in TEXT_SOURCES:
             raise BertSnliError(f"text_source {text_source}: choose one of {', '.join(TEXT_SOURCES)}")
         self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -157,7 +150,7 @@ class PairEncoder:
         """Encode pairs of texts as a table with the columns of `features`."""
         premise, hypothesis = self._tokenize(premises), self._tokenize(hypotheses)
         with _raise_bert_snli_error():
-            p, h = truncated_lengths(premise.lengths, hypothesis.lengths, self.budget, self.truncation)
+            p, h = pair_truncation.truncated_lengths(premise.lengths, hypothesis.lengths, self.budget, self.truncation)
         premise, hypothesis = premise._replace(lengths=p), hypothesis._replace(lengths=h)
         return pack_pairs(premise, hypothesis, self.cls_token_id, self.sep_token_id).cast(self.schema)
 
@@ -204,18 +197,17 @@ def encoder_of(
     """Return the encoder that a model was fine-tuned with, except for given options. The defaults are d2l's."""
     return PairEncoder(
         tokenizer,
-        longest_pair(max_length, config.max_pair_length, tokenizer.model_max_length),
+        pair_truncation.longest_pair(max_length, config.max_pair_length, tokenizer.model_max_length),
         config.pair_truncation if truncation is None else truncation,
         text_source,
     )
 
 
-def flat_columns(encoded: Dataset | pa.Table) -> Iterator[np.ndarray]:
-    """Yield each column of encoded pairs as one array, rows concatenated."""
+def flat_columns(encoded: Dataset | pa.Table) -> dict[str, np.ndarray]:
+    """Return each column of encoded pairs as one array, rows concatenated."""
     table = encoded if isinstance(encoded, pa.Table) else encoded.with_format("arrow")[:]
-    for column in table.columns:
-        array = column.combine_chunks()
-        yield (array.flatten() if pa.types.is_nested(array.type) else array).to_numpy()
+    arrays = {name: table[name].combine_chunks() for name in table.column_names}
+    return {name: (a.flatten() if pa.types.is_nested(a.type) else a).to_numpy() for name, a in arrays.items()}
 
 
 def encode_pairs(pairs: Dataset, encoder: PairEncoder) -> Dataset:

@@ -18,11 +18,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str, str]]:
-    """Read the premise and the hypothesis of each row of a .jsonl, .csv or .tsv file.
-
-    Args:
-        name: the file's name in error messages (default: `input_file` and its path).
-    """
+    """Read premise and hypothesis of each row of a .jsonl, .csv or .tsv file, which error messages call `name`."""
     name = name or f"input_file {path}"
     if path.suffix not in (".jsonl", *DELIMITERS):
         raise BertSnliError(f"{name}: unknown kind {path.suffix!r}; give .jsonl, .csv or .tsv")

@@ -16,11 +16,12 @@ import torch
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from bert_snli.data.batching import IGNORED_LABEL, MicroBatch, PaddedPairs, flatten_column
+from bert_snli.data.batching import IGNORED_LABEL, MicroBatch, PaddedPairs
 from bert_snli.data.pair_encoding import (
     NUM_SPECIAL_TOKENS,
     TokenSequences,
     concatenate_ranges,
+    flat_columns,
     ids_by_token,
     pack_pairs,
 )
@@ -122,10 +123,8 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose the predicted tokens and replace most of them (d2l 15.9.1.2).
 
-    In each row, the `num_predictions` tokens with the smallest draws are predicted, except `excluded_ids`.
-
-    Returns:
-        All token ids after masking (N,), and of each predicted token its column in the row (P,) and its id (P,).
+    In each row, the `num_predictions` tokens with the smallest draws are predicted, except `excluded_ids`. Returns all
+    token ids after masking (N,), and of each predicted token its column in the row (P,) and its id (P,).
     """
     order_N, mask_P, unchanged_P, random_id_P = draws
     starts_R = np.cumsum(lengths_R) - lengths_R
@@ -163,7 +162,7 @@ class MaskedPairs(PaddedPairs):
         self.seed = seed
         self.static_masks = static_masks
         self.pairs = pairs  # before masking
-        self.ids_N = flatten_column(pairs, "input_ids")  # before masking
+        self.ids_N = flat_columns(pairs)["input_ids"]  # before masking
         self.predictions_R = num_predictions(self.lengths)
         self.prediction_counts_R = torch.from_numpy(self.predictions_R).to(device)
         self.prediction_starts_R = self.prediction_counts_R.cumsum(0) - self.prediction_counts_R

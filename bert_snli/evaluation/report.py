@@ -2,44 +2,23 @@
 
 import base64
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
 from bert_snli.data.snli import EvaluationSet, load_evaluation_set
 from bert_snli.errors import BertSnliError
-from bert_snli.evaluation.analysis import (
-    Predictions,
-    accuracy_by_pair_type,
-    annotator_agreement,
-    calibration,
-    hardest_pairs,
-    mcnemar_test,
-)
+from bert_snli.evaluation import analysis
+from bert_snli.evaluation.analysis import Predictions
 from bert_snli.evaluation.metrics import label_metrics, measure_accuracy
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
-from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, sha256_of_file
+from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, read_json, sha256_of_file
 from bert_snli.inference import OnnxClassifier, label_names, load_tokenizer, open_classifier, predict_logits
 from bert_snli.modeling.labels import D2L_LABELS
-
-TEMPLATES = Environment(
-    loader=PackageLoader("bert_snli.evaluation"),
-    autoescape=select_autoescape(["html.jinja"]),
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-TEMPLATES.filters.update(
-    percent=lambda share: f"{share:.1%}",
-    interval=lambda limits: f"{limits[0]:.1%} to {limits[1]:.1%}",
-    basename=lambda path: Path(path).name or path,  # a report shows no private folders
-    cell=lambda text: re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split())),  # of a Markdown table
-)
+from bert_snli.rendering import render
 
 
 class EvaluatedModel:
@@ -124,7 +103,7 @@ def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_nam
         "without_gold_label": predictions.evaluation_set.num_dropped,
         "loss": predictions.loss(),
         **label_metrics(predicted, gold, predictions.labels),
-        "calibration": calibration(predictions),
+        "calibration": analysis.calibration(predictions),
     }
 
 
@@ -134,22 +113,13 @@ def save_results(results: dict, folder: Path) -> list[Path]:
     The file names contain the split, and also the data set if `folder` holds results of a split of another one.
     """
     name = results["split"]
-    if _read_json(folder / f"eval_results_{name}.json").get("dataset", results["dataset"]) != results["dataset"]:
+    if read_json(folder / f"eval_results_{name}.json").get("dataset", results["dataset"]) != results["dataset"]:
         data = Path(results["dataset"])
         name = f"{data.stem if data.stem != name else data.resolve().parent.name}_{name}"
     table, picture = f"eval_results_{name}.json", f"confusion_matrix_{name}.png"
     with atomic_folder(folder, overwrite=True) as temporary:
         _write_results(results, temporary / table, temporary / picture)
     return [folder / table, folder / picture]
-
-
-def _read_json(path: Path) -> dict:
-    """Return the content of a results file, or nothing if it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_results(results: dict, table: Path, picture: Path) -> None:
@@ -184,21 +154,23 @@ def compute_report(
     pairs = evaluation_set.pairs
     # The accuracy without premises shows how much the hypotheses alone reveal (Gururangan et al., 2018).
     blanked = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
-    comparison = {"other": other.name, **mcnemar_test(predictions, other.predict(evaluation_set))} if other else None
+    comparison = (
+        {"other": other.name, **analysis.mcnemar_test(predictions, other.predict(evaluation_set))} if other else None
+    )
     return {
         **results,
         "majority_share": float(np.bincount(predictions.references_R).max() / len(predictions.references_R)),
         "hypothesis_only": measure_accuracy(model.predict(replace(evaluation_set, pairs=blanked)).is_correct_R),
-        "slices": accuracy_by_pair_type(predictions, model.tokenizer.unk_token_id),
-        "annotators": annotator_agreement(predictions),
+        "slices": analysis.accuracy_by_pair_type(predictions, model.tokenizer.unk_token_id),
+        "annotators": analysis.annotator_agreement(predictions),
         "comparison": comparison,
-        "hardest": hardest_pairs(predictions),
+        "hardest": analysis.hardest_pairs(predictions),
     }
 
 
 def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> None:
     """Refuse a folder with a report on other weights. Models on the Hub, which have no hash, are compared by name."""
-    old = _read_json(folder / "report.json")
+    old = read_json(folder / "report.json")
     is_same = old.get("weights_sha256") == weights_sha256 and (weights_sha256 or old.get("model") == model)
     if (folder / "report.json").exists() and not is_same:
         content = f"a report on other weights ({old.get('model', 'of an unknown model')})"
@@ -213,6 +185,6 @@ def write_report(report: dict, folder: Path) -> list[Path]:
         plot_slices(report["slices"], report["accuracy"], temporary / "slices.png")
         images = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in temporary.glob("*.png")}
         for name in ("report.md", "report.html"):
-            text = TEMPLATES.get_template(f"{name}.jinja").render(report=report, base64_images=images)
+            text = render(f"evaluation_{name}", report=report, base64_images=images)
             (temporary / name).write_text(text, encoding="utf-8")
     return [folder / name for name in ("report.md", "report.html", "report.json")]

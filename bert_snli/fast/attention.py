@@ -45,13 +45,10 @@ def embed_and_project(
     positions_LD: torch.Tensor,
     attention: D2LBertAttention,
 ) -> tuple[torch.Tensor, Projections]:
-    """Embed a batch and compute the first block's projections, with one matrix product for each distinct summand.
+    """Embed a batch (B, L, D) and compute the first block's projections: one matrix product for each distinct summand.
 
     An input is the sum of a word embedding w and a segment and position embedding s. Its projection is a sum too:
     W(w + s) + b = W w + (W s + b). A batch has far fewer distinct w and s than tokens, and each is projected once.
-
-    Returns:
-        The embedded input (B, L, D) and the projections.
     """
     distinct_ids, word_rows_BL = torch.unique(input_ids_BL, return_inverse=True)
     word_table_RD = embedding(distinct_ids, words_VD)

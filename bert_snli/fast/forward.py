@@ -48,11 +48,7 @@ class FastEncoder(nn.Module):
     def before_last_block(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the input of the last block (B, L, D) and its mask (B, 1, 1, L), true at tokens.
-
-        Raises:
-            ValueError: more positions than the model has.
-        """
+        """Compute the input of the last block (B, L, D) and its mask (B, 1, 1, L), true at tokens."""
         embeddings = self.model.bert.embeddings
         positions_LD, length = embeddings.position_embeddings.weight, input_ids.shape[1]
         if length > len(positions_LD):
@@ -93,11 +89,7 @@ class FastClassifier(FastEncoder):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> SequenceClassifierOutput:
-        """Compute `logits` (B, C). All arguments are (B, L).
-
-        Raises:
-            ValueError: more positions than the model has.
-        """
+        """Compute `logits` (B, C). All arguments are (B, L)."""
         hidden_BLD, mask_B11L = self.before_last_block(input_ids, attention_mask, token_type_ids)
         pooler, classifier = self.model.bert.pooler, self.model.classifier
         if self.config.classifier_head == "matching":
@@ -139,17 +131,11 @@ class FastPreTraining(FastEncoder):
         labels: torch.Tensor,
         next_sentence_label: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute the losses of both tasks.
+        """Compute the sums of the cross-entropies of masked tokens and of next sentences, and the correct ones (2,).
 
-        Args:
-            input_ids: (B, L), as `attention_mask` and `token_type_ids`.
-            predicted: masked positions (B, Q).
-            labels: ids of the masked tokens (B, Q), −100 where a row has fewer masked positions.
-            next_sentence_label: 1 if the second sentence is the next one, −100 to ignore the row (B,).
-
-        Returns:
-            The sums of the cross-entropies of masked tokens and of next sentences, and the number of correct
-            predictions of each (2,).
+        The first three arguments are (B, L). `predicted` (B, Q) are the masked positions, and `labels` (B, Q) the ids
+        of their tokens, −100 where a row has fewer masked positions. `next_sentence_label` (B,) is 1 if the second
+        sentence is the next one, −100 to ignore the row.
         """
         hidden_BLD, mask_B11L = self.before_last_block(input_ids, attention_mask, token_type_ids)
         positions_BQ = torch.cat([torch.zeros_like(predicted[:, :1]), predicted], dim=1)  # `<cls>` first

@@ -63,16 +63,10 @@ def measure_matmul_throughput(device: torch.device, dtype: torch.dtype) -> float
 
 
 def choose_precision(requested: str, device: torch.device) -> Precision:
-    """Choose the precision of training.
+    """Choose the precision of training on `device`: `no`, `bf16` or `fp16`, as requested, or with `auto` the fastest.
 
-    Args:
-        requested: `no`, `bf16`, `fp16` or `auto`. `auto` uses Accelerate's setting: that of an `Accelerator` of this
-            process, or that of `accelerate launch`. If that is `no`, bf16 is chosen where it is at least 1.5 times as
-            fast as fp32.
-        device: where the model is trained.
-
-    Returns:
-        The precision, the matmul throughput in it, and the reason for the choice.
+    `auto` uses Accelerate's setting: that of an `Accelerator` of this process, or that of `accelerate launch`. If that
+    is `no`, bf16 is chosen where it is at least 1.5 times as fast as fp32.
     """
     if requested == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

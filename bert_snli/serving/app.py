@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from jinja2 import Environment, PackageLoader, select_autoescape
 from packaging.requirements import Requirement
 
 from bert_snli.data.pair_files import COLUMNS, DELIMITERS, count_pairs, format_predictions, iterate_pairs
 from bert_snli.errors import BertSnliError
 from bert_snli.files import atomic_folder, check_output_dir
+from bert_snli.rendering import render
 from bert_snli.serving.explanation import MAX_CHARACTERS, SPECIAL, ExplainedPredictor, Explanation, check_pair
 
 TITLE = "Does it follow?"
@@ -36,13 +36,6 @@ EXAMPLES = [
     ["Nobody is sitting on the bench by the lake.", "Two people are sitting on a bench."],
     ["A barista in a zoot suit pours a flat white.", "Someone is making coffee."],
 ]
-TEMPLATES = Environment(
-    loader=PackageLoader("bert_snli.serving"),
-    autoescape=select_autoescape(["html.jinja"]),  # escapes all text of users and models
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
 MAX_FILE_SIZE = "5mb"
 MAX_ROWS = 10_000
 NUM_DISPLAYED_ROWS = 100
@@ -84,14 +77,13 @@ def build_app(predictor: ExplainedPredictor) -> gr.Blocks:
         return summary, gr.File(str(predictions_file), visible=True), table
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DELETE_FILES_AFTER, DELETE_FILES_AFTER)) as app:
-        header = TEMPLATES.get_template("header.html.jinja")
-        gr.HTML(header.render(title=TITLE, predictor=predictor, config=predictor.model.config))
+        gr.HTML(render("page_header.html", title=TITLE, predictor=predictor, config=predictor.model.config))
         with gr.Tab("One pair"), gr.Row(elem_classes="bs-pair"):
             _add_pair_tab(explain, app)
         with gr.Tab("A file of pairs"):
             _add_file_tab(predict_uploaded_file)
         with gr.Accordion("Use it from a program", open=False):
-            gr.Markdown(TEMPLATES.get_template("api.md.jinja").render())
+            gr.Markdown(render("page_api.md"))
         # Without the queue, one POST returns one response.
         gr.api(predict, api_name="predict", api_description="The probability of each label for a pair.", queue=False)
     return app
@@ -103,7 +95,7 @@ def render_explanation(explanation: Explanation) -> str:
     # Special tokens often have the largest weights; on their scale all words would look pale.
     largest_weight = max((token.weight for token in tokens if token.kind != SPECIAL), default=0.0) or 1.0
     values = {"explanation": explanation, "kinds": {token.kind for token in tokens}, "largest_weight": largest_weight}
-    return TEMPLATES.get_template("explanation.html.jinja").render(meanings=MEANINGS, **values)
+    return render("page_explanation.html", meanings=MEANINGS, **values)
 
 
 def _add_pair_tab(explain: Callable[[str, str], str], app: gr.Blocks) -> None:
@@ -152,7 +144,7 @@ def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, 
     predictions_file = path.with_name(f"{path.stem}-predictions.jsonl")  # in the folder that Gradio empties
     predictions_file.write_text(format_predictions(pairs, predictions), encoding="utf-8")
     rows = list(zip(pairs, predictions, strict=True))[:NUM_DISPLAYED_ROWS]
-    table = TEMPLATES.get_template("predictions.html.jinja").render(rows=rows)
+    table = render("page_predictions.html", rows=rows)
     return f"**{len(pairs):,} pairs**: {counts}{displayed}", predictions_file, table
 
 
@@ -213,14 +205,15 @@ def write_space(model_name_or_path: str, folder: Path) -> None:
     name = ExplainedPredictor(model_name_or_path).name  # fails for a model that the Space could not load
     source = Path(model_name_or_path)
     is_local = source.is_dir()
-    readme = TEMPLATES.get_template("README.md.jinja").render(
+    readme = render(
+        "space_readme.md",
         gradio_version=metadata.version("gradio"),
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         hub_id=None if is_local else model_name_or_path,
         name=name,
     )
     model = f'str(Path(__file__).parent / "models" / {name!r})' if is_local else repr(model_name_or_path)
-    app = TEMPLATES.get_template("app.py.jinja").render(model=model)
+    app = render("space_app.py", model=model)
     with atomic_folder(folder) as space:
         for filename, text in {"README.md": readme, "app.py": app, "requirements.txt": list_requirements()}.items():
             (space / filename).write_text(text, encoding="utf-8")

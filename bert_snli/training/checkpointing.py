@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from bert_snli.console import is_lost_connection
-from bert_snli.errors import BertSnliError
+from bert_snli.errors import BertSnliError, describe
 from bert_snli.files import WEIGHTS, flush_to_disk, replace_file, sha256_of_file
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
@@ -30,39 +30,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """The state of a run, apart from the model, the optimizer and the random states.
+    """The state of a run, apart from the model, the optimizer and the random states."""
 
-    Args:
-        epoch: number of finished epochs.
-        batch: number of updates in the current epoch.
-        step: number of updates.
-        best_score: score of the best evaluation.
-        best_step: step of the best evaluation.
-        evaluations_since_best: number of evaluations since then.
-        seconds: training time without evaluation and saving.
-        epoch_sums: sums of the objective in the current epoch, up to the last line of metrics.
-        interval_sums: sums of the objective since the last line of metrics.
-        epochs: metrics of the finished epochs.
-        saved_model: `step` and evaluation details of the model in the output folder.
-        scheduler: state of the learning rate schedule.
-        settings: options and machine that affect the weights.
-        data: fingerprint of the training data, see `bert_snli.training.setup.fingerprint`.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # updates in the current epoch
+    step: int = 0  # updates
     best_score: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0
-    seconds: float = 0.0
-    epoch_sums: list[float] = field(default_factory=list)
-    interval_sums: list[float] = field(default_factory=list)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    saved_model: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    data: str = ""
+    seconds: float = 0.0  # training time without evaluation and saving
+    epoch_sums: list[float] = field(default_factory=list)  # of the objective, up to the last line of metrics
+    interval_sums: list[float] = field(default_factory=list)  # of the objective, since the last line of metrics
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # metrics of the finished epochs
+    saved_model: dict[str, Any] = field(default_factory=dict)  # its step, and details of its evaluation
+    scheduler: dict[str, Any] = field(default_factory=dict)  # state of the learning rate schedule
+    settings: dict[str, Any] = field(default_factory=dict)  # options and machine that affect the weights
+    data: str = ""  # fingerprint of the training data
 
 
 def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> Path:
@@ -103,13 +86,7 @@ def _remove_on_error(temporary: Path, target: Path) -> Iterator[None]:
         shutil.rmtree(temporary, ignore_errors=True)
         earlier = list_checkpoints(target.parent)
         remedy = f"resume from {earlier[-1].name} with resume_from_checkpoint auto" if earlier else "start again"
-        raise BertSnliError(
-            f"{target}: cannot be written ({_one_line(error)}); free disk space and {remedy}"
-        ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise BertSnliError(f"{target}: cannot be written ({describe(error)}); free disk space and {remedy}") from error
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -139,7 +116,7 @@ def find_damage(folder: Path) -> str | None:
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
     except (OSError, ValueError) as error:
-        return f"{CHECKSUMS} or a file in it cannot be read: {_one_line(error)}"
+        return f"{CHECKSUMS} or a file in it cannot be read: {describe(error)}"
 
 
 def check_checkpoint_folder(folder: Path, output_dir: Path) -> None:
@@ -187,7 +164,7 @@ def _explain_unreadable(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
         raise BertSnliError(
-            f"resume_from_checkpoint {folder}: cannot be loaded ({_one_line(error)}); give a checkpoint of a run with "
+            f"resume_from_checkpoint {folder}: cannot be loaded ({describe(error)}); give a checkpoint of a run with "
             "the same options and the same version of bert-snli"
         ) from error
 
@@ -195,11 +172,8 @@ def _explain_unreadable(folder: Path) -> Iterator[None]:
 def restore_output_dir(output_dir: Path, step: int) -> list[str]:
     """Restore the output folder to its state when the checkpoint of `step` was written; 0: at the start of the run.
 
-    Deletes later checkpoints, which `resume_from_checkpoint="auto"` would use, and incomplete files. Restores the best
-    model of the checkpoint.
-
-    Returns:
-        The names of the deleted checkpoints.
+    Deletes later checkpoints, which `resume_from_checkpoint="auto"` would use, and returns their names. Deletes
+    incomplete files. Restores the best model of the checkpoint.
     """
     later = [folder for folder in list_checkpoints(output_dir) if step_of(folder) > step]
     for folder in (*later, *output_dir.glob(".checkpoint-*.partial"), *output_dir.glob(".partial-*")):

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from bert_snli.console import OneLineErrorParser
-from bert_snli.errors import BertSnliError
+from bert_snli.errors import BertSnliError, describe
 from bert_snli.recipes import RECIPES
 from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, PretrainArguments
 
@@ -93,7 +93,7 @@ def read_recipe(path: Path, arguments_class: type[BaseTrainingArguments]) -> lis
         names = ", ".join(RECIPES)
         raise BertSnliError(f"config {path}: {error.strerror}; give a YAML file or one of {names}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BertSnliError(f"config {path}: not YAML ({' '.join(str(error).split())}); give a YAML recipe") from error
+        raise BertSnliError(f"config {path}: not YAML ({describe(error)}); give a YAML recipe") from error
     if not isinstance(content, dict):
         raise BertSnliError(f"config {path}: has no options; write lines such as 'learning_rate: 1e-4'")
     unknown = [key for key in content if key not in {entry.name for entry in fields(arguments_class)}]

@@ -36,27 +36,16 @@ def num_updates(arguments: BaseTrainingArguments, batches_per_epoch: int) -> int
 
 @dataclass
 class TrainingLoop:
-    """Runs the updates and evaluations of one run.
-
-    Args:
-        arguments: the options.
-        accelerator: devices and processes.
-        task: data, objective and evaluation.
-        module: the module that is trained, as prepared by the accelerator.
-        optimizer: as prepared by the accelerator.
-        scheduler: the learning rate schedule.
-        sampler: the batches.
-        progress: the state of the run, which `run` updates.
-    """
+    """Runs the updates and evaluations of one run."""
 
     arguments: BaseTrainingArguments
     accelerator: Accelerator
     task: TrainingTask
-    module: nn.Module
+    module: nn.Module  # as prepared by the accelerator, like the optimizer
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     sampler: GlobalBatchSampler
-    progress: Progress
+    progress: Progress  # `run` updates it
 
     def __post_init__(self):
         self.output_dir = Path(self.arguments.output_dir)
@@ -67,12 +56,7 @@ class TrainingLoop:
         self.clock = time.perf_counter()
 
     def run(self) -> None:
-        """Train until the last update.
-
-        Raises:
-            Stopped: a signal stopped the run, after a checkpoint was written.
-            BertSnliError: a loss is not finite, or a file cannot be written.
-        """
+        """Train until the last update. Raises `Stopped` after a signal, when a checkpoint is written."""
         with StopRequest(self.accelerator.num_processes) as request:
             # A checkpoint may have been written between the last update of an epoch and its evaluation.
             while self._has_updates_left() or self.progress.batch:

@@ -64,12 +64,9 @@ class Pretraining:
 
     The first is the mean over the masked positions of the global batch, the second over its pairs. d2l's PyTorch code
     also counts padded positions, which predict `<unk>`; its MXNet code does not.
-
-    Args:
-        predictions_R: number of masked positions of each row.
     """
 
-    predictions_R: np.ndarray
+    predictions_R: np.ndarray  # number of masked positions of each row
     num_sums = 6
     best_metric = "loss"
 

@@ -53,18 +53,10 @@ def run_training(
     prepare_output_dir: Callable[[Path], None],
     more_results: dict[str, Any],
 ) -> TrainingResult:
-    """Train, evaluate after each epoch, and write the output folder.
+    """Train, evaluate after each epoch, and write the output folder. `Stopped` is raised after a signal.
 
-    Args:
-        arguments: the options.
-        accelerator: devices and processes.
-        task: model, data and objective.
-        prepare_output_dir: is called with the output folder before the first update.
-        more_results: additional entries of `train_results.json`.
-
-    Raises:
-        Stopped: a signal stopped the run after a checkpoint.
-        BertSnliError: a checkpoint does not fit, a loss is not finite, or a file cannot be written.
+    `prepare_output_dir` is called with the output folder before the first update; `more_results` are additional entries
+    of `train_results.json`.
     """
     loop = make_loop(arguments, accelerator, task)
     output_dir, is_main = Path(arguments.output_dir), accelerator.is_main_process
@@ -194,11 +186,7 @@ def run_command(
 ) -> int:
     """Run `bert-snli finetune` or `pretrain` in this process. Return the exit code.
 
-    Args:
-        command: its options.
-        argv: the command line; by default that of the process.
-        train: the function that trains.
-        labels: the results to print, by name, and their labels.
+    `argv` is by default the command line of the process. `labels` maps the results to print to their labels.
     """
 
     def run() -> None:

@@ -24,13 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def describe_origin(arguments: BaseTrainingArguments, data: str, machine: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `run.json`: versions, commit, initial weights and data.
-
-    Args:
-        arguments: the options of the run.
-        data: fingerprint of the training data.
-        machine: devices, processes and precision.
-    """
+    """Return the content of `run.json`: versions, commit, initial weights and the fingerprint of the data."""
     weights = Path(arguments.model_name_or_path or ".") / WEIGHTS
     is_local = bool(arguments.model_name_or_path) and weights.is_file()
     return {

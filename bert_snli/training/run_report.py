@@ -1,12 +1,10 @@
 """`report.md`: one page about a finished run, with its plots."""
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
-
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_training_progress
+from bert_snli.rendering import render
 from bert_snli.training.checkpointing import Progress
 from bert_snli.training.run_folder import read_metrics, read_origin
 
@@ -16,10 +14,7 @@ RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX = "report.md", "training.png", "conf
 def write_run_report(output_dir: Path, results: dict[str, Any], progress: Progress) -> None:
     """Write `report.md`, a plot of the training and, for a classifier, its confusion matrix.
 
-    Args:
-        output_dir: the folder of the run.
-        results: the content of `train_results.json`.
-        progress: the state of the run.
+    `results` is the content of `train_results.json`.
     """
     updates = [entry for entry in read_metrics(output_dir) if "eval_loss" not in entry]
     plot_training_progress(updates, output_dir / TRAINING_PLOT)
@@ -28,8 +23,8 @@ def write_run_report(output_dir: Path, results: dict[str, Any], progress: Progre
         title = f"{results['eval_split']}: accuracy {results['eval_accuracy']:.1%}"
         plot_confusion_matrix(confusion_matrix, title, output_dir / CONFUSION_MATRIX)
     names = [name for name in progress.epochs[0] if name.startswith(("train_", "eval_")) and name != "train_seconds"]
-    text = resources.files("bert_snli").joinpath("templates", "run_report.md").read_text(encoding="utf-8")
-    page = Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
+    page = render(
+        "run_report.md",
         name=output_dir.name,
         results=results,
         origin=read_origin(output_dir),

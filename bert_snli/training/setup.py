@@ -4,8 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -14,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, parse_flag_from_env, set_seed
 from torch import nn
@@ -29,7 +27,7 @@ from bert_snli.training.arguments import RESUME_OPTIONS, BaseTrainingArguments
 from bert_snli.training.run_folder import RUN
 
 UNSUPPORTED_LAUNCHES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process has all weights
-ENCODING_TIMEOUT = timedelta(hours=6)  # NCCL's own limit is 10 minutes
+WAITING_LIMIT = timedelta(hours=1)  # of processes for the main one, which encodes the data; NCCL's own is 10 minutes
 # adam_torch is that of d2l (15.7.4): Adam without weight decay.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw_torch_fused": partial(torch.optim.AdamW, fused=True),
@@ -56,16 +54,12 @@ def check_arguments(arguments: BaseTrainingArguments) -> None:
 
 
 def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments, Precision]:
-    """Join the processes of the run, and choose the precision and the checkpoint to resume from.
-
-    Returns:
-        The accelerator; the arguments with the chosen precision and checkpoint; the precision.
-    """
+    """Join the processes of the run. Return also the arguments with the chosen precision and checkpoint."""
     for name in UNSUPPORTED_LAUNCHES:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise BertSnliError(f"accelerate's {name} is not supported; use distributed_type: MULTI_GPU")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    state = PartialState(cpu=on_cpu)
+    state = PartialState(cpu=on_cpu, timeout=WAITING_LIMIT)
     choices: list = [choose_checkpoint_and_precision(arguments, state.device) if state.is_main_process else None]
     ((checkpoint, precision),) = broadcast_object_list(choices)
     arguments = replace(arguments, resume_from_checkpoint=checkpoint, mixed_precision=precision.name)
@@ -93,24 +87,6 @@ def choose_checkpoint_and_precision(
     if checkpoint and precision == "auto":
         precision = checkpointing.read_progress(checkpoint).settings["mixed_precision"]
     return (str(checkpoint) if checkpoint else None), choose_precision(precision, device)
-
-
-@contextmanager
-def main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """Run the block in the main process, then in the others, which wait for up to `ENCODING_TIMEOUT`.
-
-    `Accelerator.main_process_first` gives up after 10 minutes on GPUs. This barrier has its own gloo group, so that
-    a GPU that hangs during training is still noticed after 10 minutes.
-    """
-    if accelerator.num_processes == 1:
-        yield
-        return
-    group = dist.new_group(backend="gloo", timeout=ENCODING_TIMEOUT)
-    if not accelerator.is_main_process:
-        dist.barrier(group)
-    yield
-    if accelerator.is_main_process:
-        dist.barrier(group)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase, arrays: Iterable[np.ndarray]) -> str:

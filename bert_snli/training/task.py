@@ -21,26 +21,15 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What fine-tuning and pretraining do differently.
+    """What fine-tuning and pretraining do differently."""
 
-    Args:
-        model: the model that is saved.
-        tokenizer: is saved with the model.
-        module: the module that is trained; it holds the parameters of `model`, or faster equivalents.
-        objective: the loss and its metrics.
-        pairs: the training data.
-        data: fingerprint of training and evaluation data.
-        eval_split: name of the evaluation split.
-        evaluate: evaluates the model. All processes call it.
-        plot: draws the training curve from the lines of `metrics.jsonl`, the name of the split and the folder.
-    """
-
-    model: PreTrainedModel
+    model: PreTrainedModel  # is saved, with the tokenizer
     tokenizer: PreTrainedTokenizerBase
-    module: nn.Module
+    module: nn.Module  # is trained; it holds the parameters of `model`, or faster equivalents
     objective: Objective
-    pairs: PaddedPairs
-    data: str
+    pairs: PaddedPairs  # the training data
+    data: str  # fingerprint of training and evaluation data
     eval_split: str
-    evaluate: Callable[[], Evaluation]
+    evaluate: Callable[[], Evaluation]  # all processes call it
+    # Draws the training curve from the lines of `metrics.jsonl`, the name of the split and the folder.
     plot: Callable[[list[dict[str, Any]], str, Path], None]
