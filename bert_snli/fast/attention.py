@@ -107,7 +107,7 @@ def _sum_tokens(values_BNLH: torch.Tensor, tokens: torch.Tensor, starts_R: torch
     )
 
 
-def attend(attention: D2LBertAttention, projections: Projections, mask_B11L: torch.Tensor) -> torch.Tensor:
+def attend(attention: D2LBertAttention, projections: Projections, mask_B11L: torch.Tensor | None) -> torch.Tensor:
     """Compute the attended values (B, L, D) of all positions, before the output projection."""
     probability = attention.dropout if attention.training else 0.0
     if attention.config._attn_implementation == "eager":
@@ -120,7 +120,7 @@ def attend(attention: D2LBertAttention, projections: Projections, mask_B11L: tor
 
 
 def attend_from(
-    attention: D2LBertAttention, selected_BQD: torch.Tensor, hidden_BLD: torch.Tensor, mask_B11L: torch.Tensor
+    attention: D2LBertAttention, selected_BQD: torch.Tensor, hidden_BLD: torch.Tensor, mask_B11L: torch.Tensor | None
 ) -> torch.Tensor:
     """Compute the attended values (B, Q, D) of a few selected positions, without the keys and values of all positions.
 
@@ -138,7 +138,7 @@ def attend_from(
     bias_score_BQN = (query_BQNH * key_bias_NH).sum(-1)
     # One product for all pairs (QN) of a query position and a head.
     scores_BML = key_query_BQND.flatten(1, 2) @ hidden_BLD.transpose(1, 2) + bias_score_BQN.flatten(1)[..., None]
-    weights_BML = _masked_softmax(scores_BML, mask_B11L[:, 0])
+    weights_BML = _masked_softmax(scores_BML, None if mask_B11L is None else mask_B11L[:, 0])
     weights_BML = dropout(weights_BML, attention.dropout, attention.training)
     mean_BQND = (weights_BML @ hidden_BLD).view_as(key_query_BQND)
     weight_sum_BQN1 = weights_BML.sum(-1).view_as(bias_score_BQN)[..., None]
@@ -146,8 +146,9 @@ def attend_from(
     return values_BQNH.flatten(2)
 
 
-def _masked_softmax(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _masked_softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Compute the softmax over the positions where `mask` is true. Changes `scores`."""
-    # Added in place, because `masked_fill` copies the scores, and its backward pass their gradient.
-    scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    if mask is not None:
+        # Added in place, because `masked_fill` copies the scores, and its backward pass their gradient.
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)

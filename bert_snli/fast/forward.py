@@ -47,7 +47,7 @@ class FastEncoder(nn.Module):
 
     def before_last_block(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute the input of the last block (B, L, D) and its mask (B, 1, 1, L), true at tokens."""
         embeddings = self.model.bert.embeddings
         positions_LD, length = embeddings.position_embeddings.weight, input_ids.shape[1]
@@ -66,7 +66,9 @@ class FastEncoder(nn.Module):
             hidden_BLD, projections = embed_and_project(input_ids, token_type_ids, *tables, blocks[0].attention)
         else:
             hidden_BLD = _embed(input_ids, token_type_ids, *tables)
-        mask_B11L = attention_mask[:, None, None].bool()
+        # Without padding, no mask: adding it to the scores would take 2 % of a training step.
+        is_full = _can_read_values(attention_mask) and bool(attention_mask.all())
+        mask_B11L = None if is_full else attention_mask[:, None, None].bool()
         for block in blocks:
             projections = projections or project(block.attention, hidden_BLD)
             hidden_BLD = _finish_block(block, attend(block.attention, projections, mask_B11L), hidden_BLD)
@@ -74,7 +76,7 @@ class FastEncoder(nn.Module):
         return hidden_BLD, mask_B11L
 
     def last_block_at(
-        self, selected_BQD: torch.Tensor, hidden_BLD: torch.Tensor, mask_B11L: torch.Tensor
+        self, selected_BQD: torch.Tensor, hidden_BLD: torch.Tensor, mask_B11L: torch.Tensor | None
     ) -> torch.Tensor:
         """Compute the last block only at the selected positions of its input `hidden_BLD`."""
         values_BQD = attend_from(self.last_block.attention, selected_BQD, hidden_BLD, mask_B11L)
