@@ -50,7 +50,8 @@ def read_torch_checkpoint(path: Path) -> Checkpoint:
     except pickle.UnpicklingError as error:
         raise _not_a_state_dict(path, "PyTorch's safe loader refused it") from error
     except Exception as error:  # zipfile, pickletools and torch.load raise nearly any type on a damaged file
-        raise BertSnliError(f"{path}: no PyTorch checkpoint ({describe(error)}); get the file again") from error
+        what = f"cannot be read as a PyTorch checkpoint ({describe(error)})"
+        raise BertSnliError(f"{path}: {what}; get the file again") from error
     _check_tensors(state_dict, path)
     has_prefix = all(name.startswith(DATA_PARALLEL_PREFIX) for name in state_dict)
     saved_names = {name.removeprefix(DATA_PARALLEL_PREFIX) if has_prefix else name: name for name in state_dict}

@@ -113,7 +113,11 @@ def save_results(results: dict, folder: Path) -> list[Path]:
     The file names contain the split, and also the data set if `folder` holds results of a split of another one.
     """
     name = results["split"]
-    if read_json(folder / f"eval_results_{name}.json").get("dataset", results["dataset"]) != results["dataset"]:
+    try:
+        earlier = read_json(folder / f"eval_results_{name}.json")
+    except BertSnliError:  # it is replaced
+        earlier = {}
+    if earlier.get("dataset", results["dataset"]) != results["dataset"]:
         data = Path(results["dataset"])
         name = f"{data.stem if data.stem != name else data.resolve().parent.name}_{name}"
     table, picture = f"eval_results_{name}.json", f"confusion_matrix_{name}.png"
