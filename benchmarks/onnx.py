@@ -38,7 +38,7 @@ from bert_snli.inference import (
     LogitsFunction,
     OnnxClassifier,
     TorchLogits,
-    label_names,
+    classifier_labels,
     load_classifier,
     load_tokenizer,
     predict_logits,
@@ -154,7 +154,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         backends = backends_of(args.model, Path(folder), settings=args.settings)
         config = backends[TORCH].compute.config
-        snli = load_snli(args.data, splits=[args.split], labels=label_names(config, args.model)).splits[args.split]
+        labels = classifier_labels(config, args.model)
+        snli = load_snli(args.data, splits=[args.split], labels=labels).splits[args.split]
         encoded = encode_pairs(snli, encoder_of(config, tokenizer))
         results = measure(backends, encoded, np.array(snli["label"]), tokenizer.pad_token_id, args.rounds)
     report = {"split": args.split, "pairs": len(encoded), "machine": machine(), "results": results}

@@ -20,7 +20,7 @@ import numpy as np
 from bert_snli.console import quiet_libraries
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
 from bert_snli.data.snli import load_snli
-from bert_snli.inference import label_names, load_classifier, load_tokenizer, predict_logits
+from bert_snli.inference import classifier_labels, load_classifier, load_tokenizer, predict_logits
 from bert_snli.modeling.pair_truncation import truncated_lengths
 
 WAYS = ("longest", "ratio")
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     quiet_libraries()
     model, tokenizer = load_classifier(args.model), load_tokenizer(args.model)
-    labels = label_names(model.config, args.model)
+    labels = classifier_labels(model.config, args.model)
     pairs = load_snli(args.data, splits=[args.split], labels=labels).splits[args.split]
     gold = np.array(pairs["label"])
     whole = side_lengths(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bert_snli.data.pair_encoding import PairEncoder as PairEncoder
     from bert_snli.data.snli import load_snli as load_snli
+    from bert_snli.errors import BertSnliError as BertSnliError
+    from bert_snli.errors import Stopped as Stopped
     from bert_snli.evaluation.report import evaluate_model as evaluate_model
     from bert_snli.finetune import finetune_model as finetune_model
     from bert_snli.hub import push_to_hub as push_to_hub
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from bert_snli.tokenization import build_tokenizer as build_tokenizer
     from bert_snli.training.arguments import FinetuneArguments as FinetuneArguments
     from bert_snli.training.arguments import PretrainArguments as PretrainArguments
+    from bert_snli.training.run import TrainingResult as TrainingResult
 
 _MODULES = {
+    "BertSnliError": "errors",
     "D2LBertConfig": "modeling",
     "D2LBertForMaskedLM": "modeling",
     "D2LBertForPreTraining": "modeling",
@@ -37,6 +41,8 @@ _MODULES = {
     "PairEncoder": "data.pair_encoding",
     "Predictor": "prediction",
     "PretrainArguments": "training.arguments",
+    "Stopped": "errors",
+    "TrainingResult": "training.run",
     "build_tokenizer": "tokenization",
     "evaluate_model": "evaluation.report",
     "export_onnx": "onnx_export",

@@ -20,15 +20,7 @@ GLOO_LOST_CONNECTION = re.compile("Connection (closed|reset) by peer|Broken pipe
 # NCCL errors that begin in this process. torch.distributed raises them as the same class as a lost connection.
 NCCL_LOCAL_FAULT = re.compile("ncclUnhandledCudaError|ncclInternalError|ncclInvalidArgument|ncclInvalidUsage")
 # The name under which a package is imported, and the extra in pyproject.toml that installs it.
-EXTRA_OF_IMPORT = {
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxscript": "onnx",
-    "gradio": "serve",
-}
+EXTRA_OF_IMPORT = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "gradio": "serve"}
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,6 @@ class Stopped(Exception):
         self.signum = signum
 
 
-def describe(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the message of a library's error in one line, or its class if it has none."""
     return shorten(str(error), 300, placeholder=" ...") or type(error).__name__

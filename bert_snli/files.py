@@ -7,7 +7,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 
 # Files of a model folder.
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
@@ -31,6 +31,11 @@ EVALUATIONS, CONFUSION_MATRICES = "eval_results_*.json", "confusion_matrix_*.png
 EVALUATION_REPORT = "report/report.md"
 # Files of a d2l checkpoint.
 PARAMS, VOCABULARY = "pretrained.params", "vocab.json"
+
+
+def is_evaluation(entry: Mapping[str, Any]) -> bool:
+    """Whether a line of `metrics.jsonl` has the metrics of an evaluation, and not those of updates."""
+    return "eval_loss" in entry
 
 
 def looks_like_path(name_or_path: str) -> bool:
@@ -58,7 +63,7 @@ def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise BertSnliError(f"{path}: cannot be read ({describe(error)}); write it again or move it away") from error
+        raise BertSnliError(f"{path}: cannot be read ({one_line(error)}); write it again or move it away") from error
 
 
 def read_json(path: Path) -> dict:

@@ -29,11 +29,11 @@ from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForS
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import FINETUNE as COMMAND
-from bert_snli.training.objectives import Classification
-from bert_snli.training.run import TrainingResult, choose_attention, describe_precision, run_command, run_training
+from bert_snli.training.objectives import ClassificationObjective
+from bert_snli.training.run import TrainingResult, run_command, run_training
 from bert_snli.training.setup import check_arguments as check_training_arguments
-from bert_snli.training.setup import fingerprint, open_accelerator
-from bert_snli.training.task import Evaluation, TrainingTask
+from bert_snli.training.setup import choose_attention, describe_precision, fingerprint, open_accelerator
+from bert_snli.training.task import TrainingTask
 
 IN_MEMORY = "(in memory)"  # recorded instead of a path if a model or a dataset is given as an object
 MIN_UPDATES_TO_LEARN = 100  # in a shorter run, the accuracy says little
@@ -62,6 +62,7 @@ def finetune_model(
 
     Raises:
         BertSnliError: an option, the model or the data are wrong, or the training diverges.
+        Stopped: SIGINT or SIGTERM stopped the run, which wrote a checkpoint.
 
     Example:
         >>> from bert_snli import FinetuneArguments, finetune_model
@@ -79,7 +80,7 @@ def finetune_model(
     check_arguments(arguments)
     config = classifier_config(arguments, model)
     arguments = replace(arguments, classifier_head=config.classifier_head)  # for recipe.yaml
-    labels = inference.label_names(config, arguments.model_name_or_path)
+    labels = inference.classifier_labels(config, arguments.model_name_or_path)
     sources = [arguments.model_name_or_path, *([arguments.train_file] if arguments.train_file else [])]
     history = [step for source in sources for step in read_history(Path(source))]
     tokenizer = tokenizer or inference.load_tokenizer(arguments.model_name_or_path)
@@ -116,11 +117,11 @@ def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = No
     if model is None:
         inference.refuse_onnx_export(arguments.model_name_or_path)
         config = inference.load_config(arguments.model_name_or_path)
-        is_classifier = D2LBertForSequenceClassification.__name__ in (config.architectures or [])
+        architectures = config.architectures or []
     else:
         config = D2LBertConfig.from_dict(model.config.to_dict())
-        is_classifier = isinstance(model, D2LBertForSequenceClassification)
-    if not is_classifier:
+        architectures = [type(model).__name__]  # by name, because the class may come from the code in a model folder
+    if D2LBertForSequenceClassification.__name__ not in architectures:
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
         config.classifier_head = arguments.classifier_head or "matching"
     elif arguments.classifier_head not in (None, config.classifier_head):
@@ -191,9 +192,9 @@ def make_task(
     model.to(accelerator.device)
     set_seed(arguments.seed, device_specific=True)  # the classifier is the same in all processes, dropout is not
     module = make_module(arguments, model, train)
-    labels, references = inference.label_names(model.config, "model"), np.asarray(evaluation["labels"])
+    labels, references = inference.classifier_labels(model.config, "model"), np.asarray(evaluation["labels"])
 
-    def evaluate() -> Evaluation:
+    def evaluate() -> tuple[dict[str, float], dict[str, dict]]:
         if isinstance(module, FastClassifier):
             module.write_back()
         logits = inference.predict_logits(
@@ -204,19 +205,17 @@ def make_task(
             accelerator=accelerator,
         )
         metrics = nli_metrics(logits, references, labels)
-        return Evaluation(
-            {name: metrics[name] for name in ("loss", "accuracy", "macro_f1")},
-            {"confusion_matrix": metrics["confusion_matrix"]},
-        )
+        details = {"confusion_matrix": metrics.pop("confusion_matrix")}
+        return {name: metrics[name] for name in ("loss", "accuracy", "macro_f1")}, details
 
     padded_length = arguments.max_length if arguments.pad_to_max_length else None
     return TrainingTask(
         model=model,
         tokenizer=tokenizer,
         module=module,
-        objective=Classification(arguments.loss_reduction),
+        objective=ClassificationObjective(arguments.loss_reduction),
         pairs=PaddedPairs(train, tokenizer.pad_token_id, padded_length, device=accelerator.device),
-        data=fingerprint(tokenizer, [*flat_columns(train).values(), *flat_columns(evaluation).values()]),
+        data_fingerprint=fingerprint(tokenizer, flat_columns(train), flat_columns(evaluation)),
         eval_split=arguments.eval_split,
         evaluate=evaluate,
         plot=plot_curve,
@@ -250,22 +249,17 @@ def prepare_output_dir(output_dir: Path, *, arguments: FinetuneArguments, histor
 def warn_if_nothing_learned(result: TrainingResult, references: Sequence[int]) -> None:
     """Warn if the model is not better than always predicting the most frequent label."""
     majority_share = np.bincount(references).max() / len(references)
-    accuracy = result.metrics["eval_accuracy"]
+    accuracy, split = result.metrics["eval_accuracy"], result.metrics["eval_split"]
     if result.metrics["train_steps"] >= MIN_UPDATES_TO_LEARN and accuracy <= majority_share:
-        logger.warning(
-            "the model did not learn: %s accuracy is %.3f, that of always predicting the most frequent label is %.3f; "
-            "lower learning_rate",
-            result.metrics["eval_split"],
-            accuracy,
-            majority_share,
-        )
+        problem = "the model did not learn: %s accuracy is %.3f, the share of the most frequent label %.3f"
+        logger.warning(f"{problem}; lower learning_rate", split, accuracy, majority_share)
 
 
 def push_result(arguments: FinetuneArguments) -> None:
     """Push the output folder to the Hub."""
-    repo_id = str(arguments.hub_model_id)
     try:
-        logger.info("pushed: %s", push_to_hub(arguments.output_dir, repo_id, private=arguments.hub_private_repo))
+        url = push_to_hub(arguments.output_dir, str(arguments.hub_model_id), private=arguments.hub_private_repo)
+        logger.info("pushed: %s", url)
     except BertSnliError as error:
         raise BertSnliError(f"{error}; the model is saved: push {arguments.output_dir} again") from error
 

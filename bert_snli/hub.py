@@ -1,29 +1,26 @@
 """Push a model folder to the Hugging Face Hub, with a model card, in one commit."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from bert_snli import files
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 from bert_snli.inference import hub_failure, load_classifier, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import GENERATED, is_converted_model, is_pretraining_model, make_card, outdated_results
 from bert_snli.modeling import D2LBertForPreTraining
 
 MODEL_FILES = (files.CONFIG, files.WEIGHTS, files.TOKENIZER, "tokenizer_config.json")
-CODE_FILES = (
-    "configuration_d2l_bert.py",
-    "modeling_d2l_bert.py",
-    "layers_d2l_bert.py",
-    "nli_pipeline.py",
-    "pair_truncation.py",
-)
+CODE_MODULES = "configuration_d2l_bert modeling_d2l_bert layers_d2l_bert nli_pipeline pair_truncation"
+CODE_FILES = tuple(f"{name}.py" for name in CODE_MODULES.split())
 HISTORY_FILES = (files.CERTIFICATE, files.INITIAL_CERTIFICATE, files.HISTORY, files.RECIPE_FILE, files.METRICS)
 # Results of training and evaluation are valid for these weights only.
 REPORT_FILES = (files.EVALUATION_REPORT, "report/report.html", "report/report.json", "report/*.png")
@@ -31,6 +28,7 @@ RESULT_FILES = (files.TRAIN_RESULTS, files.EVALUATIONS, files.CONFUSION_MATRICES
 # Names and patterns of the files that are pushed; all others are not.
 UPLOAD_PATTERNS = (*MODEL_FILES, *CODE_FILES, files.CARD, *HISTORY_FILES, files.CURVE, *RESULT_FILES)
 LICENSE = "apache-2.0"
+logger = logging.getLogger(__name__)
 
 
 def push_to_hub(
@@ -69,7 +67,8 @@ def push_to_hub(
     """
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / "model"
-        stage(Path(folder), repo_id, staged, license=license, revision=revision)
+        for note in stage(Path(folder), repo_id, staged, license=license, revision=revision):
+            logger.info(note)
         return upload(staged, repo_id, private=private, revision=revision, commit_message=commit_message)
 
 
@@ -133,12 +132,17 @@ def upload(staged: Path, repo_id: str, *, private: bool, revision: str | None, c
         if revision not in (None, "main"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         present = api.list_repo_files(repo_id, revision=revision)
-        earlier = set(filter_repo_objects(present, allow_patterns=list(UPLOAD_PATTERNS)))
+        earlier = {name for name in present if is_of_a_push(name)}
         # `upload_folder` may split a push into several commits.
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationDelete(name) for name in sorted(earlier - uploads.keys())]
         operations += [CommitOperationAdd(name, path) for name, path in uploads.items()]
         return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
+
+
+def is_of_a_push(name: str) -> bool:
+    """Whether a file in a repository has a name that a push may give it. `*` stands for no slash."""
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in UPLOAD_PATTERNS)
 
 
 def check_repo_id(repo_id: str, name: str = "repo_id") -> None:
@@ -170,7 +174,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         # A ValueError is about the model card; its cause says only that the Hub answered 400.
         is_request = isinstance(error, HTTPError) or not isinstance(error, ValueError)
         failure = hub_failure(error) if is_request else None
-        raise BertSnliError(f"{repo_id}: {failure or describe(error)}") from error
+        raise BertSnliError(f"{repo_id}: {failure or one_line(error)}") from error
 
 
 def copy_initial_certificate(base_model: Path, output_dir: Path) -> None:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_snli.data.batching import MicroBatch, PaddedPairs
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.files import CONFIG, ONNX_FILE, PARAMS, TOKENIZER, WEIGHTS, looks_like_path
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
@@ -84,7 +84,7 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
         except (errors.RepositoryNotFoundError, errors.HFValidationError):
             problem = "no model folder of this name, and no model on the Hub that your token can read"
         except (OSError, errors.HTTPError) as error:
-            failure = hub_failure(error) or describe(error)
+            failure = hub_failure(error) or one_line(error)
             raise BertSnliError(
                 f"{model_name_or_path}: no model folder of this name, and {failure}, or {REMEDY}"
             ) from error
@@ -99,7 +99,7 @@ def explain_load_errors(model_name_or_path: str, part: str) -> Iterator[None]:
     except (BertSnliError, ImportError, MemoryError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {describe(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise BertSnliError(
             f"{model_name_or_path}: its {part} cannot be loaded ({reason}); convert, train or download the model again"
         ) from error
@@ -116,7 +116,7 @@ def hub_failure(error: BaseException) -> str | None:
         if constants.HF_HUB_OFFLINE and isinstance(cause, errors.LocalEntryNotFoundError):
             return "the Hub cannot be reached (HF_HUB_OFFLINE is set); unset it"
         if isinstance(cause, errors.HTTPError | ConnectionError):
-            return f"the Hub at {constants.ENDPOINT} cannot be reached ({describe(cause)}); check the network"
+            return f"the Hub at {constants.ENDPOINT} cannot be reached ({one_line(cause)}); check the network"
         cause = cause.__cause__
     return None
 
@@ -147,6 +147,8 @@ def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification
 
 def open_classifier(model_name_or_path: str, backend: str | None = None) -> Classifier:
     """Load a fine-tuned classifier for `torch` or `onnx` (default: `onnx` only for a folder that holds no other)."""
+    if backend not in (None, "torch", "onnx"):
+        raise BertSnliError(f"backend {backend}: choose torch or onnx")
     path = Path(model_name_or_path) / ONNX_FILE
     if backend == "torch" or not (backend or has_only_onnx(model_name_or_path)):
         return load_classifier(model_name_or_path)
@@ -160,7 +162,7 @@ def ordered_labels(config: D2LBertConfig) -> list[str]:
     return [config.id2label[number] for number in range(config.num_labels)]
 
 
-def label_names(config: D2LBertConfig, where: str) -> list[str]:
+def classifier_labels(config: D2LBertConfig, where: str) -> list[str]:
     """Return the labels of a classifier in the order of its logits, in lower case."""
     names = [name.lower() for name in ordered_labels(config)]
     if set(names) != set(D2L_LABELS):

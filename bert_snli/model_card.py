@@ -102,22 +102,10 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
 
 def make_converted_card(folder: Path, where: str, license: str | None = None) -> str:
     """Return the card of a converted model, made from its certificate; `where` are arguments of `from_pretrained`."""
-
-    certificate = files.read_json(folder / files.CERTIFICATE)
-    if not certificate:
+    values = files.read_file(folder / files.CERTIFICATE, lambda text: _certificate(json.loads(text)))
+    if values is None:
         raise BertSnliError(f"{folder / files.CERTIFICATE}: not found; convert the checkpoint again")
-    targets = [tensor["target"] for tensor in certificate["tensors"] if tensor["target"]]
-    return render(
-        "converted_model_card.md",
-        generated=GENERATED,
-        license=license,
-        where=where,
-        targets=targets,
-        num_dropped=len(certificate["tensors"]) - len(targets),
-        source=_source(certificate),
-        geometry=certificate["geometry"],
-        proof=certificate["proof"],
-    )
+    return render("converted_model_card.md", generated=GENERATED, license=license, where=where, **values)
 
 
 def write_converted_card(folder: Path) -> None:
@@ -145,6 +133,16 @@ def count_parameters(folder: Path) -> int:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a dict)
 
 
+def _certificate(content: dict) -> dict[str, Any]:
+    targets = [tensor["target"] for tensor in content["tensors"] if tensor["target"]]
+    values = {name: content[name] for name in ("geometry", "proof")}
+    return values | {
+        "targets": targets,
+        "num_dropped": len(content["tensors"]) - len(targets),
+        "source": _source(content),
+    }
+
+
 def _source(certificate: dict) -> dict[str, str]:
     source = certificate["source"]
     framework = {"pytorch": "PyTorch", "mxnet": "MXNet"}[source["framework"]]
@@ -158,12 +156,15 @@ def _training_rows(values: dict, data: str | None) -> list[tuple[str, Any]]:
 
 def _evaluation(entry: dict, config: D2LBertConfig) -> dict:
     """Return a row of the table of results; its `notes` say what differs from the usual evaluation."""
-    from bert_snli.modeling.pair_truncation import longest_pair
+    from bert_snli.modeling.pair_truncation import resolve_max_length
 
     notes = []
     if len(entry["per_label"]) != len(config.id2label):
         notes.append(f"{len(entry['per_label'])} labels")
-    as_trained = longest_pair(None, config.max_pair_length, config.max_position_embeddings), config.pair_truncation
+    as_trained = (
+        resolve_max_length(None, config.max_pair_length, config.max_position_embeddings),
+        config.pair_truncation,
+    )
     if (entry["max_length"], entry["truncation"]) != as_trained:
         notes.append(f"truncated to {entry['max_length']} tokens, {entry['truncation']}")
     row = {"data": describe_data(entry["dataset"]), "notes": "; ".join(notes), "pairs": int(entry["pairs"])}
@@ -173,4 +174,4 @@ def _evaluation(entry: dict, config: D2LBertConfig) -> dict:
 
 def _epochs(text: str, names: list[str]) -> list[dict]:
     entries = [json.loads(line) for line in text.splitlines()]
-    return [{name: float(entry[name]) for name in names} for entry in entries if "eval_loss" in entry]
+    return [{name: float(entry[name]) for name in names} for entry in entries if files.is_evaluation(entry)]

@@ -1,22 +1,24 @@
 """Export a fine-tuned classifier as `model.onnx`, which is compared with PyTorch before the folder is written."""
 
+from __future__ import annotations
+
 import logging
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import onnx
-import onnxscript  # noqa: F401 (torch.onnx needs it, and its error is less clear if it is missing)
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from bert_snli.errors import BertSnliError
 from bert_snli.files import ONNX_FILE, atomic_folder, check_output_dir
 from bert_snli.inference import OnnxClassifier, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
+
+if TYPE_CHECKING:
+    import onnx  # of an extra
 
 OPSET = 18  # the oldest that PyTorch's exporter writes without a conversion, for old versions of ONNX Runtime
 TOLERANCE = 1e-5  # largest |difference| of an fp32 logit, times the largest |logit| if that is above 1
@@ -35,7 +37,7 @@ class ExportResult(NamedTuple):
 def export_onnx(
     model_name_or_path: str, output_dir: str | Path, *, quantize: str | None = None, overwrite_output_dir: bool = False
 ) -> ExportResult:
-    """Export a fine-tuned model as `model.onnx`, with `config.json` and the tokenizer.
+    """Export a fine-tuned model as `model.onnx`, with `config.json` and the tokenizer. Needs the extra `onnx`.
 
     Args:
         model_name_or_path: a model folder or a Hub id.
@@ -55,6 +57,8 @@ def export_onnx(
         >>> result.difference < 1e-4
         True
     """
+    if quantize not in (None, "int8"):
+        raise BertSnliError(f"quantize {quantize}: choose int8, or leave it out")
     output_dir = Path(output_dir)
     check_output_dir(output_dir, overwrite=overwrite_output_dir, model=Path(model_name_or_path))
     model, tokenizer = load_classifier(model_name_or_path).float(), load_tokenizer(model_name_or_path)
@@ -101,6 +105,9 @@ def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
 
     Switches the model to eager attention, whose graph is simpler: matrix products, a sum and a softmax.
     """
+    import onnx  # noqa: F401 (torch.onnx needs both, and its errors are less clear if one is missing)
+    import onnxscript  # noqa: F401
+
     model.set_attn_implementation("eager")
     example = random_batch(2, 5, model.config)  # the exporter would take a 1, or two equal sizes, for a constant
     with without_warnings():
@@ -127,6 +134,8 @@ def write_int8(graph: onnx.ModelProto, path: Path, *, per_channel: bool = True, 
     `per_channel` gives each column of a matrix its own scale. `reduce_range` uses 7 bits of the weights, because
     processors without VNNI add two 8-bit products in 16 bits.
     """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
     options = {"per_channel": per_channel, "reduce_range": reduce_range, "weight_type": QuantType.QInt8}
     with without_warnings():
         quantize_dynamic(graph, path, op_types_to_quantize=["MatMul", "Gather"], **options)

@@ -25,12 +25,12 @@ from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer, is_uncased
+from bert_snli.training import setup
 from bert_snli.training.arguments import DEFAULT_SIZES, PretrainArguments
 from bert_snli.training.command_line import PRETRAIN as COMMAND
-from bert_snli.training.objectives import Pretraining
-from bert_snli.training.run import TrainingResult, choose_attention, describe_precision, run_command, run_training
-from bert_snli.training.setup import check_arguments, fingerprint, open_accelerator
-from bert_snli.training.task import Evaluation, TrainingTask
+from bert_snli.training.objectives import PretrainingObjective
+from bert_snli.training.run import TrainingResult, run_command, run_training
+from bert_snli.training.task import TrainingTask
 
 EVALUATION_SEED = 0  # of evaluation pairs and masks: independent of the run, so that runs can be compared
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
 
     Raises:
         BertSnliError: an option, the model or the data are wrong, or the training diverges.
+        Stopped: SIGINT or SIGTERM stopped the run, which wrote a checkpoint.
 
     Example:
         >>> from bert_snli import PretrainArguments, pretrain_model
@@ -56,10 +57,10 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
         >>> pretrain_model(arguments).metrics["train_steps"]
         2
     """
-    check_arguments(arguments)
+    setup.check_arguments(arguments)
     base = load_base_model(arguments) if arguments.model_name_or_path else None
     history = read_history(Path(arguments.model_name_or_path)) if base else []
-    accelerator, arguments, precision = open_accelerator(arguments)
+    accelerator, arguments, precision = setup.open_accelerator(arguments)
     with accelerator.main_process_first():
         base_tokenizer = base[1] if base else make_empty_tokenizer(arguments)
         text = open_text(arguments.dataset_name_or_path, arguments.dataset_config_name, arguments.text_source)
@@ -69,7 +70,7 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
     if accelerator.is_main_process:
         sizes = f"{len(train):,} training pairs, {len(evaluation):,} evaluation pairs ({paragraphs.eval_split})"
         logger.info("%s; %s tokens in the vocabulary", sizes, f"{len(tokenizer):,}")
-        logger.info("%s", describe_precision(accelerator, precision))
+        logger.info("%s", setup.describe_precision(accelerator, precision))
     set_seed(arguments.seed)
     model = base[0] if base else make_model(arguments, tokenizer)
     if len(tokenizer) != model.config.vocab_size:
@@ -181,15 +182,15 @@ def make_task(
     eval_split: str,
 ) -> TrainingTask:
     """Prepare the module, the data and the evaluation on the accelerator's device."""
-    model.set_attn_implementation(choose_attention(None, accelerator.device))
+    model.set_attn_implementation(setup.choose_attention(None, accelerator.device))
     model.to(accelerator.device)
     return TrainingTask(
         model=model,
         tokenizer=tokenizer,
         module=FastPreTraining(model),
-        objective=Pretraining(train.predictions_R),
+        objective=PretrainingObjective(train.num_masked_R),
         pairs=train,
-        data=fingerprint(tokenizer, [*flat_columns(train.pairs).values(), *flat_columns(evaluation.pairs).values()]),
+        data_fingerprint=setup.fingerprint(tokenizer, flat_columns(train.pairs), flat_columns(evaluation.pairs)),
         eval_split=eval_split,
         evaluate=lambda: evaluate(model, evaluation, arguments.per_device_eval_batch_size, accelerator),
         plot=plot_pretraining,
@@ -197,10 +198,12 @@ def make_task(
 
 
 @torch.inference_mode()
-def evaluate(model: D2LBertForPreTraining, pairs: MaskedPairs, batch_size: int, accelerator: Accelerator) -> Evaluation:
-    """Compute the metrics of `Pretraining` on `pairs` in fp32. The processes share the batches."""
+def evaluate(
+    model: D2LBertForPreTraining, pairs: MaskedPairs, batch_size: int, accelerator: Accelerator
+) -> tuple[dict[str, float], dict]:
+    """Compute the metrics of `PretrainingObjective` on `pairs` in fp32. The processes share the batches."""
     module = FastPreTraining(model).eval()
-    objective = Pretraining(pairs.predictions_R)
+    objective = PretrainingObjective(pairs.num_masked_R)
     batches = batches_by_length(pairs.lengths, batch_size)
     sums = torch.zeros(len(batches), objective.num_sums, device=accelerator.device)
     for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
@@ -208,7 +211,7 @@ def evaluate(model: D2LBertForPreTraining, pairs: MaskedPairs, batch_size: int, 
         _, sums[number] = objective(module, pairs[MicroBatch(rows.tolist(), has_labels=True)], rows)
     # A batch's sums are 0 in all processes but one, and the order of addition does not depend on their number.
     total = accelerator.reduce(sums, "sum").cpu().double().sum(dim=0)
-    return Evaluation(objective.metrics(total.tolist()), {})
+    return objective.metrics(total.tolist()), {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

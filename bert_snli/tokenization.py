@@ -170,7 +170,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _check_vocabulary(vocabulary: object, where: str) -> None:
-    if not isinstance(vocabulary, list) or not vocabulary:
+    if not isinstance(vocabulary, list | tuple) or not vocabulary:
         raise BertSnliError(f"{where}: empty or not a list; give a list of tokens in the order of their ids")
     ids: dict[str, int] = {}
     for index, token in enumerate(vocabulary):
@@ -207,7 +207,7 @@ def build_tokenizer(
         >>> tokenizer("Go.", "Don't.")["token_type_ids"]
         [0, 0, 0, 0, 1, 1, 1, 1]
     """
-    _check_vocabulary(list(vocabulary), "vocabulary")
+    _check_vocabulary(vocabulary, "vocabulary")
     ids = {token: index for index, token in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL_TOKENS["unk_token"]))
     rules: list[normalizers.Normalizer] = [normalizers.Replace(Regex(old), new) for old, new in NORMALIZER_RULES]

@@ -18,7 +18,8 @@ from bert_snli.tokenization import build_tokenizer, read_vocabulary
 from conversion import d2l_layout
 from conversion.certificate import Certificate, check_tensors, describe_tensor, sha256_of_files
 from conversion.checkpoint import Checkpoint, open_checkpoint_files, read_checkpoint
-from conversion.d2l_layout import CLASSIFIER, MLP_CLASSIFIER, MXNET, TensorNames
+from conversion.d2l_layout import CLASSIFIER, MLP_CLASSIFIER, MXNET, PYTORCH, TensorNames
+from conversion.download import CHECKPOINT_NAMES, download_checkpoint
 from conversion.model_folder import MODEL_CLASSES, read_tokens
 from conversion.proof import prove
 from conversion.reference import ReferenceModel
@@ -52,7 +53,7 @@ def convert_checkpoint(
     The weights get the widest type of the tensors in the checkpoint, which changes no value.
 
     Args:
-        source: a folder, a zip file or a params file.
+        source: a folder, a zip file, a params file, or `bert.small` or `bert.base`, which is downloaded once.
         output_dir: the model folder to write.
         vocab_file: the vocabulary, if it is not next to the params file.
         num_attention_heads: needed if the sizes are not those of one of d2l's models.
@@ -73,6 +74,8 @@ def convert_checkpoint(
         45
     """
     check_output_dir(Path(output_dir), overwrite=overwrite_output_dir)
+    if source in CHECKPOINT_NAMES and not Path(source).exists():
+        source = download_checkpoint(str(source), PYTORCH)
     with open_checkpoint_files(Path(source), Path(vocab_file) if vocab_file else None) as (params, vocabulary):
         tokens, checkpoint = read_vocabulary(vocabulary), read_checkpoint(params)
         model_kind, tensor_names = d2l_layout.identify_model(checkpoint)

@@ -17,7 +17,7 @@ from conversion.checkpoint import Checkpoint
 PYTORCH, MXNET = "pytorch", "mxnet"
 # d2l's BERTModel (15.8); its BERTClassifier (15.7); the classifier of d2l's first edition, which is the whole
 # pretrained model with Dense(256, relu) and Dense(3) on top.
-PRETRAINING, CLASSIFIER, MLP_CLASSIFIER = MODEL_KINDS = ("pretraining", "classifier", "mlp classifier")
+PRETRAINING, CLASSIFIER, MLP_CLASSIFIER = "pretraining", "classifier", "mlp classifier"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ MLP_LAYERS = [
 
 
 def name_map(model_kind: str, num_blocks: int) -> list[TensorNames]:
-    """The names of all tensors of a model of `model_kind` (one of `MODEL_KINDS`) with `num_blocks` blocks."""
+    """The names of all tensors of a model of `model_kind` with `num_blocks` blocks."""
     encoder = EMBEDDINGS + [
         names.with_prefix(f"encoder.blks.{number}.", f"bert.encoder.layer.{number}.")
         for number in range(num_blocks)

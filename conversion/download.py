@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import cached_assets_path, constants
 from huggingface_hub.file_download import http_get
 
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 from bert_snli.files import replace_file
 from conversion.d2l_layout import MXNET, PYTORCH
 
@@ -35,7 +35,7 @@ def download_checkpoint(name: str, framework: str) -> Path:
                 raise BertSnliError(f"the downloaded file has SHA-1 {found}, d2l's file has {sha1}")
     except Exception as error:  # each HTTP library has its own exceptions
         raise BertSnliError(
-            f"{url}: {describe(error)}; run the command again, set HF_HOME if its folder cannot be written, or "
+            f"{url}: {one_line(error)}; run the command again, set HF_HOME if its folder cannot be written, or "
             "download the file yourself and give it"
         ) from error
     return path

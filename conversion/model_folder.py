@@ -23,7 +23,7 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 
 
 def read_config(folder: Path) -> tuple[D2LBertConfig, str]:
-    """The configuration of a model folder, and which of `d2l_layout.MODEL_KINDS` the folder holds."""
+    """The configuration of a model folder, and the kind of model (`PRETRAINING`, `CLASSIFIER` or `MLP_CLASSIFIER`)."""
     path = folder / CONFIG
     try:
         config = D2LBertConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 from bert_snli.modeling import D2LBertConfig
 from conversion.reference import ReferenceModel
 
@@ -49,7 +49,7 @@ def prove(reference: ReferenceModel, folder: Path, model_class: type[PreTrainedM
     try:
         model = model_class.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True).eval()
     except Exception as error:  # transformers raises nearly any type on a configuration that makes no sense
-        raise BertSnliError(f"{folder}: cannot be loaded ({describe(error)}); convert the checkpoint again") from error
+        raise BertSnliError(f"{folder}: cannot be loaded ({one_line(error)}); convert the checkpoint again") from error
     probe = make_probe(model.config)
     expected = reference.compute_layers(**probe)
     in_model_dtype = _compute_layers(model, probe)

@@ -6,6 +6,8 @@ name map, because it checks them.
 Shape suffixes: B rows, L positions, D hidden size, F feed-forward size, N attention heads, H size of a head.
 """
 
+import itertools
+
 import numpy as np
 
 from conversion.checkpoint import Checkpoint
@@ -32,7 +34,8 @@ class ReferenceModel:
         x_BLD = x_BLD + self._array(f"{self.encoder}.segment_embedding.weight")[token_type_ids]
         x_BLD = x_BLD + self._array(f"{self.encoder}.pos_embedding")[:, : input_ids.shape[1]]
         layers = {"embeddings": x_BLD}
-        while f"{(block := f'{self.encoder}.blks.{len(layers) - 1}')}.ffn.dense1.weight" in self.arrays:
+        names = (f"{self.encoder}.blks.{number}" for number in itertools.count())
+        for block in itertools.takewhile(lambda name: f"{name}.ffn.dense1.weight" in self.arrays, names):
             attention_BLD = self._attention(f"{block}.attention", x_BLD, attention_mask)
             y_BLD = self._layer_norm(f"{block}.addnorm1.ln", x_BLD + attention_BLD)
             inner_BLF = np.maximum(self._linear(f"{block}.ffn.dense1", y_BLD), 0)

@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 from conversion.checkpoint import Checkpoint
 from conversion.d2l_layout import PYTORCH
 
@@ -50,7 +50,7 @@ def read_torch_checkpoint(path: Path) -> Checkpoint:
     except pickle.UnpicklingError as error:
         raise _not_a_state_dict(path, "PyTorch's safe loader refused it") from error
     except Exception as error:  # zipfile, pickletools and torch.load raise nearly any type on a damaged file
-        what = f"cannot be read as a PyTorch checkpoint ({describe(error)})"
+        what = f"cannot be read as a PyTorch checkpoint ({one_line(error)})"
         raise BertSnliError(f"{path}: {what}; get the file again") from error
     _check_tensors(state_dict, path)
     has_prefix = all(name.startswith(DATA_PARALLEL_PREFIX) for name in state_dict)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from bert_snli.choices import HUB_ID, TEXT_SOURCES
 from bert_snli.cli.options import add_backend, add_encoding, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
@@ -32,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add_model(parser)
-    add("--dataset_name_or_path", default="stanfordnlp/snli", help="as for finetune, or one data file")
+    add("--dataset_name_or_path", default=HUB_ID, help="as for finetune, or one data file")
     add("--split", help="train, validation, test, or the data set's name for it (default: test)")
-    add("--text_source", choices=["raw", "parse"], default="raw", help="raw text, or the leaves of parses")
+    add("--text_source", choices=TEXT_SOURCES, default="raw", help="raw text, or the leaves of parses")
     add("--columns", nargs="+", type=assignment, default=[], metavar="ROLE=NAME", help="names of the columns")
     add("--labels", nargs="+", type=assignment, default=[], metavar="VALUE=LABEL", help="what a value stands for")
     add("--output_dir", type=Path, help="folder for the results (default: the model folder)")
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         split=args.split,
         text_source=args.text_source,
         columns=dict(args.columns),
-        label_names=dict(args.labels),
+        label_mapping=dict(args.labels),
     )
     predictions = model.predict(evaluation_set)
     results = report.compute_results(model, predictions, args.dataset_name_or_path)

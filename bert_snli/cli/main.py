@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[args.command]
     if command is not config:
         say_loading()
-    return run_and_leave(f"bert-snli {args.command}", lambda: command.run(args), vars(args))
+    options = [action.dest for action in args.parser._actions if action.option_strings]
+    return run_and_leave(f"bert-snli {args.command}", lambda: command.run(args), options)
 
 
 def entry_point() -> int:

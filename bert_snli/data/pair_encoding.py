@@ -197,7 +197,7 @@ def encoder_of(
     """Return the encoder that a model was fine-tuned with, except for given options. The defaults are d2l's."""
     return PairEncoder(
         tokenizer,
-        pair_truncation.longest_pair(max_length, config.max_pair_length, tokenizer.model_max_length),
+        pair_truncation.resolve_max_length(max_length, config.max_pair_length, tokenizer.model_max_length),
         config.pair_truncation if truncation is None else truncation,
         text_source,
     )

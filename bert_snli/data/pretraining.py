@@ -109,7 +109,7 @@ def draw_masks(num_tokens: int, num_predicted: int, vocab_size: int, seed: int, 
     return [*numbers, random.integers(vocab_size, size=num_predicted, dtype=np.int32)]
 
 
-def num_predictions(lengths_R: np.ndarray) -> np.ndarray:
+def count_masked(lengths_R: np.ndarray) -> np.ndarray:
     """Return the number of predicted tokens of each row: max(1, round(0.15 * length))."""
     return np.maximum(1, np.rint(lengths_R * PREDICTION_SHARE)).astype(np.int64)
 
@@ -123,7 +123,7 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose the predicted tokens and replace most of them (d2l 15.9.1.2).
 
-    In each row, the `num_predictions` tokens with the smallest draws are predicted, except `excluded_ids`. Returns all
+    In each row, the `count_masked` tokens with the smallest draws are predicted, except `excluded_ids`. Returns all
     token ids after masking (N,), and of each predicted token its column in the row (P,) and its id (P,).
     """
     order_N, mask_P, unchanged_P, random_id_P = draws
@@ -132,7 +132,7 @@ def mask_tokens(
     # One sort orders the tokens within all rows, ten times faster than a lexsort: `order_N` is below 1. Excluded tokens
     # are the last of their row; the sort is stable, so they stay before the next row.
     sorted_N = np.argsort(row_N + np.where(np.isin(ids_N, excluded_ids), 1.0, order_N), kind="stable")
-    predicted_P = np.sort(sorted_N[concatenate_ranges(starts_R, num_predictions(lengths_R))])
+    predicted_P = np.sort(sorted_N[concatenate_ranges(starts_R, count_masked(lengths_R))])
     labels_P = ids_N[predicted_P]
     unmasked_P = np.where(unchanged_P < UNCHANGED_PROBABILITY, labels_P, random_id_P)
     masked_N = ids_N.copy()
@@ -163,14 +163,14 @@ class MaskedPairs(PaddedPairs):
         self.static_masks = static_masks
         self.pairs = pairs  # before masking
         self.ids_N = flat_columns(pairs)["input_ids"]  # before masking
-        self.predictions_R = num_predictions(self.lengths)
-        self.prediction_counts_R = torch.from_numpy(self.predictions_R).to(device)
+        self.num_masked_R = count_masked(self.lengths)
+        self.prediction_counts_R = torch.from_numpy(self.num_masked_R).to(device)
         self.prediction_starts_R = self.prediction_counts_R.cumsum(0) - self.prediction_counts_R
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Mask the tokens for the epoch."""
-        num_predicted = int(self.predictions_R.sum())
+        num_predicted = int(self.num_masked_R.sum())
         epoch = 0 if self.static_masks else epoch
         draws = draw_masks(len(self.ids_N), num_predicted, len(self.tokenizer), self.seed, epoch)
         excluded_ids = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
@@ -182,7 +182,7 @@ class MaskedPairs(PaddedPairs):
         batch = super().__getitem__(micro_batch)
         batch["next_sentence_label"] = batch["labels"]
         rows = self.row_numbers(micro_batch)
-        numbers = torch.arange(int(self.predictions_R[micro_batch.rows].max()), device=self.device)
+        numbers = torch.arange(int(self.num_masked_R[micro_batch.rows].max()), device=self.device)
         is_prediction_BQ = numbers < self.prediction_counts_R[rows, None]  # False for padding
         index_BQ = (self.prediction_starts_R[rows, None] + numbers) * is_prediction_BQ
         batch["predicted"] = self.columns_P[index_BQ] * is_prediction_BQ

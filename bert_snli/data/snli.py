@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from bert_snli.choices import HUB_ID
+from bert_snli.choices import HUB_ID, TEXT_SOURCES
 from bert_snli.data.layouts import count_votes, find_columns, name_labels, number_labels
 from bert_snli.data.sources import READERS, SPLITS, read_files, read_split
 from bert_snli.errors import BertSnliError
@@ -58,12 +58,14 @@ def load_snli(
         >>> snli.splits["test"].features["label"].names
         ['entailment', 'contradiction', 'neutral']
     """
+    if text_source not in TEXT_SOURCES or isinstance(splits, str):
+        raise BertSnliError(f"load_snli: text_source is raw or parse, and splits a list; got {text_source}, {splits}")
     in_memory = isinstance(dataset_name_or_path, Mapping)
-    label_names = {str(number): name for number, name in enumerate(labels)} if in_memory else {}
+    label_mapping = {str(number): name for number, name in enumerate(labels)} if in_memory else {}
     loaded, num_dropped = DatasetDict(), {}
     for split in splits:
         rows, where = read_split(dataset_name_or_path, split)
-        loaded[split] = _read_pairs(rows, where, text_source, {}, labels, label_names)
+        loaded[split] = _read_pairs(rows, where, text_source, {}, labels, label_mapping)
         num_dropped[split] = len(rows) - len(loaded[split])
     return SNLI(loaded, num_dropped)
 
@@ -104,16 +106,16 @@ def load_evaluation_set(
     split: str | None = None,
     text_source: str = "raw",
     columns: Mapping[str, str] | None = None,
-    label_names: Mapping[str, str] | None = None,
+    label_mapping: Mapping[str, str] | None = None,
 ) -> EvaluationSet:
     """Load a split of any source that `load_snli` takes, or one .jsonl, .txt, .tsv, .csv or .parquet file.
 
     Args:
         split: `test` if it is not given; a file has none.
         columns: the data set's names of `premise`, `hypothesis` and `label`, if `layouts.py` does not know them.
-        label_names: the data set's name of a label → our name, if `layouts.py` does not know it.
+        label_mapping: the data set's name of a label → our name, if `layouts.py` does not know it.
     """
-    path, label_names = Path(dataset_name_or_path), label_names or {}
+    path, label_mapping = Path(dataset_name_or_path), label_mapping or {}
     if path.is_file() and path.suffix in READERS:
         if split is not None:
             raise BertSnliError(f"split {split}: {dataset_name_or_path} is one file; leave split out")
@@ -121,9 +123,9 @@ def load_evaluation_set(
     else:
         name = split or "test"
         rows, where = read_split(dataset_name_or_path, name)
-    votes = count_votes(rows, label_names)
+    votes = count_votes(rows, label_mapping)
     # ChaosNLI nests its texts, so the columns are flattened.
-    pairs = _read_pairs(rows.flatten(), where, text_source, columns or {}, None, label_names, votes)
+    pairs = _read_pairs(rows.flatten(), where, text_source, columns or {}, None, label_mapping, votes)
     return EvaluationSet(name, pairs, len(rows) - len(pairs))
 
 
@@ -133,7 +135,7 @@ def _read_pairs(
     text_source: str,
     declared_columns: Mapping[str, str],
     labels: Sequence[str] | None,
-    label_names: Mapping[str, str],
+    label_mapping: Mapping[str, str],
     votes: Sequence[list[int]] = (),
 ) -> Dataset:
     """Read the rows that have a label. Without `labels`, they are `TWO_WAY_LABELS` (as in HANS) or `D2L_LABELS`."""
@@ -143,7 +145,7 @@ def _read_pairs(
     if columns[2] == SCORES:
         label_feature, read_label = List(Value("float32")), partial(_order_scores, labels=labels or D2L_LABELS)
     else:
-        names = name_labels(rows, columns[2], label_names)
+        names = name_labels(rows, columns[2], label_mapping)
         labels = labels or (TWO_WAY_LABELS if NON_ENTAILMENT in names.values() else D2L_LABELS)
         label_feature, read_label = ClassLabel(names=list(labels)), number_labels(names, labels, where).get
     read_text = read_parse if text_source == "parse" else str

@@ -19,7 +19,7 @@ from datasets import Dataset, Features, Value, load_dataset
 
 from bert_snli.choices import HUB_ID
 from bert_snli.data import sample
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 from bert_snli.files import looks_like_path
 
 SAMPLE = "sample"
@@ -30,7 +30,7 @@ SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "te
 READERS = {".jsonl": "json", ".txt": "csv", ".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a field in quotes, as in .csv
-SHARD = re.compile(r"-\d+-of-\d+$")  # train-00000-of-00002
+SHARD = re.compile(r"-\d+-of-\d+$|(?<=^esnli_train)_\d$")  # train-00000-of-00002, esnli_train_1
 
 
 def is_hub_id(name_or_path: str) -> bool:
@@ -70,7 +70,7 @@ def load_from_hub(name: str, config_name: str | None = None, split: str | None =
         return load_dataset(name, config_name, split=split)
     except Exception as error:  # errors of `datasets`, `huggingface_hub` and `httpx` have no common base class
         raise BertSnliError(
-            f"dataset_name_or_path {name}: cannot be loaded from the hub ({describe(error)}); "
+            f"dataset_name_or_path {name}: cannot be loaded from the hub ({one_line(error)}); "
             f"check the id and the network, or give a file, a folder or '{SAMPLE}'"
         ) from error
 
@@ -85,7 +85,7 @@ def read_files(files: Sequence[Path], split: str, builder: str | None = None) ->
         paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
         return load_dataset(builder, data_files={split: paths}, split=split, **options)
     except Exception as error:  # errors of `datasets` and of the libraries that it reads with have no common base class
-        what = f"cannot be read as {files[0].suffix} ({describe(error.__cause__ or error)})"
+        what = f"cannot be read as {files[0].suffix} ({one_line(error.__cause__ or error)})"
         raise BertSnliError(f"{files[0]}: {what}; save it as UTF-8, or get it again") from error
 
 

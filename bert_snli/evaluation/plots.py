@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bert_snli.files import is_evaluation
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -42,7 +44,7 @@ def _draw_lines(axes: Axes, x: str, lines: Sequence[tuple[Rows, str, str, str]],
 
 def plot_curve(entries: Rows, eval_split: str, folder: Path) -> None:
     """Draw d2l's figure (15.7) as `curve.png` and `.svg`: train loss, train and evaluation accuracy over epochs."""
-    epochs = [entry for entry in entries if "eval_loss" in entry]
+    epochs = [entry for entry in entries if is_evaluation(entry)]
     lines = [
         (epochs, "train_loss", "train loss", "o-"),
         (epochs, "train_accuracy", "train accuracy", "o--"),
@@ -57,12 +59,12 @@ def plot_curve(entries: Rows, eval_split: str, folder: Path) -> None:
 
 def plot_pretraining(entries: Rows, eval_split: str, folder: Path) -> None:
     """Draw d2l's figure (15.10) as `curve.png` and `.svg`: MLM and NSP loss over updates; evaluations as points."""
-    steps = [entry for entry in entries if "eval_loss" not in entry]
-    evaluations = [entry for entry in entries if "eval_loss" in entry]
+    steps = [entry for entry in entries if not is_evaluation(entry)]
+    evaluations = [entry for entry in entries if is_evaluation(entry)]
     title = (
         "{split}: MLM loss {eval_mlm_loss:.3f} (accuracy {eval_mlm_accuracy:.3f})\n"
         "NSP loss {eval_nsp_loss:.3f} (accuracy {eval_nsp_accuracy:.3f})"
-    ).format(split=eval_split, **entries[-1])
+    ).format(split=eval_split, **evaluations[-1])
     with _new_figure(5.5, 5, title, folder / "curve.png", folder / "curve.svg") as figure:
         for axes, task in zip(figure.subplots(2, sharex=True), ("mlm", "nsp"), strict=True):
             lines = [

@@ -16,7 +16,7 @@ from bert_snli.evaluation.analysis import Predictions
 from bert_snli.evaluation.metrics import label_metrics, measure_accuracy
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_reliability, plot_slices
 from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, read_json, sha256_of_file
-from bert_snli.inference import OnnxClassifier, label_names, load_tokenizer, open_classifier, predict_logits
+from bert_snli.inference import OnnxClassifier, classifier_labels, load_tokenizer, open_classifier, predict_logits
 from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.rendering import render
 
@@ -31,7 +31,7 @@ class EvaluatedModel:
         self.name = model_name_or_path
         self.classifier = open_classifier(model_name_or_path, backend)
         self.backend = "onnx" if isinstance(self.classifier, OnnxClassifier) else "torch"
-        self.labels = label_names(self.classifier.config, model_name_or_path)
+        self.labels = classifier_labels(self.classifier.config, model_name_or_path)
         self.tokenizer = load_tokenizer(model_name_or_path)
         self.encoder = encoder_of(self.classifier.config, self.tokenizer, **encoding)
         self.batch_size = batch_size
@@ -51,7 +51,7 @@ def evaluate_model(
     *,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
-    label_names: Mapping[str, str] | None = None,
+    label_mapping: Mapping[str, str] | None = None,
     text_source: str = "raw",
     **model_options,
 ) -> dict:
@@ -62,7 +62,7 @@ def evaluate_model(
         dataset_name_or_path: see `bert_snli.data.snli.load_evaluation_set`.
         split: `train`, `validation` or `test`, or another name that the set has. Defaults to the test split.
         columns: the names of the columns `premise`, `hypothesis` and `label`, if they are not known names.
-        label_names: maps each value of the label column to a label, if the values are not known ones.
+        label_mapping: maps each value of the label column to a label, if the values are not known ones.
         text_source: `raw` or `parse`.
         model_options: `max_length`, `truncation`, `batch_size` and `backend`, see `EvaluatedModel`.
 
@@ -82,7 +82,7 @@ def evaluate_model(
     """
     model = EvaluatedModel(model_name_or_path, text_source=text_source, **model_options)
     evaluation_set = load_evaluation_set(
-        dataset_name_or_path, split=split, text_source=text_source, columns=columns, label_names=label_names
+        dataset_name_or_path, split=split, text_source=text_source, columns=columns, label_mapping=label_mapping
     )
     return compute_results(model, model.predict(evaluation_set), dataset_name_or_path)
 

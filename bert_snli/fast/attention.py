@@ -4,7 +4,7 @@
 less computation; their docstrings have the formulas.
 
 Shape suffixes: B rows, L positions, D hidden size, N attention heads, H size of a head, Q query positions of a row,
-G segments, R rows of a table of summands, T tokens of a batch (B·L).
+M pairs of a query position and a head (Q·N), G segments, R rows of a table of summands, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -136,7 +136,6 @@ def attend_from(
     key_query_BQND = torch.einsum("bqnh,nhd->bqnd", query_BQNH, key_weight_NHD)
     # The softmax removes q·k, which is the same for all positions; without it the key bias would have no gradient.
     bias_score_BQN = (query_BQNH * key_bias_NH).sum(-1)
-    # One product for all pairs (QN) of a query position and a head.
     scores_BML = key_query_BQND.flatten(1, 2) @ hidden_BLD.transpose(1, 2) + bias_score_BQN.flatten(1)[..., None]
     weights_BML = _masked_softmax(scores_BML, None if mask_B11L is None else mask_B11L[:, 0])
     weights_BML = dropout(weights_BML, attention.dropout, attention.training)

@@ -5,7 +5,8 @@ Computation that does not affect the output is skipped, and repeated computation
 - The last block is computed only at `<cls>`, which the pooler reads, and at the masked positions, and the keys and
   values of the other positions are not projected (`attention.attend_from`). The matching head reads all positions, so
   it needs the whole block.
-- On a CPU, the first block projects each distinct token of a batch once (`attention.embed_and_project`).
+- On a CPU, the first block projects each distinct token of a batch once (`attention.embed_and_project`), and a batch
+  without padding has no mask.
 
 Results depend only on the weights and the batch. No state is stored between calls, so several threads may call one
 module. All inputs of a call must be on the device of the weights.
@@ -32,7 +33,7 @@ MIN_ROWS_TO_SHARE = 4  # smaller batches contain too few tokens more than once
 
 
 class FastEncoder(nn.Module):
-    """All blocks of a model except the last. It shares the model's weights."""
+    """What `FastClassifier` and `FastPreTraining` share: the blocks of a model, with the model's own weights."""
 
     def __init__(self, model: D2LBertForSequenceClassification | D2LBertForPreTraining):
         super().__init__()
@@ -66,7 +67,6 @@ class FastEncoder(nn.Module):
             hidden_BLD, projections = embed_and_project(input_ids, token_type_ids, *tables, blocks[0].attention)
         else:
             hidden_BLD = _embed(input_ids, token_type_ids, *tables)
-        # Without padding, no mask: adding it to the scores would take 2 % of a training step.
         is_full = _can_read_values(attention_mask) and bool(attention_mask.all())
         mask_B11L = None if is_full else attention_mask[:, None, None].bool()
         for block in blocks:

@@ -68,14 +68,17 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
     `auto` uses Accelerate's setting: that of an `Accelerator` of this process, or that of `accelerate launch`. If that
     is `no`, bf16 is chosen where it is at least 1.5 times as fast as fp32.
     """
-    if requested == "auto":
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if launched not in PRECISIONS:
-            raise BertSnliError(f"ACCELERATE_MIXED_PRECISION is {launched}: choose from {', '.join(PRECISIONS)}")
-        if is_initialized():
-            requested = str(AcceleratorState().mixed_precision)
-        elif launched != "no":
-            requested = launched
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in PRECISIONS:
+        raise BertSnliError(f"ACCELERATE_MIXED_PRECISION is {launched}: choose from {', '.join(PRECISIONS)}")
+    if is_initialized():  # Accelerate has one precision in a process
+        current = str(AcceleratorState().mixed_precision)
+        if requested not in ("auto", current):
+            what = f"this process has an Accelerator with {current} already"
+            raise BertSnliError(f"mixed_precision {requested}: {what}; use that, or start another process")
+        requested = current
+    elif requested == "auto" and launched != "no":
+        requested = launched
     if requested != "auto":
         return Precision(requested, measure_matmul_throughput(device, PRECISIONS[requested]), "as requested")
     fp32, bf16 = (measure_matmul_throughput(device, PRECISIONS[name]) for name in ("no", "bf16"))

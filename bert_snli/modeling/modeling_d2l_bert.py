@@ -3,6 +3,8 @@
 Unlike `transformers.BertModel`, it has no LayerNorm and no dropout on the embeddings, its feed-forward network uses
 ReLU, and the decoder of its masked-language-model head is not tied to the word embeddings.
 
+A change of the forward pass needs the same change in `bert_snli/fast/forward.py`, which training and prediction use.
+
 `save_pretrained` copies this file and what it imports from this folder next to the weights, so it imports no other part
 of `bert_snli`.
 

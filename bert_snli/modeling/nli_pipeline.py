@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Pipeline
 
-from .pair_truncation import check_truncation, is_text, longest_pair, pair_budget, truncated_lengths
+from .pair_truncation import check_truncation, is_text, pair_budget, resolve_max_length, truncated_lengths
 
 TASK = "natural-language-inference"
 # What `config.json` says of it. `pt` is the Auto class that opens the model.
@@ -106,7 +106,7 @@ class NLIPipeline(Pipeline):
     ) -> list[dict[str, list[int]]]:
         """Encode pairs as `<cls> premise <sep> hypothesis <sep>`, truncated but not padded."""
         config, positions = self.model.config, self.tokenizer.model_max_length
-        budget = pair_budget(longest_pair(max_length, config.max_pair_length, positions), positions)
+        budget = pair_budget(resolve_max_length(max_length, config.max_pair_length, positions), positions)
         texts = [text for pair in pairs for text in as_tuple(pair)]
         # Not the tokenizer's own truncation, which on an odd budget gives the extra token to the other side.
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

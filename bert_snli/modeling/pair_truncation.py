@@ -18,7 +18,7 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
 
 
-def longest_pair(max_length: int | None, max_pair_length: int | None, positions: int) -> int:
+def resolve_max_length(max_length: int | None, max_pair_length: int | None, positions: int) -> int:
     """Return the longest pair in tokens: as given, else as in fine-tuning, else as in d2l."""
     if max_length is not None:
         return max_length

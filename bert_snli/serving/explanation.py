@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
 from bert_snli.errors import BertSnliError
-from bert_snli.inference import label_names, load_classifier, load_tokenizer
+from bert_snli.inference import classifier_labels, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.prediction import Predictor
 
@@ -56,7 +56,7 @@ class ExplainedPredictor(Predictor):
         path = Path(model_name_or_path)
         self.name = path.resolve().name if path.is_dir() else model_name_or_path
         self.model = load_classifier(model_name_or_path)
-        label_names(self.model.config, model_name_or_path)
+        classifier_labels(self.model.config, model_name_or_path)
         self.tokenizer = load_tokenizer(model_name_or_path)
         super().__init__(self.model, self.tokenizer)  # moves the model to its device
         self.max_length = self.encoder.budget + NUM_SPECIAL_TOKENS

@@ -3,6 +3,7 @@
 Names are those of `transformers.TrainingArguments` where the meaning is the same. Batch sizes are global.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
@@ -16,17 +17,17 @@ from bert_snli.errors import BertSnliError
 from bert_snli.files import write_atomically
 
 # Options that say how a run is started. They are not part of its recipe.
-START_OPTIONS = "overwrite_output_dir resume_from_checkpoint push_to_hub hub_model_id hub_private_repo".split()
-# Options that do not affect the weights.
-OUTPUT_OPTIONS = "output_dir logging_steps save_steps save_total_limit report_to early_stopping_patience".split()
+NOT_IN_RECIPE = "overwrite_output_dir resume_from_checkpoint push_to_hub hub_model_id hub_private_repo".split()
+# Options that do not affect an update.
+OUTPUT_OPTIONS = "output_dir logging_steps save_steps save_total_limit report_to".split()
 # Options that may differ when a run is resumed, which then is not bit-exact.
-RESUME_OPTIONS = """
+CHANGEABLE_ON_RESUME = """
     num_train_epochs max_steps num_micro_batches per_device_eval_batch_size mixed_precision attn_implementation
     pad_to_max_length torch_compile
 """.split()
 AT_LEAST_ONE = """
     max_train_samples max_eval_samples num_train_epochs train_batch_size per_device_eval_batch_size num_micro_batches
-    logging_steps save_total_limit early_stopping_patience
+    logging_steps save_total_limit
 """.split()
 # The sizes of a new model: those of bert.small (d2l 15.7.1).
 DEFAULT_SIZES: dict[str, Any] = {
@@ -85,16 +86,13 @@ class BaseTrainingArguments:
     max_grad_norm: float = option(1.0, "Maximum gradient norm; 0 switches clipping off.")
     mixed_precision: str = option(
         "auto",
-        "'auto' uses Accelerate's setting; if that is 'no', bf16 is chosen where it is at least 1.5 times as fast as "
-        "fp32. fp16 needs a GPU. Evaluation is in fp32.",
+        "'auto' uses the setting of an earlier Accelerator in this process or of `accelerate launch`; without either, "
+        "bf16 where it is at least 1.5 times as fast as fp32. fp16 needs a GPU. Evaluation is in fp32.",
         ("auto", "no", "bf16", "fp16"),
     )
     seed: int = option(42, "Seed of new weights, of the order of the pairs, of masks and of dropout.")
 
     load_best_model_at_end: bool = option(True, "Save the model of the best epoch; otherwise that of the last.")
-    early_stopping_patience: int | None = option(
-        None, "Stop after this number of evaluations in a row without improvement."
-    )
     logging_steps: int = option(50, "Updates between two lines of metrics.jsonl.")
     save_steps: int = option(0, "Updates between two checkpoints; 0 writes one only when a signal stops the run.")
     save_total_limit: int = option(2, "Number of checkpoints to keep. Each contains the best model so far.")
@@ -108,6 +106,8 @@ class BaseTrainingArguments:
             raise BertSnliError("output_dir: is required; give the folder to write")
         for entry in fields(self):
             choices, value = entry.metadata.get("choices"), getattr(self, entry.name)
+            if isinstance(value, os.PathLike):
+                setattr(self, entry.name, os.fspath(value))
             if choices and value is not None and value not in choices:
                 raise BertSnliError(f"{entry.name} {value}: choose from {', '.join(choices)}")
             self._require(entry.name, lambda value: not isinstance(value, float) or isfinite(value), "give a number")
@@ -128,12 +128,12 @@ class BaseTrainingArguments:
 
     def save_recipe(self, path: Path) -> None:
         """Write the options as a YAML recipe that repeats the run."""
-        options = {name: value for name, value in asdict(self).items() if name not in START_OPTIONS}
+        options = {name: value for name, value in asdict(self).items() if name not in NOT_IN_RECIPE}
         write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
     def settings(self) -> dict[str, Any]:
         """Return the options that affect the weights, if only by rounding."""
-        others = {*START_OPTIONS, *OUTPUT_OPTIONS}
+        others = {*NOT_IN_RECIPE, *OUTPUT_OPTIONS}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from bert_snli.console import is_lost_connection
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 from bert_snli.files import WEIGHTS, flush_to_disk, replace_file, sha256_of_file
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
@@ -37,7 +37,6 @@ class Progress:
     step: int = 0  # updates
     best_score: float | None = None
     best_step: int = 0
-    evaluations_since_best: int = 0
     seconds: float = 0.0  # training time without evaluation and saving
     epoch_sums: list[float] = field(default_factory=list)  # of the objective, up to the last line of metrics
     interval_sums: list[float] = field(default_factory=list)  # of the objective, since the last line of metrics
@@ -45,7 +44,7 @@ class Progress:
     saved_model: dict[str, Any] = field(default_factory=dict)  # its step, and details of its evaluation
     scheduler: dict[str, Any] = field(default_factory=dict)  # state of the learning rate schedule
     settings: dict[str, Any] = field(default_factory=dict)  # options and machine that affect the weights
-    data: str = ""  # fingerprint of the training data
+    data_fingerprint: str = ""
 
 
 def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Path, limit: int) -> Path:
@@ -86,7 +85,7 @@ def _remove_on_error(temporary: Path, target: Path) -> Iterator[None]:
         shutil.rmtree(temporary, ignore_errors=True)
         earlier = list_checkpoints(target.parent)
         remedy = f"resume from {earlier[-1].name} with resume_from_checkpoint auto" if earlier else "start again"
-        raise BertSnliError(f"{target}: cannot be written ({describe(error)}); free disk space and {remedy}") from error
+        raise BertSnliError(f"{target}: cannot be written ({one_line(error)}); free disk space and {remedy}") from error
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -116,7 +115,7 @@ def find_damage(folder: Path) -> str | None:
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
     except (OSError, ValueError) as error:
-        return f"{CHECKSUMS} or a file in it cannot be read: {describe(error)}"
+        return f"{CHECKSUMS} or a file in it cannot be read: {one_line(error)}"
 
 
 def check_checkpoint_folder(folder: Path, output_dir: Path) -> None:
@@ -164,7 +163,7 @@ def _explain_unreadable(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
         raise BertSnliError(
-            f"resume_from_checkpoint {folder}: cannot be loaded ({describe(error)}); give a checkpoint of a run with "
+            f"resume_from_checkpoint {folder}: cannot be loaded ({one_line(error)}); give a checkpoint of a run with "
             "the same options and the same version of bert-snli"
         ) from error
 

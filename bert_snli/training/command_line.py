@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from bert_snli.console import OneLineErrorParser
-from bert_snli.errors import BertSnliError, describe
+from bert_snli.errors import BertSnliError, one_line
 from bert_snli.recipes import RECIPES
 from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, PretrainArguments
 
@@ -62,16 +62,21 @@ class TrainingCommand(Generic[Arguments]):
             {field.name for field in fields(self.arguments_class)} | {"config"} | {name[2:] for name in LAUNCH_OPTIONS}
         )
 
+    @property
+    def recipes(self) -> dict[str, Path]:
+        """The recipes that are installed for this command, by name."""
+        is_pretraining = self.arguments_class is PretrainArguments
+        return {name: path for name, path in RECIPES.items() if name.endswith("_pretrain") == is_pretraining}
+
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Read options. Those of the recipe that `--config` names come first, so the command line overrides them."""
         parser = OneLineErrorParser(prog=self.prog, description=self.description)
         add_fields(parser, self.arguments_class)
-        parser.add_argument(
-            "--config",
-            help=f"Recipe with options: a YAML file, or one of {', '.join(RECIPES)}. The command line overrides it.",
-        )
+        recipes = ", ".join(self.recipes)
+        recipe_help = f"Recipe with options: a YAML file, or one of {recipes}. The command line overrides it."
+        parser.add_argument("--config", help=recipe_help)
         config = parser.parse_known_args(argv)[0].config
-        from_recipe = read_recipe(RECIPES.get(config, Path(config)), self.arguments_class) if config else []
+        from_recipe = read_recipe(self.recipes.get(config, Path(config)), self) if config else []
         options = vars(parser.parse_args([*from_recipe, *argv]))
         del options["config"]
         for name in self.arguments_class.required:
@@ -85,18 +90,18 @@ PRETRAIN = TrainingCommand("bert-snli pretrain", PretrainArguments, PRETRAIN_DES
 COMMANDS: dict[str, TrainingCommand[Any]] = {"finetune": FINETUNE, "pretrain": PRETRAIN}
 
 
-def read_recipe(path: Path, arguments_class: type[BaseTrainingArguments]) -> list[str]:
+def read_recipe(path: Path, command: TrainingCommand) -> list[str]:
     """Read a YAML recipe. Return its options as command-line arguments, so that one parser checks both."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        names = ", ".join(RECIPES)
+        names = ", ".join(command.recipes)
         raise BertSnliError(f"config {path}: {error.strerror}; give a YAML file or one of {names}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BertSnliError(f"config {path}: not YAML ({describe(error)}); give a YAML recipe") from error
+        raise BertSnliError(f"config {path}: not YAML ({one_line(error)}); give a YAML recipe") from error
     if not isinstance(content, dict):
         raise BertSnliError(f"config {path}: has no options; write lines such as 'learning_rate: 1e-4'")
-    unknown = [key for key in content if key not in {entry.name for entry in fields(arguments_class)}]
+    unknown = [key for key in content if key not in {entry.name for entry in fields(command.arguments_class)}]
     if unknown:
         raise BertSnliError(f"config {path}: unknown option {unknown[0]!r}; see the help of the command")
     return [word for key, value in content.items() if value is not None for word in (f"--{key}", str(value))]

@@ -29,11 +29,6 @@ from bert_snli.training.task import TrainingTask
 logger = logging.getLogger(__name__)
 
 
-def num_updates(arguments: BaseTrainingArguments, batches_per_epoch: int) -> int:
-    """Return the number of updates of a whole run."""
-    return arguments.max_steps if arguments.max_steps > 0 else arguments.num_train_epochs * batches_per_epoch
-
-
 @dataclass
 class TrainingLoop:
     """Runs the updates and evaluations of one run."""
@@ -45,11 +40,11 @@ class TrainingLoop:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     sampler: GlobalBatchSampler
+    total_updates: int
     progress: Progress  # `run` updates it
 
     def __post_init__(self):
         self.output_dir = Path(self.arguments.output_dir)
-        self.total_updates = num_updates(self.arguments, self.sampler.batches_per_epoch)
         resumed = self.arguments.resume_from_checkpoint
         self.newest_checkpoint = Path(resumed) if resumed else None
         self.grad_norm = torch.zeros(())
@@ -61,14 +56,12 @@ class TrainingLoop:
             # A checkpoint may have been written between the last update of an epoch and its evaluation.
             while self._has_updates_left() or self.progress.batch:
                 self._train_epoch(request)
-                self._end_epoch()
+                self._evaluate_epoch()
                 if self._has_updates_left():
                     self._stop_if_requested(request)
 
     def _has_updates_left(self) -> bool:
-        patience = self.arguments.early_stopping_patience
-        is_patient = patience is None or self.progress.evaluations_since_best < patience
-        return is_patient and self.progress.step < self.total_updates
+        return self.progress.step < self.total_updates
 
     def _train_epoch(self, request: StopRequest) -> None:
         progress, arguments = self.progress, self.arguments
@@ -115,15 +108,16 @@ class TrainingLoop:
     def _start_interval(self, sums: list[float]) -> None:
         """Start the sums for the next line of metrics, with those of a checkpoint if the run was resumed.
 
-        Sums of float32 losses in float64 are exact, so the order of the processes does not matter.
+        Sums of float32 losses in float64 have no rounding error worth mentioning, whatever the order of the processes.
         """
         is_initial = self.accelerator.is_main_process and sums
         start = sums if is_initial else [0.0] * self.task.objective.num_sums
-        self.interval_sums = torch.tensor(start, dtype=torch.float64, device=self.accelerator.device)
+        dtype = torch.float32 if self.accelerator.device.type == "mps" else torch.float64  # MPS has no float64
+        self.interval_sums = torch.tensor(start, dtype=dtype, device=self.accelerator.device)
         self.interval_rows, self.interval_start = 0, self.progress.seconds
         self.progress.interval_sums = []
 
-    def _read_interval_sums(self) -> list[float]:
+    def _reduce_interval_sums(self) -> list[float]:
         """Return the sums of all processes since the last line of metrics. Waits for the device."""
         sums: list[float] = self.accelerator.reduce(self.interval_sums, "sum").tolist()
         self._add_training_time()
@@ -138,7 +132,7 @@ class TrainingLoop:
 
     def _log_interval(self) -> dict[str, float]:
         """Write a line of metrics on the updates since the last line. Return their metrics."""
-        progress, sums = self.progress, self._read_interval_sums()
+        progress, sums = self.progress, self._reduce_interval_sums()
         epoch_sums = progress.epoch_sums or [0.0] * len(sums)
         progress.epoch_sums = [total + value for total, value in zip(epoch_sums, sums, strict=True)]
         metrics = self.task.objective.metrics(sums)
@@ -168,7 +162,7 @@ class TrainingLoop:
         """Write the checkpoint of this step, unless it exists."""
         if self.newest_checkpoint is not None and self.newest_checkpoint.name == f"checkpoint-{self.progress.step}":
             return self.newest_checkpoint
-        sums = self._read_interval_sums()
+        sums = self._reduce_interval_sums()
         progress = replace(self.progress, scheduler=self.scheduler.state_dict(), interval_sums=sums)
         if self.accelerator.is_main_process:  # lines that a resumed run does not write again
             flush_to_disk(self.output_dir / METRICS)
@@ -191,7 +185,7 @@ class TrainingLoop:
         )
         raise Stopped(message if self.accelerator.is_main_process else "", signum)
 
-    def _end_epoch(self) -> None:
+    def _evaluate_epoch(self) -> None:
         """Evaluate, and save the model if it is the best so far."""
         progress = self.progress
         metrics, details = self.task.evaluate()
@@ -213,7 +207,6 @@ class TrainingLoop:
             logger.info("Epoch %d: %s", progress.epoch + 1, self.task.objective.describe(entry, self.task.eval_split))
         score = self.task.objective.score(metrics)
         is_best = progress.best_score is None or score > progress.best_score
-        progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
         if is_best:
             progress.best_score, progress.best_step = score, progress.step
         if is_best or not self.arguments.load_best_model_at_end:

@@ -19,7 +19,7 @@ MAX_EXPONENT = 700  # math.exp overflows above 709
 
 
 @dataclass(frozen=True)
-class Classification:
+class ClassificationObjective:
     """Cross-entropy of the labels (d2l 15.7.4), its `mean` or `sum` over the pairs of a batch.
 
     Labels may be probabilities, for knowledge distillation at temperature 1 (Hinton et al., 2015). A prediction is then
@@ -59,14 +59,14 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class PretrainingObjective:
     """Masked language modelling and next sentence prediction: the sum of two mean cross-entropies (d2l 15.10.1).
 
     The first is the mean over the masked positions of the global batch, the second over its pairs. d2l's PyTorch code
     also counts padded positions, which predict `<unk>`; its MXNet code does not.
     """
 
-    predictions_R: np.ndarray  # number of masked positions of each row
+    num_masked_R: np.ndarray  # number of masked positions of each row
     num_sums = 6
     best_metric = "loss"
 
@@ -76,7 +76,7 @@ class Pretraining:
         mlm_loss, nsp_loss, num_correct = model(**batch)
         counts = [(batch[name] != IGNORED_LABEL).sum() for name in ("labels", "next_sentence_label")]
         sums = torch.stack([mlm_loss.detach(), nsp_loss.detach(), *num_correct, *counts])
-        return mlm_loss / int(self.predictions_R[rows].sum()) + nsp_loss / len(rows), sums
+        return mlm_loss / int(self.num_masked_R[rows].sum()) + nsp_loss / len(rows), sums
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
         mlm_sum, nsp_sum, mlm_correct, nsp_correct, num_predictions, num_pairs = sums
@@ -101,4 +101,4 @@ class Pretraining:
         )
 
 
-Objective = Classification | Pretraining
+Objective = ClassificationObjective | PretrainingObjective

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, PartialState
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,12 +17,12 @@ from bert_snli.console import configure_logging, quiet_libraries, run_and_leave
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import Stopped
 from bert_snli.fast.forward import FastClassifier
-from bert_snli.fast.machine import Precision, keep_freed_memory
+from bert_snli.fast.machine import keep_freed_memory
 from bert_snli.training import run_folder
 from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import restore_output_dir
 from bert_snli.training.command_line import TrainingCommand
-from bert_snli.training.loop import TrainingLoop, num_updates
+from bert_snli.training.loop import TrainingLoop
 from bert_snli.training.run_report import CONFUSION_MATRIX, RUN_REPORT, TRAINING_PLOT, write_run_report
 from bert_snli.training.setup import make_optimizer, make_scheduler, resume_or_start
 from bert_snli.training.task import TrainingTask
@@ -35,15 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training returns.
+    """What training returns."""
 
-    Args:
-        output_dir: the model folder.
-        metrics: the content of `train_results.json`: metrics of the saved model, throughput and machine.
-    """
-
-    output_dir: Path
-    metrics: dict[str, Any]
+    output_dir: Path  # the model folder
+    metrics: dict[str, Any]  # the content of `train_results.json`: metrics of the saved model, throughput, machine
 
 
 def run_training(
@@ -68,16 +62,15 @@ def run_training(
             try:
                 loop.run()
             except Stopped:
-                draw_curve(loop)
+                write_progress_files(loop)
                 accelerator.wait_for_everyone()  # the launcher ends the others as soon as one process has ended
                 raise
-            draw_curve(loop)
+            write_progress_files(loop)
         results = summarise(loop) | more_results
         if is_main:
             write_run_report(output_dir, results, loop.progress)
-            files.write_atomically(
-                output_dir / files.TRAIN_RESULTS, json.dumps(results, indent=2) + "\n"
-            )  # marks a finished run
+            text = json.dumps(results, indent=2) + "\n"
+            files.write_atomically(output_dir / files.TRAIN_RESULTS, text)  # the last file: it marks a finished run
     return TrainingResult(output_dir, results)
 
 
@@ -92,7 +85,9 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
     )
-    total_updates = num_updates(arguments, sampler.batches_per_epoch)
+    total_updates = arguments.num_train_epochs * sampler.batches_per_epoch
+    if arguments.max_steps > 0:
+        total_updates = arguments.max_steps
     optimizer = make_optimizer(task.module, arguments.optim, arguments.learning_rate, arguments.weight_decay)
     scheduler = make_scheduler(optimizer, arguments.lr_scheduler_type, arguments.warmup_steps, total_updates)
     if isinstance(task.module, FastClassifier):
@@ -101,8 +96,8 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
     buffers = [name for name, _ in task.module.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task.module, buffers)
     module, optimizer = accelerator.prepare(task.module, optimizer)
-    progress = resume_or_start(arguments, accelerator, scheduler, task.data, total_updates)
-    return TrainingLoop(arguments, accelerator, task, module, optimizer, scheduler, sampler, progress)
+    progress = resume_or_start(arguments, accelerator, scheduler, task.data_fingerprint, total_updates)
+    return TrainingLoop(arguments, accelerator, task, module, optimizer, scheduler, sampler, total_updates, progress)
 
 
 def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], None]) -> None:
@@ -111,7 +106,7 @@ def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], No
     removed = restore_output_dir(output_dir, progress.step)
     if removed and progress.step:
         logger.info("%s: removed, because the run resumes from an earlier checkpoint", ", ".join(removed))
-    origin = run_folder.describe_origin(loop.arguments, progress.data, describe_machine(loop))
+    origin = run_folder.describe_origin(loop.arguments, progress.data_fingerprint, describe_machine(loop))
     run_folder.write_origin(output_dir, origin, progress.step)
     loop.arguments.save_recipe(output_dir / files.RECIPE_FILE)
     prepare_output_dir(output_dir)
@@ -143,7 +138,7 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
             tracker.finish()
 
 
-def draw_curve(loop: TrainingLoop) -> None:
+def write_progress_files(loop: TrainingLoop) -> None:
     """Draw the training curve and write `trainer_state.json`, if there was an evaluation."""
     if loop.accelerator.is_main_process and loop.progress.epochs:
         loop.task.plot(run_folder.read_metrics(loop.output_dir), loop.task.eval_split, loop.output_dir)
@@ -201,14 +196,3 @@ def run_command(
             print(f"{result.output_dir}: epoch {results['saved_epoch']:g}: {values}; {speed}; see report.md there")
 
     return run_and_leave(command.prog, run, command.option_names)
-
-
-def describe_precision(accelerator: Accelerator, precision: Precision) -> str:
-    """Describe the device and the precision of a run in one line."""
-    name = "fp32" if precision.name == "no" else precision.name
-    return f"{accelerator.device.type}, {name} ({precision.reason}): {precision.matmul_throughput / 1e9:,.0f} GFLOP/s"
-
-
-def choose_attention(requested: str | None, device: torch.device) -> str:
-    """Return the attention implementation. At SNLI's lengths, eager attention is faster than sdpa on a CPU."""
-    return requested or ("eager" if device.type == "cpu" else "sdpa")

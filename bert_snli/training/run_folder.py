@@ -4,26 +4,23 @@ import importlib.metadata
 import json
 import platform
 import re
-import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
 
-from bert_snli.files import METRICS, WEIGHTS, sha256_of_file, write_atomically
+from bert_snli.files import METRICS, WEIGHTS, is_evaluation, sha256_of_file, write_atomically
 from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import Progress
 
 RUN, TRAINER_STATE = "run.json", "trainer_state.json"
 LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def describe_origin(arguments: BaseTrainingArguments, data: str, machine: dict[str, Any]) -> dict[str, Any]:
+def describe_origin(arguments: BaseTrainingArguments, data_fingerprint: str, machine: dict[str, Any]) -> dict[str, Any]:
     """Return the content of `run.json`: versions, commit, initial weights and the fingerprint of the data."""
     weights = Path(arguments.model_name_or_path or ".") / WEIGHTS
     is_local = bool(arguments.model_name_or_path) and weights.is_file()
@@ -35,8 +32,7 @@ def describe_origin(arguments: BaseTrainingArguments, data: str, machine: dict[s
         "model_sha256": sha256_of_file(weights) if is_local else None,
         "dataset_name_or_path": arguments.dataset_name_or_path,
         "train_file": getattr(arguments, "train_file", None),
-        "data_fingerprint": data,
-        "git_commit": git_commit(),
+        "data_fingerprint": data_fingerprint,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in LIBRARIES},
         "machine": {"platform": platform.platform(), **machine},
@@ -44,24 +40,12 @@ def describe_origin(arguments: BaseTrainingArguments, data: str, machine: dict[s
     }
 
 
-def git_commit() -> str | None:
-    """Return the commit of this checkout, with `-dirty` if files have changed; None outside a checkout."""
-    if not (REPOSITORY / ".git").exists():  # git would describe an outer repository
-        return None
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
 def write_origin(output_dir: Path, origin: dict[str, Any], resumed_at: int) -> None:
     """Write `run.json`. If the run is resumed, add an entry to the existing one."""
     path = output_dir / RUN
     if resumed_at and path.is_file():
         first = read_origin(output_dir)
-        now = {name: origin[name] for name in ("started", "git_commit", "versions", "machine")}
+        now = {name: origin[name] for name in ("started", "versions", "machine")}
         origin = {**first, "resumed": [*first["resumed"], {"step": resumed_at, **now}]}
     write_atomically(path, json.dumps(origin, indent=2) + "\n")
 
@@ -94,7 +78,7 @@ def _was_written_before(line: str, progress: Progress) -> bool:
         entry = json.loads(line)
     except ValueError:  # a killed run may leave half a line
         return False
-    return entry in progress.epochs if "eval_loss" in entry else entry["step"] <= progress.step
+    return entry in progress.epochs if is_evaluation(entry) else entry["step"] <= progress.step
 
 
 def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +86,7 @@ def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
 
     For an evaluation only the evaluation metrics are logged, because its training metrics are means over the epoch.
     """
-    prefix = "eval_" if "eval_loss" in entry else "train_"
+    prefix = "eval_" if is_evaluation(entry) else "train_"
     return {
         f"{prefix[:-1]}/{name.removeprefix(prefix)}": value
         for name, value in entry.items()
@@ -115,6 +99,15 @@ def write_trainer_state(
 ) -> None:
     """Write `trainer_state.json` as `transformers.Trainer` does, from the lines of `metrics.jsonl`."""
     entries = read_metrics(output_dir)
+    # `Trainer` calls the loss `loss`, not `train_loss`, and an evaluation has no metrics of training.
+    log_history = [
+        {
+            name.removeprefix("train_"): value
+            for name, value in entry.items()
+            if not (is_evaluation(entry) and name.startswith("train_"))
+        }
+        for entry in entries
+    ]
     best = next(entry for entry in progress.epochs if entry["step"] == progress.best_step)
     state = TrainerState(
         epoch=entries[-1]["epoch"],
@@ -124,19 +117,8 @@ def write_trainer_state(
         logging_steps=arguments.logging_steps,
         save_steps=arguments.save_steps,
         train_batch_size=arguments.train_batch_size,
-        log_history=trainer_log_history(entries),
+        log_history=log_history,
         best_metric=best[f"eval_{best_metric}"],
         best_global_step=best["step"],
-        best_model_checkpoint=str(output_dir),
     )
     state.save_to_json(str(output_dir / TRAINER_STATE))
-
-
-def trainer_log_history(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rename metrics as `Trainer` does: `loss` while training; evaluations without training metrics."""
-    return [
-        {name: value for name, value in entry.items() if not name.startswith("train_")}
-        if "eval_loss" in entry
-        else {name.removeprefix("train_"): value for name, value in entry.items()}
-        for entry in entries
-    ]

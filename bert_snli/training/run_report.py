@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_snli.evaluation.plots import plot_confusion_matrix, plot_training_progress
+from bert_snli.files import is_evaluation
 from bert_snli.rendering import render
 from bert_snli.training.checkpointing import Progress
 from bert_snli.training.run_folder import read_metrics, read_origin
@@ -16,7 +17,7 @@ def write_run_report(output_dir: Path, results: dict[str, Any], progress: Progre
 
     `results` is the content of `train_results.json`.
     """
-    updates = [entry for entry in read_metrics(output_dir) if "eval_loss" not in entry]
+    updates = [entry for entry in read_metrics(output_dir) if not is_evaluation(entry)]
     plot_training_progress(updates, output_dir / TRAINING_PLOT)
     confusion_matrix = progress.saved_model.get("confusion_matrix")
     if confusion_matrix:

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -23,7 +23,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import Precision, choose_precision
 from bert_snli.files import TRAIN_RESULTS, check_output_dir
 from bert_snli.training import checkpointing
-from bert_snli.training.arguments import RESUME_OPTIONS, BaseTrainingArguments
+from bert_snli.training.arguments import CHANGEABLE_ON_RESUME, BaseTrainingArguments
 from bert_snli.training.run_folder import RUN
 
 UNSUPPORTED_LAUNCHES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process has all weights
@@ -89,11 +89,23 @@ def choose_checkpoint_and_precision(
     return (str(checkpoint) if checkpoint else None), choose_precision(precision, device)
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase, arrays: Iterable[np.ndarray]) -> str:
-    """Return a SHA-256 of the vocabulary and of the training and evaluation data."""
+def describe_precision(accelerator: Accelerator, precision: Precision) -> str:
+    """Describe the device and the precision of a run in one line."""
+    name = "fp32" if precision.name == "no" else precision.name
+    return f"{accelerator.device.type}, {name} ({precision.reason}): {precision.matmul_throughput / 1e9:,.0f} GFLOP/s"
+
+
+def choose_attention(requested: str | None, device: torch.device) -> str:
+    """Return the attention implementation. At SNLI's lengths, eager attention is faster than sdpa on a CPU."""
+    return requested or ("eager" if device.type == "cpu" else "sdpa")
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase, *data: Mapping[str, np.ndarray]) -> str:
+    """Return a SHA-256 of the vocabulary and of the columns of training and evaluation data."""
     digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.tobytes())
+    for columns in data:
+        for array in columns.values():
+            digest.update(array.tobytes())
     digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])).encode())
     return digest.hexdigest()
 
@@ -118,25 +130,29 @@ def make_scheduler(
 
 
 def resume_or_start(
-    arguments: BaseTrainingArguments, accelerator: Accelerator, scheduler: LRScheduler, data: str, total_updates: int
+    arguments: BaseTrainingArguments,
+    accelerator: Accelerator,
+    scheduler: LRScheduler,
+    data_fingerprint: str,
+    total_updates: int,
 ) -> checkpointing.Progress:
-    """Load the checkpoint that was chosen, if any. Return the progress of the run; `data` is its fingerprint."""
+    """Load the checkpoint that was chosen, if any. Return the progress of the run."""
     num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
     machine = {"num_processes": accelerator.num_processes, "num_gpus": num_gpus}
     settings = arguments.settings() | machine
     if not arguments.resume_from_checkpoint:
-        return checkpointing.Progress(settings=settings, data=data)
+        return checkpointing.Progress(settings=settings, data_fingerprint=data_fingerprint)
     folder = Path(arguments.resume_from_checkpoint)
     progress = checkpointing.read_progress(folder)
     saved = progress.settings
     changed = sorted(name for name in settings | saved if settings.get(name) != saved.get(name))
-    fixed = [name for name in changed if name not in (*RESUME_OPTIONS, *machine)]
+    fixed = [name for name in changed if name not in (*CHANGEABLE_ON_RESUME, *machine)]
     if fixed:
         before, now = saved.get(fixed[0]), settings.get(fixed[0])
         raise BertSnliError(
             f"resume_from_checkpoint {folder}: was made with {fixed[0]} {before}, not {now}; use the same options"
         )
-    if progress.data != data:
+    if progress.data_fingerprint != data_fingerprint:
         raise BertSnliError(
             f"resume_from_checkpoint {folder}: was made with other pairs, labels or tokens; use the same data"
         )

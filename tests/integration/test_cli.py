@@ -116,6 +116,19 @@ def test_mistake_in_a_recipe_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
         assert message in error_line(["finetune", "--config", recipe, "--output_dir", tmp_path / "run"], capsys)
 
 
+def test_recipe_of_the_other_training_command_is_not_offered(tmp_path: Path, capsys: pytest.CaptureFixture):
+    line = error_line(["finetune", "--config", "d2l_book_pretrain", "--output_dir", tmp_path / "run"], capsys)
+    assert "give a YAML file or one of d2l_book, default, pooler, taught" in line
+    line = error_line(["pretrain", "--config", "pooler", "--output_dir", tmp_path / "run"], capsys)
+    assert "give a YAML file or one of d2l_book_pretrain" in line
+
+
+def test_positional_argument_is_not_written_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert "error: model: has no config.json" in error_line(["evaluate", "model"], capsys)
+
+
 def test_command_line_overrides_the_recipe(tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("learning_rate: 1.0e-3\nload_best_model_at_end: false\nmixed_precision: 'no'\nseed: 7\n")
@@ -146,7 +159,7 @@ def test_recipe_holds_the_documented_settings(name: str):
 
 def test_unknown_recipe_is_refused_with_the_names_of_the_recipes(capsys: pytest.CaptureFixture):
     line = error_line(["finetune", "--config", "d2l", "--output_dir", "run"], capsys)
-    assert "--config d2l: No such file or directory; give a YAML file or one of d2l_book, d2l_book_pretrain" in line
+    assert "--config d2l: No such file or directory; give a YAML file or one of d2l_book, default" in line
 
 
 def test_config_prints_the_accelerate_configuration(capsys: pytest.CaptureFixture):
@@ -321,7 +334,7 @@ def test_table_of_extras_agrees_with_pyproject():
     extras = {
         extra: {Requirement(line).name for line in lines}
         for extra, lines in project["optional-dependencies"].items()
-        if extra != "dev"
+        if extra in ("onnx", "serve")
     }
     for name, extra in EXTRA_OF_IMPORT.items():
         assert name in extras[extra]
@@ -417,7 +430,7 @@ def test_finetune_warns_when_the_model_is_no_better_than_the_most_frequent_label
 ):
     metrics = {"train_steps": num_updates, "eval_accuracy": accuracy, "eval_split": "validation"}
     finetune.warn_if_nothing_learned(TrainingResult(Path("run"), metrics), [0, 0, 1, 2])
-    message = f"validation accuracy is {accuracy:.3f}, that of always predicting the most frequent label is 0.500"
+    message = f"validation accuracy is {accuracy:.3f}, the share of the most frequent label 0.500"
     assert (message in caplog.text) == is_warned and bool(caplog.records) == is_warned
 
 

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from bert_snli.cli import main
-from conversion import download
+from conversion import convert_checkpoint, download
 from conversion.d2l_layout import PYTORCH
 
 
@@ -106,6 +106,11 @@ def test_archive_is_downloaded_completely_and_only_once(mode: str, server: Serve
     assert len(server.ranges) == (1 if mode == "normal" else 2)
     names = {path.name for path in (tmp_path / "bert-snli" / "downloads" / "d2l").iterdir()}
     assert "bert.small.torch.zip" in names and not any(name.endswith(".partial") for name in names)
+
+
+def test_python_function_downloads_by_name(server: Server, tmp_path: Path):
+    certificate = convert_checkpoint("bert.small", tmp_path / "model", num_attention_heads=2)
+    assert certificate.source["framework"] == "pytorch" and len(server.ranges) == 1
 
 
 def test_interrupted_download_is_reported_and_not_cached(server: Server, tmp_path: Path, capsys):

@@ -196,11 +196,12 @@ def test_private_is_refused_for_a_public_repository(pushed: Done, session: HubSe
 
 def test_push_removes_files_of_an_earlier_push_and_keeps_other_files(session: HubSession, hub: Hub, model: Path):
     earlier = {"eval_results_validation.json": b"{}", CERTIFICATE: b"{}", "notes.md": b"mine", "a/config.json": b""}
+    earlier |= {"report/slices.png": b"", "report/figures/mine.png": b"mine"}
     hub.repositories["user/earlier"] = Repository(False, {"main": [Commit("earlier push", earlier)]})
     assert session.push(model, "user/earlier").code == 0
     commits = hub.repositories["user/earlier"].branches["main"]
     assert len(commits) == 2
-    assert commits[-1].files.keys() == PUSHED_FILES | {"notes.md", "a/config.json"}
+    assert commits[-1].files.keys() == PUSHED_FILES | {"notes.md", "a/config.json", "report/figures/mine.png"}
 
 
 def test_dry_run_writes_the_files_of_a_push_without_a_hub(pushed: Done, hub: Hub, model: Path, tmp_path: Path):

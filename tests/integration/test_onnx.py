@@ -21,7 +21,7 @@ from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.files import ONNX_FILE
 from bert_snli.finetune import finetune_model
-from bert_snli.inference import OnnxClassifier, load_classifier, load_config, load_tokenizer
+from bert_snli.inference import OnnxClassifier, load_classifier, load_config, load_tokenizer, open_classifier
 from bert_snli.modeling import D2LBertForPreTraining
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.onnx_export import export_onnx, random_batch
@@ -239,6 +239,14 @@ def test_wrong_export_option_is_refused_in_one_line(
 ):
     words = [str(model_folder) if word == "MODEL" else word for word in options]
     assert message in error_line(["export", model_folder, "--output_dir", tmp_path / "out", *words], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_quantization_and_backend_are_refused_in_python(model_folder: Path, tmp_path: Path):
+    with pytest.raises(BertSnliError, match="quantize fp16: choose int8"):
+        export_onnx(str(model_folder), tmp_path / "out", quantize="fp16")
+    with pytest.raises(BertSnliError, match="backend tensorrt: choose torch or onnx"):
+        open_classifier(str(model_folder), "tensorrt")
     assert not (tmp_path / "out").exists()
 
 

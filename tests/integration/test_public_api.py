@@ -5,15 +5,20 @@ from __future__ import annotations
 import ast
 import inspect
 import subprocess
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import bert_snli
 import conversion
 from tests.support.checkpoints import save_d2l_checkpoint
+from tests.support.processes import REPOSITORY
 
 NAMES = [(package, name) for package in (bert_snli, conversion) for name in package.__all__]
 
@@ -64,3 +69,28 @@ def test_first_use_of_a_name_registers_the_auto_classes(name: str, run_python, m
     )
     done: subprocess.CompletedProcess = run_python("-c", code, model_folder)
     assert ast.literal_eval(done.stdout) == ["bert_snli.modeling.modeling_d2l_bert"], done.stderr
+
+
+def test_public_names_need_no_optional_dependency(run_python):
+    optional = ["gradio", "onnx", "onnxruntime", "onnxscript", "tensorboard", "trackio", "wandb"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({optional})); from bert_snli import *; print(export_onnx)"
+    done: subprocess.CompletedProcess = run_python("-c", code)
+    assert done.stdout.startswith("<function export_onnx"), done.stderr
+
+
+def test_packages_import_only_declared_dependencies():
+    project = pytest.importorskip("tomllib").loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = [line for name in ("onnx", "serve") for line in project["optional-dependencies"][name]]
+    declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"] + extras}
+    imported = set()
+    for path in [*(REPOSITORY / "bert_snli").rglob("*.py"), *(REPOSITORY / "conversion").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.partition(".")[0])
+    imported -= {*sys.stdlib_module_names, "bert_snli", "conversion"}
+    distributions = packages_distributions()
+    needed = {canonicalize_name(name) for package in imported for name in set(distributions[package])}
+    assert needed <= declared
+    assert declared - needed <= {"onnxscript"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
+import signal
 import time
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import transformers
 from PIL import Image
 from transformers import TrainerState
 
-from bert_snli.errors import BertSnliError
+from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.files import sha256_of_file
 from bert_snli.finetune import finetune_model
 from bert_snli.modeling import D2LBertConfig
 from bert_snli.modeling.labels import ID2LABEL
 from bert_snli.pretrain import pretrain_model
-from bert_snli.training import run_folder
+from bert_snli.training import loop
+from bert_snli.training.arguments import PretrainArguments
 from bert_snli.training.command_line import FINETUNE, PRETRAIN
 from tests.support.finetuning import find_differences, read_metrics, run_finetune
 from tests.support.training_processes import start_finetuning
@@ -42,31 +44,10 @@ def read_json(path: Path) -> dict:
 def test_run_json_identifies_base_model_data_and_versions(base_model: Path, finished_run: Path):
     origin = read_json(finished_run / "run.json")
     assert origin["model_sha256"] == sha256_of_file(base_model / "model.safetensors")
-    assert origin["data_fingerprint"] == read_json(finished_run / "checkpoint-6" / "progress.json")["data"]
+    assert origin["data_fingerprint"] == read_json(finished_run / "checkpoint-6" / "progress.json")["data_fingerprint"]
     assert origin["versions"]["transformers"] == transformers.__version__
     assert origin["machine"]["num_processes"] == 1
     assert origin["resumed"] == []
-
-
-def test_git_commit_has_a_suffix_when_the_code_has_uncommitted_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def git(*words: str) -> str:
-        options = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(
-            ["git", *options, *words], cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path)
-    assert run_folder.git_commit() is None
-    git("init", "-q")
-    assert run_folder.git_commit() is None
-    (tmp_path / "code.py").write_text("1")
-    git("add", ".")
-    git("commit", "-qm", "first")
-    assert run_folder.git_commit() == git("rev-parse", "HEAD")
-    (tmp_path / "code.py").write_text("2")
-    assert run_folder.git_commit() == git("rev-parse", "HEAD") + "-dirty"
-    monkeypatch.setenv("PATH", "")
-    assert run_folder.git_commit() is None
 
 
 def test_saved_recipe_repeats_the_run_bit_exactly(finished_run: Path, tmp_path: Path):
@@ -175,3 +156,22 @@ def test_overwrite_output_dir_removes_the_records_of_the_earlier_run(
         run_finetune(base_model, corpus, tmp_path / "run", **changes)
     found = {path.name for path in (tmp_path / "run").iterdir()}
     assert not found & {"report.md", "training.png", "confusion_matrix.png", "trainer_state.json", "train_results.json"}
+
+
+def test_signal_after_the_first_epoch_of_pretraining_draws_the_curve(wiki: Path, tmp_path: Path, monkeypatch):
+    """The last line of metrics is then one of updates, not of an evaluation."""
+    append_metrics = loop.append_metrics
+    evaluated = []
+
+    def append_and_signal(output_dir: Path, entry: dict) -> None:
+        append_metrics(output_dir, entry)
+        evaluated.append("eval_loss" in entry)
+        if any(evaluated[:-1]):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "append_metrics", append_and_signal)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "min_freq": 1}
+    steps = {"train_batch_size": 16, "logging_steps": 1, "mixed_precision": "no", "max_length": 64}
+    with pytest.raises(Stopped):
+        pretrain_model(PretrainArguments(dataset_name_or_path=wiki, output_dir=tmp_path / "run", **sizes, **steps))
+    assert evaluated[-1] is False and (tmp_path / "run" / "curve.png").is_file()

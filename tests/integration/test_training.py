@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerFast
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
-from bert_snli.finetune import finetune_model
-from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
+from bert_snli.finetune import classifier_config, finetune_model
+from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.training.arguments import FinetuneArguments
+from bert_snli.training.run_folder import read_origin
 from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import save_d2l_checkpoint
 from tests.support.d2l_reference import ReferenceBERT, ReferenceClassifier, train_step
@@ -131,7 +132,7 @@ def test_training_only_the_embedding_rows_in_use_gives_the_weights_of_full_train
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-6")
     run_finetune(base_model, corpus, tmp_path / "resumed", **changes, resume_from_checkpoint="auto")
-    AcceleratorState._reset_state(reset_partial_state=True)  # the precision changes
+    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate has one precision in a process
     exact = {**changes, "mixed_precision": "no"}  # "auto" may be bf16, whose rounding differs
     run_finetune(base_model, corpus, tmp_path / "fast", **exact)
     run_finetune(base_model, corpus, tmp_path / "plain", **exact, fast_forward=False)
@@ -427,3 +428,25 @@ def test_model_without_a_tokenizer_is_refused(base_model: Path, corpus: Path, tm
         finetune_model(FinetuneArguments(output_dir=str(tmp_path / "run")), model=model)
     with pytest.raises(BertSnliError, match="^model_name_or_path: is required"):
         finetune_model(FinetuneArguments(output_dir=str(tmp_path / "run")))
+
+
+def test_second_run_of_a_process_uses_the_precision_of_the_first(base_model: Path, corpus: Path, tmp_path: Path):
+    run_finetune(base_model, corpus, tmp_path / "first", mixed_precision="bf16", max_steps=1)
+    with pytest.raises(BertSnliError, match="mixed_precision no: this process has an Accelerator with bf16 already"):
+        run_finetune(base_model, corpus, tmp_path / "second", mixed_precision="no", max_steps=1)
+    run_finetune(base_model, corpus, tmp_path / "third", mixed_precision="auto", max_steps=1)
+    assert read_results(tmp_path / "third")["mixed_precision"] == "bf16"
+
+
+def test_arguments_take_paths(base_model: Path, corpus: Path, tmp_path: Path):
+    finetune_model(
+        FinetuneArguments(base_model, corpus, tmp_path / "run", max_length=40, max_steps=1, mixed_precision="no")
+    )
+    assert read_origin(tmp_path / "run")["dataset_name_or_path"] == str(corpus)
+
+
+def test_class_from_the_code_of_a_model_folder_is_a_classifier():
+    """`trust_remote_code` loads it from there if `bert_snli` was not imported before."""
+    config = D2LBertConfig(vocab_size=50, classifier_head="pooler", num_labels=3)
+    model = type("D2LBertForSequenceClassification", (), {"config": config})()
+    assert classifier_config(FinetuneArguments("m", output_dir="o"), model).classifier_head == "pooler"

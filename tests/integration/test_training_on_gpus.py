@@ -112,7 +112,7 @@ def test_time_of_an_evaluation_is_not_training_time_when_a_signal_stops_the_run(
     assert read_progress(checkpoint).seconds < HOUR
 
 
-def test_resume_from_a_checkpoint_of_an_earlier_version_says_what_is_unknown(
+def test_resume_from_a_checkpoint_without_a_setting_says_that_it_is_unknown(
     base_model: Path, corpus: Path, run: Path, caplog: pytest.LogCaptureFixture
 ):
     edit_progress(run / "checkpoint-4", lambda progress: progress["settings"].pop("num_gpus"))

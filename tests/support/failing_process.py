@@ -7,10 +7,10 @@ import sys
 
 from bert_snli import finetune
 from bert_snli.finetune import COMMAND, check_arguments  # noqa: F401 - the launcher reads them
-from bert_snli.training.objectives import Classification
+from bert_snli.training.objectives import ClassificationObjective
 
 
-class Failing(Classification):
+class Failing(ClassificationObjective):
     def __call__(self, model, batch, rows):
         if os.environ.get("RANK") == "1":
             raise RuntimeError("an error of the test")
@@ -18,7 +18,7 @@ class Failing(Classification):
 
 
 def main(argv=None) -> int:
-    finetune.Classification = Failing
+    finetune.ClassificationObjective = Failing
     return finetune.main(argv)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_snli.data.pretraining import MaskedPairs, draw_masks, draw_pairs, encode_corpus, num_predictions, pair_up
+from bert_snli.data.pretraining import MaskedPairs, count_masked, draw_masks, draw_pairs, encode_corpus, pair_up
 from bert_snli.data.text import Paragraphs, SentenceSplitter, open_text, split_sentences
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
@@ -56,7 +56,7 @@ def d2l_examples(lines: list[str], vocabulary: list[str], wiki: Path, seed: int,
     draws = draw_pairs(encode_corpus(split_paragraphs(wiki).train, tokenizer), seed)
     pairs = list(sentence_pairs(read_paragraphs(lines), *map(iter, draws), MAX_LENGTH))
     lengths = np.array([len(tokens) for tokens, _, _ in pairs])
-    masks = draw_masks(int(lengths.sum()), int(num_predictions(lengths).sum()), len(vocabulary), seed, epoch)
+    masks = draw_masks(int(lengths.sum()), int(count_masked(lengths).sum()), len(vocabulary), seed, epoch)
     order, masked, kept = (iter(draw.tolist()) for draw in masks[:3])
     words = (vocabulary[word] for word in masks[3])
     return [

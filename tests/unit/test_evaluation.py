@@ -20,7 +20,7 @@ from bert_snli.evaluation.metrics import ClassificationMetrics, nli_metrics
 from bert_snli.evaluation.report import check_report_dir, evaluate_model, format_results, save_results
 from bert_snli.finetune import finetune_model
 from bert_snli.inference import (
-    label_names,
+    classifier_labels,
     load_classifier,
     load_config,
     load_tokenizer,
@@ -247,4 +247,4 @@ def test_labels_are_in_the_order_of_the_logits_whatever_the_order_in_the_config(
 def test_model_with_labels_of_another_task_is_refused():
     config = D2LBertConfig(id2label={0: "positive", 1: "negative"}, label2id={"positive": 0, "negative": 1})
     with pytest.raises(BertSnliError, match="its labels are positive, negative, not entailment"):
-        label_names(config, "models/sentiment")
+        classifier_labels(config, "models/sentiment")

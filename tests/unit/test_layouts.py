@@ -163,7 +163,7 @@ def test_votes_of_snli_equal_the_counted_annotator_labels(corpus: Path):
 def test_declared_label_names_apply_to_votes(votes: dict, tmp_path: Path):
     row = {"premise": "A", "hypothesis": "B", "label": "yes", **votes}
     path = write_jsonl(tmp_path / "set.jsonl", [row])
-    assert read_votes(path, label_names={"yes": "entailment"}) == [[1, 1, 1]]
+    assert read_votes(path, label_mapping={"yes": "entailment"}) == [[1, 1, 1]]
 
 
 def test_evaluation_split_equals_the_split_of_load_snli(corpus: Path):
@@ -196,6 +196,12 @@ def test_shards_of_two_different_sets_are_refused(names: tuple[str, str], tmp_pa
         load_evaluation_set(str(tmp_path / "sets"))
 
 
+def test_training_set_of_esnli_in_two_files_is_one_split(tmp_path: Path):
+    for number in (1, 2):
+        write_esnli(tmp_path).rename(tmp_path / f"esnli_train_{number}.csv")
+    assert len(load_evaluation_set(str(tmp_path), split="train").pairs) == 2 * len(LABELS)
+
+
 def test_unbalanced_quotes_in_a_tsv_are_text(tmp_path: Path):
     sentences = ['"Yes, she said', "It's 5\" long.", '"Quoted"', "plain"]
     path = tmp_path / "dev.tsv"
@@ -208,7 +214,7 @@ def test_cells_that_look_like_numbers_or_missing_values_stay_text(tmp_path: Path
     rows = [{"premise": "1.10", "hypothesis": "007", "label": number} for number in (0, 1, 2)] * 2000
     rows.append({"premise": "n/a", "hypothesis": "None", "label": "-"})
     path = write_table(tmp_path / "set[1].csv", rows)
-    found = load_evaluation_set(str(path), label_names={"0": "entailment", "1": "neutral", "2": "contradiction"})
+    found = load_evaluation_set(str(path), label_mapping={"0": "entailment", "1": "neutral", "2": "contradiction"})
     assert (len(found.pairs), found.num_dropped) == (6000, 1)
     assert (found.pairs["premise"][0], found.pairs["hypothesis"][0]) == ("1.10", "007")
 
@@ -232,7 +238,7 @@ def custom_table(tmp_path: Path) -> Path:
 
 def test_columns_and_labels_can_be_declared(custom_table: Path):
     names = {"0": "entailment", "1": "neutral", "2": "contradiction", "9": "-"}
-    found = load_evaluation_set(str(custom_table), columns=DECLARED_COLUMNS, label_names=names)
+    found = load_evaluation_set(str(custom_table), columns=DECLARED_COLUMNS, label_mapping=names)
     assert [found.labels[row["label"]] for row in found.pairs] == LABELS
     assert found.num_dropped == 1
 

@@ -223,6 +223,13 @@ def test_converted_card_needs_the_certificate(tmp_path: Path):
         make_converted_card(tmp_path, "here")
 
 
+def test_converted_card_of_an_edited_certificate_is_an_error(converted: Path, tmp_path: Path):
+    content = json.loads((converted / "conversion_certificate.json").read_text())
+    (tmp_path / "conversion_certificate.json").write_text(json.dumps(content | {"source": {}}))
+    with pytest.raises(BertSnliError, match="conversion_certificate.json: cannot be read"):
+        make_converted_card(tmp_path, "model")
+
+
 def test_card_says_that_the_classifier_head_is_not_that_of_d2l(model: Path, tmp_path: Path):
     save_random_classifier(tmp_path / "pooler", classifier_head="pooler")
     sentence = "Its classifier head is not d2l's"

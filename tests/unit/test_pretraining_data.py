@@ -231,7 +231,7 @@ def test_fingerprint_depends_on_every_column_of_the_pairs(column: str, values: l
         "labels": [1, 0],
     }
     first, second = (
-        fingerprint(tokenizer, flat_columns(MaskedPairs(pa.table(rows), tokenizer, seed=1).pairs).values())
+        fingerprint(tokenizer, flat_columns(MaskedPairs(pa.table(rows), tokenizer, seed=1).pairs))
         for rows in (columns, {**columns, column: values})
     )
     assert first != second

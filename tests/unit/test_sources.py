@@ -39,6 +39,12 @@ def read_pairs(split: Dataset) -> list[tuple[str, str, str]]:
     return [(row["premise"], row["hypothesis"], names[row["label"]]) for row in split]
 
 
+def test_wrong_text_source_and_a_split_that_is_no_list_are_refused(corpus: Path):
+    for options in ({"text_source": "leaves"}, {"splits": "train"}):
+        with pytest.raises(BertSnliError, match="^load_snli: text_source is raw or parse, and splits a list"):
+            load_snli(str(corpus), **options)
+
+
 def write_parquet(corpus: Path, folder: Path) -> Path:
     """Write the corpus in the format of `stanfordnlp/snli`: other label ids, −1 without a gold label."""
     features = Features(

@@ -330,6 +330,12 @@ def test_vocabulary_without_a_special_token_is_refused() -> None:
         build_tokenizer(["a"], model_max_length=8)
 
 
+def test_mapping_is_no_vocabulary() -> None:
+    """The order of `get_vocab()` is not that of the ids."""
+    with pytest.raises(BertSnliError, match="vocabulary: empty or not a list"):
+        build_tokenizer(LOWER.get_vocab(), model_max_length=8)
+
+
 def test_vocabulary_with_a_duplicate_is_refused() -> None:
     with pytest.raises(BertSnliError, match="two ids"):
         build_tokenizer([*SPECIALS, "a", "a"], model_max_length=8)
