@@ -32,7 +32,7 @@ from bert_snli.training.command_line import FINETUNE as COMMAND
 from bert_snli.training.objectives import ClassificationObjective
 from bert_snli.training.run import TrainingResult, run_command, run_training
 from bert_snli.training.setup import check_arguments as check_training_arguments
-from bert_snli.training.setup import choose_attention, describe_precision, fingerprint, open_accelerator
+from bert_snli.training.setup import choose_attention, fingerprint, open_accelerator
 from bert_snli.training.task import TrainingTask
 
 IN_MEMORY = "(in memory)"  # recorded instead of a path if a model or a dataset is given as an object
@@ -85,7 +85,7 @@ def finetune_model(
     history = [step for source in sources for step in read_history(Path(source))]
     tokenizer = tokenizer or inference.load_tokenizer(arguments.model_name_or_path)
     encoder = PairEncoder(tokenizer, arguments.max_length, arguments.truncation, arguments.text_source)
-    accelerator, arguments, precision = open_accelerator(arguments)
+    accelerator, arguments = open_accelerator(arguments)
     if arguments.hub_model_id and accelerator.is_main_process:
         check_login(arguments.hub_model_id)
     with accelerator.main_process_first():
@@ -93,7 +93,6 @@ def finetune_model(
     if accelerator.is_main_process:
         logger.info("%s training pairs (%s rows without a gold label dropped)", f"{len(train):,}", f"{num_dropped:,}")
         logger.info("classifier head: %s", config.classifier_head)
-        logger.info("%s", describe_precision(accelerator, precision))
     classifier = load_base_model(arguments, config, model)
     task = make_task(arguments, accelerator, classifier, tokenizer, train, evaluation)
     prepare = partial(prepare_output_dir, arguments=arguments, history=history)

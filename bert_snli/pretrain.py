@@ -25,11 +25,11 @@ from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer, is_uncased
-from bert_snli.training import setup
 from bert_snli.training.arguments import DEFAULT_SIZES, PretrainArguments
 from bert_snli.training.command_line import PRETRAIN as COMMAND
 from bert_snli.training.objectives import PretrainingObjective
 from bert_snli.training.run import TrainingResult, run_command, run_training
+from bert_snli.training.setup import check_arguments, choose_attention, fingerprint, open_accelerator
 from bert_snli.training.task import TrainingTask
 
 EVALUATION_SEED = 0  # of evaluation pairs and masks: independent of the run, so that runs can be compared
@@ -57,10 +57,10 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
         >>> pretrain_model(arguments).metrics["train_steps"]
         2
     """
-    setup.check_arguments(arguments)
+    check_arguments(arguments)
     base = load_base_model(arguments) if arguments.model_name_or_path else None
     history = read_history(Path(arguments.model_name_or_path)) if base else []
-    accelerator, arguments, precision = setup.open_accelerator(arguments)
+    accelerator, arguments = open_accelerator(arguments)
     with accelerator.main_process_first():
         base_tokenizer = base[1] if base else make_empty_tokenizer(arguments)
         text = open_text(arguments.dataset_name_or_path, arguments.dataset_config_name, arguments.text_source)
@@ -70,7 +70,6 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
     if accelerator.is_main_process:
         sizes = f"{len(train):,} training pairs, {len(evaluation):,} evaluation pairs ({paragraphs.eval_split})"
         logger.info("%s; %s tokens in the vocabulary", sizes, f"{len(tokenizer):,}")
-        logger.info("%s", setup.describe_precision(accelerator, precision))
     set_seed(arguments.seed)
     model = base[0] if base else make_model(arguments, tokenizer)
     if len(tokenizer) != model.config.vocab_size:
@@ -182,7 +181,7 @@ def make_task(
     eval_split: str,
 ) -> TrainingTask:
     """Prepare the module, the data and the evaluation on the accelerator's device."""
-    model.set_attn_implementation(setup.choose_attention(None, accelerator.device))
+    model.set_attn_implementation(choose_attention(None, accelerator.device))
     model.to(accelerator.device)
     return TrainingTask(
         model=model,
@@ -190,7 +189,7 @@ def make_task(
         module=FastPreTraining(model),
         objective=PretrainingObjective(train.num_masked_R),
         pairs=train,
-        data_fingerprint=setup.fingerprint(tokenizer, flat_columns(train.pairs), flat_columns(evaluation.pairs)),
+        data_fingerprint=fingerprint(tokenizer, flat_columns(train.pairs), flat_columns(evaluation.pairs)),
         eval_split=eval_split,
         evaluate=lambda: evaluate(model, evaluation, arguments.per_device_eval_batch_size, accelerator),
         plot=plot_pretraining,

@@ -53,7 +53,7 @@ def check_arguments(arguments: BaseTrainingArguments) -> None:
         raise BertSnliError(f"report_to {tracker}: is not installed; pip install 'bert-snli[{tracker}]'")
 
 
-def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments, Precision]:
+def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
     """Join the processes of the run. Return also the arguments with the chosen precision and checkpoint."""
     for name in UNSUPPORTED_LAUNCHES:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
@@ -74,7 +74,11 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments, Prec
         project_dir=arguments.output_dir,
         kwargs_handlers=[ddp],
     )
-    return accelerator, arguments, precision
+    if accelerator.is_main_process:
+        name = "fp32" if precision.name == "no" else precision.name
+        speed = precision.matmul_throughput / 1e9
+        logger.info("%s, %s (%s): %.0f GFLOP/s", accelerator.device.type, name, precision.reason, speed)
+    return accelerator, arguments
 
 
 def choose_checkpoint_and_precision(
@@ -87,12 +91,6 @@ def choose_checkpoint_and_precision(
     if checkpoint and precision == "auto":
         precision = checkpointing.read_progress(checkpoint).settings["mixed_precision"]
     return (str(checkpoint) if checkpoint else None), choose_precision(precision, device)
-
-
-def describe_precision(accelerator: Accelerator, precision: Precision) -> str:
-    """Describe the device and the precision of a run in one line."""
-    name = "fp32" if precision.name == "no" else precision.name
-    return f"{accelerator.device.type}, {name} ({precision.reason}): {precision.matmul_throughput / 1e9:,.0f} GFLOP/s"
 
 
 def choose_attention(requested: str | None, device: torch.device) -> str:

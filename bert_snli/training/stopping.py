@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ class StopRequest:
 
     def __init__(self, num_processes: int):
         self.signum = 0
-        self.received_at = 0.0
+        self.first_sigint = math.inf
         # A gloo group exchanges signals in CPU memory, so that no process waits for its GPU.
         self.group = dist.new_group(backend="gloo") if num_processes > 1 else None
 
@@ -42,10 +43,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if signum == self.signum == signal.SIGINT and now - self.received_at > SECONDS_OF_ONE_CTRL_C:
-            raise KeyboardInterrupt
-        self.signum, self.received_at = signum, now
+        if signum == signal.SIGINT:
+            now = time.monotonic()
+            if now - self.first_sigint > SECONDS_OF_ONE_CTRL_C:
+                raise KeyboardInterrupt
+            self.first_sigint = min(now, self.first_sigint)
+        self.signum = signum
 
     def received(self) -> int:
         """Return the largest signal that any process has received, or 0. All processes must call."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from bert_snli.training.stopping import StopRequest
 
 SCRIPT = """
 import sys
@@ -37,3 +41,17 @@ def test_all_processes_receive_the_signal_of_one(tmp_path: Path):
         for process in processes:
             process.kill()
     assert printed == ["0 15\n", "0 15\n"]
+
+
+def test_second_sigint_stops_at_once_but_not_the_copy_of_the_launcher(monkeypatch: pytest.MonkeyPatch):
+    """The launcher sends a SIGTERM in between if another process has ended."""
+    with StopRequest(1) as request:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert request.received() == signal.SIGINT
+        signal.raise_signal(signal.SIGTERM)
+        assert request.received() == signal.SIGTERM
+        seconds = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: seconds + 1.5)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
