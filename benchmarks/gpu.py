@@ -15,12 +15,14 @@ installed and there is no package index, fetch the rest elsewhere and carry the 
         --platform manylinux2014_x86_64 --dest wheels \\
         datasets==5.2.0 evaluate==0.4.6 dill==0.4.1 multiprocess==0.70.19 xxhash==4.1.0 d2l==1.0.3
     pip install --no-index --no-deps --find-links wheels datasets evaluate dill multiprocess xxhash d2l
+    pip install --no-index --no-deps --no-build-isolation .
 """
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -246,6 +248,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on a CPU")
     args = parser.parse_args()
     deadline = time.monotonic() + args.deadline
+    if not any(importlib.metadata.distributions(name="bert-snli")):
+        parser.error("bert-snli is not installed: its version is part of what a run writes; pip install --no-deps .")
     if args.smoke:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}
         torch._dynamo.config.disable = True  # compilation would take longer than all other work
