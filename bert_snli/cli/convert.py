@@ -12,7 +12,7 @@ from bert_snli.files import check_output_dir
 
 SUMMARY = "Convert a d2l checkpoint to a transformers model folder."
 HELP = """\
-Convert a d2l checkpoint (d2l.ai, PyTorch or MXNet) to a transformers model folder, and prove that both compute the same.
+Convert a d2l checkpoint (PyTorch or MXNet) to a transformers model folder, and prove that both compute the same.
 
 SOURCE is one of:
   bert.small, bert.base    d2l's own checkpoints, downloaded once and cached

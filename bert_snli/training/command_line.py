@@ -23,7 +23,7 @@ LAUNCH_OPTIONS = """
     num_cpu_threads_per_process num_machines num_processes rdzv_backend rdzv_conf role tee
 """.split()
 LAUNCH_SWITCHES = "cpu debug multi_gpu quiet same_network".split()
-# Options of `transformers.TrainingArguments`, of its examples and of d2l, and what to do instead.
+# Options of `transformers.TrainingArguments` and of its examples, and what to do instead.
 _REMEDIES = {
     "per_device_train_batch_size per_gpu_train_batch_size batch_size": "use --train_batch_size, a global batch size",
     "gradient_accumulation_steps": "use --num_micro_batches, which splits --train_batch_size and does not multiply it",
@@ -38,7 +38,6 @@ _REMEDIES = {
     "dataset_name": "use --dataset_name_or_path",
     "tokenizer_name": "remove it; the tokenizer is in the model folder",
     "use_cpu no_cuda": "use --cpu",
-    "lr": "use --learning_rate",
     " ".join((*LAUNCH_OPTIONS, *LAUNCH_SWITCHES)): "give it to `accelerate launch`, or start with bert-snli",
 }
 REMEDIES = {name: remedy for names, remedy in _REMEDIES.items() for name in names.split()}
@@ -116,6 +115,10 @@ class TrainingCommand(Generic[Arguments]):
         from_recipe = self.read_recipe(given.config, parser) if given.config else []
         options = vars(parser.parse_args(argv, parser.parse_args(from_recipe)))
         del options["config"]
+        if model := options.pop("model", None):
+            if given.model_name_or_path:
+                parser.error("argument MODEL: not allowed with argument --model_name_or_path")
+            options["model_name_or_path"] = model
         for name in self.arguments_class.required:
             if not options[name]:
                 what = "MODEL" if name == "model_name_or_path" else name
@@ -135,8 +138,7 @@ class TrainingCommand(Generic[Arguments]):
             raise BertSnliError(f"config {config}: has no options; write lines such as 'learning_rate: 1e-4'")
         unknown = [key for key in content if key not in {field.name for field in fields(self.arguments_class)}]
         if unknown:
-            remedy = parser.remedy(str(unknown[0]))
-            raise BertSnliError(f"config {config}: unknown option {unknown[0]!r}; {remedy}")
+            raise BertSnliError(f"config {config}: unknown option {unknown[0]!r}; {parser.remedy(str(unknown[0]))}")
         return [word for key, value in content.items() if value is not None for word in (f"--{key}", str(value))]
 
 
@@ -148,9 +150,8 @@ COMMANDS: dict[str, TrainingCommand[Any]] = {"finetune": FINETUNE, "pretrain": P
 def add_option(group: Any, field: Field, kind: type, text: str) -> None:
     """Add the option of a dataclass field. A model that is required may also be a positional argument."""
     if field.name == "model_name_or_path" and text.endswith("(required)"):
-        group = group.add_mutually_exclusive_group()
         text = text.replace("(required)", "Also: --model_name_or_path MODEL. (required)")
-        group.add_argument(field.name, metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help=text)
+        group.add_argument("model", metavar="MODEL", nargs="?", help=text)
         text = argparse.SUPPRESS
     options: dict[str, Any] = {"type": kind, "choices": field.metadata["choices"], "metavar": field.metadata["metavar"]}
     if kind is bool:
@@ -176,8 +177,7 @@ def split_arguments(argv: Sequence[str], arguments_class: type[BaseTrainingArgum
         name = word.removeprefix("--").partition("=")[0].replace("-", "_")
         is_launch = word.startswith("--") and name in (*LAUNCH_OPTIONS, *LAUNCH_SWITCHES)
         if is_launch and name not in training_options:
-            has_value = name in LAUNCH_OPTIONS and "=" not in word
-            launch += [word, *islice(words, int(has_value))]
+            launch += [word, *islice(words, int(name in LAUNCH_OPTIONS and "=" not in word))]
         else:
             training.append(word)
     return launch, training

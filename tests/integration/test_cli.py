@@ -60,7 +60,8 @@ def test_help_shows_each_option_once_with_its_default_and_choices(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     printed = printed_help([command], 1000, monkeypatch, capsys)  # argparse then does not wrap the texts
-    entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=\S)", printed)]
+    _, listed = re.split(r"(?=\n(?:positional arguments|options):\n)", printed, maxsplit=1)
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=\S)|\n\n", listed)]
     for action in parser_of(command)._actions:
         if action.help == argparse.SUPPRESS:
             continue
@@ -154,7 +155,7 @@ def test_model_is_a_positional_argument_of_finetune(tmp_path: Path, capsys: pyte
     replace(expected, model_name_or_path="other").save_recipe(recipe)
     assert FINETUNE.parse(["m", "--config", str(recipe)]) == expected
     both = error_line(["finetune", "m", "--model_name_or_path", "m", "--output_dir", "o"], capsys)
-    assert "argument --model_name_or_path: not allowed with argument MODEL" in both
+    assert "argument MODEL: not allowed with argument --model_name_or_path" in both
     assert "m: unexpected argument" in error_line(["pretrain", "m", "--output_dir", "o"], capsys)
 
 
