@@ -1,12 +1,15 @@
 """What all commands print: one line for each error, messages on stderr, and exit codes."""
 
 import argparse
+import difflib
+import functools
 import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from bert_snli.errors import BertSnliError, Stopped
@@ -15,6 +18,7 @@ UNEXPECTED, USER_ERROR = 1, 2
 BY_SIGNAL = 128  # and the signal's number, as the shell has it
 INTERRUPTED, BROKEN_PIPE = BY_SIGNAL + 2, BY_SIGNAL + 13
 LONGEST_MESSAGE = 1000
+OPTION = re.compile(r"^--\w[\w-]*(?==|$)")
 # gloo reports a lost connection as a plain RuntimeError with one of these texts.
 GLOO_LOST_CONNECTION = re.compile("Connection (closed|reset) by peer|Broken pipe")
 # NCCL errors that begin in this process. torch.distributed raises them as the same class as a lost connection.
@@ -25,20 +29,75 @@ EXTRA_OF_IMPORT = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", 
 logger = logging.getLogger(__name__)
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Prints examples unchanged, and the default of each option that has one."""
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps paragraphs, prints indented lines unchanged, and marks each option as required or adds its default."""
+
+    def add_usage(self, usage, actions, groups, prefix=None) -> None:
+        """Show the arguments that are required. The others are `[options]`."""
+        if usage is None:
+            required = [action for action in actions if action.required]
+            names = [action.metavar or self._get_default_metavar_for_optional(action) for action in required]
+            words = [" ".join([*action.option_strings, name]) for action, name in zip(required, names, strict=True)]
+            usage = " ".join(["%(prog)s", *words, *["[options]"] * (len(required) < len(actions))])
+        super().add_usage(usage, actions, groups, prefix)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = text.strip().split("\n\n")
+        wrapped = ([block] if "\n  " in block else self._split_lines(block, width - len(indent)) for block in blocks)
+        return textwrap.indent("\n\n".join("\n".join(lines) for lines in wrapped), indent)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
+        if action.option_strings and action.required:
+            return f"{action.help} (required)"
+        if action.nargs == 0 or action.default in (None, "", [], argparse.SUPPRESS):
+            return action.help
+        default = str(action.default).lower() if isinstance(action.default, bool) else action.default
+        return f"{action.help} (default: {default})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        """Return N for an integer, X for a number, and otherwise the last word of the name: DIR for --output_dir."""
+        last_word = action.dest.rpartition("_")[2].upper()
+        return "N" if action.type is int else "X" if action.type is float else last_word
 
 
 class OneLineErrorParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that answers a wrong option with one line instead of the whole usage."""
+    """An `ArgumentParser` that answers a wrong option with one line instead of the whole usage.
+
+    `--learning-rate` is accepted for `--learning_rate`. `remedies` says what to do instead of an option that other
+    programs have. `other_options` are valid, but the caller reads them.
+    """
+
+    remedies: Mapping[str, str] = {}
+    other_options: Sequence[str] = ()
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", HelpFormatter)
+        kwargs.setdefault("formatter_class", functools.partial(HelpFormatter, max_help_position=30))
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse arguments, after dashes within the names of options have become underscores."""
+        args = sys.argv[1:] if args is None else args
+        words = [OPTION.sub(lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in args]
+        return super().parse_known_args(words, namespace)
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Report the first of the arguments that the parser does not know."""
+        word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+        if not word.startswith("-"):
+            self.error(f"{word}: unexpected argument")
+        self.exit(USER_ERROR, f"{self.prog}: error: {word}: unknown option; {self.remedy(word.lstrip('-'))}\n")
+
+    def remedy(self, name: str) -> str:
+        """Return what to do about an option that the parser does not know."""
+        if name in self.remedies:
+            return self.remedies[name]
+        names = [*(action.dest for action in self._actions if action.option_strings), *self.other_options]
+        close = difflib.get_close_matches(name, names, n=1)
+        return f"did you mean --{close[0]}?" if close else f"see {self.prog} --help"
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}; see {self.prog} --help\n")

@@ -3,13 +3,14 @@
 import argparse
 from importlib import resources
 
-SUMMARY = "print a configuration for accelerate launch"
+SUMMARY = "Print a configuration for accelerate launch."
 HELP = """\
-Print a configuration of Accelerate for `accelerate launch`. `bert-snli finetune` and `pretrain` do not need it.
+Print a configuration file for `accelerate launch`. bert-snli finetune and bert-snli pretrain do not need it.
 
 example:
   bert-snli config > accelerate_config.yaml
-  accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune --model_name_or_path ...
+  accelerate launch --config_file accelerate_config.yaml \\
+      -m bert_snli.finetune models/small --output_dir runs/snli
 """
 
 

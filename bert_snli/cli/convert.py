@@ -10,37 +10,38 @@ from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 from bert_snli.files import check_output_dir
 
-SUMMARY = "d2l checkpoint -> model folder"
+SUMMARY = "Convert a d2l checkpoint to a transformers model folder."
 HELP = """\
-Convert a d2l checkpoint (d2l.ai) to a `transformers` model folder, and prove that the numbers are the same.
+Convert a d2l checkpoint (PyTorch or MXNet) to a transformers model folder, and prove that both compute the same.
 
-SOURCE is bert.small or bert.base (d2l's own, downloaded once and cached), a folder or a zip archive with
-pretrained.params and vocab.json, or a params file. PyTorch and MXNet files are told apart by their content.
-The shapes of the tensors show all sizes but the number of attention heads, which is known for d2l's own models.
-The folder gets a conversion_certificate.json: every tensor's SHA-256, and each layer's difference from d2l's equations.
+SOURCE is one of:
+  bert.small, bert.base    d2l's own checkpoints, downloaded once and cached
+  a folder or zip archive  with pretrained.params and vocab.json
+  a params file            with --vocab_file, if vocab.json is not next to it
+
+The number of attention heads is not in a checkpoint; it is known for d2l's own models. The proof is in
+conversion_certificate.json: the SHA-256 of each tensor, and the difference of each layer from d2l's equations.
 
 examples:
   bert-snli convert bert.small --output_dir models/small
-  bert-snli convert my_checkpoint/ --output_dir models/mine --num_attention_heads 3
+  bert-snli convert checkpoint --output_dir models/mine --num_attention_heads 3
   bert-snli convert net.params --vocab_file vocab.json --output_dir models/mine
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("source", metavar="SOURCE", help="bert.small, bert.base, a folder, zip archive or params file")
-    parser.add_argument("--output_dir", type=folder, required=True, help="model folder to write")
-    parser.add_argument("--vocab_file", type=Path, help="vocabulary of SOURCE, if it is not next to it")
-    parser.add_argument(
-        "--framework", choices=["pytorch", "mxnet"], help="of bert.small or bert.base to download (default: pytorch)"
-    )
-    parser.add_argument("--num_attention_heads", type=int, help="needed if the sizes are not those of a model of d2l's")
-    parser.add_argument("--keep_case", action="store_true", help="do not lower-case text, as in d2l's first edition")
+    """Add the options of the command."""
+    parser.add_argument("source", metavar="SOURCE", help="Name or path of the checkpoint, see above.")
+    parser.add_argument("--output_dir", type=folder, required=True, help="Model folder to write.")
+    parser.add_argument("--vocab_file", type=Path, help="Vocabulary file. (default: vocab.json of SOURCE)")
+    parser.add_argument("--framework", choices=["pytorch", "mxnet"], help="Version to download. (default: pytorch)")
+    parser.add_argument("--num_attention_heads", type=int, help="Needed if SOURCE is not one of d2l's models.")
+    parser.add_argument("--keep_case", action="store_true", help="Do not convert text to lower case.")
     add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli convert`."""
+    """Run the command."""
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)  # before a long download
     quiet_libraries()
     from bert_snli.tokenization import read_vocabulary
@@ -80,6 +81,6 @@ def run(args: argparse.Namespace) -> None:
     print_proof(certificate.proof)
     output_dir = shlex.quote(str(args.output_dir))
     if origin["model_kind"] == "pretraining":
-        print(f"Next: bert-snli finetune --model_name_or_path {output_dir} --output_dir runs/snli")
+        print(f"Next: bert-snli finetune {output_dir} --output_dir runs/snli")
     else:
         print(f"Next: bert-snli evaluate {output_dir}")

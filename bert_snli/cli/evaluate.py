@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from bert_snli.choices import HUB_ID, TEXT_SOURCES
 from bert_snli.cli.options import add_backend, add_encoding, add_model
@@ -9,22 +10,21 @@ from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 from bert_snli.files import check_output_dir
 
-SUMMARY = "measure a fine-tuned model"
+SUMMARY = "Evaluate a fine-tuned model on a data set."
 HELP = """\
-Measure a fine-tuned model: accuracy with its 95 % interval, macro F1, precision and recall of each label, confusion
-matrix, calibration. Writes eval_results_SPLIT.json and confusion_matrix_SPLIT.png. With --report also a report
-(Markdown, HTML, JSON and images): accuracy by pair type, with blanked premises, and compared with the annotators.
+Evaluate a fine-tuned model: accuracy with its 95 % interval, macro F1, precision and recall of each label, confusion
+matrix and calibration. Writes eval_results_SPLIT.json and confusion_matrix_SPLIT.png. --report adds a report (Markdown,
+HTML, JSON and images): accuracy by pair type, accuracy with empty premises, and agreement with the annotators.
 
-Data sets: SNLI from the hub, a zip or a folder, and any one file of MultiNLI, HANS, e-SNLI, ChaosNLI, Breaking-NLI or
-counterfactually-augmented NLI as it was published; other files with --columns and --labels. Data sets with the labels
-entailment and non-entailment are scored with two labels: neutral and contradiction count as one.
+Data sets: SNLI from the Hub, a zip archive or a folder; or one published file of MultiNLI, HANS, e-SNLI, ChaosNLI,
+Breaking-NLI or counterfactually-augmented NLI. For other files, give --columns and --labels. If a data set has the
+labels entailment and non-entailment, neutral and contradiction count as one label.
 
 examples:
-  bert-snli evaluate runs/snli --dataset_name_or_path snli_1.0.zip --split test --report runs/snli/report
-  bert-snli evaluate runs/snli --dataset_name_or_path multinli_1.0_dev_matched.jsonl
-  bert-snli evaluate runs/snli --dataset_name_or_path my.csv --columns premise=text label=class --labels 0=entailment \\
-      1=neutral 2=contradiction
+  bert-snli evaluate runs/snli --dataset_name_or_path snli_1.0.zip
   bert-snli evaluate runs/new --compare runs/old --report new_and_old
+  bert-snli evaluate runs/snli --dataset_name_or_path my.csv \\
+      --columns premise=text label=class --labels 0=entailment 1=contradiction
 """
 COLUMNS = ("premise", "hypothesis", "label")
 
@@ -33,14 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add_model(parser)
-    add("--dataset_name_or_path", default=HUB_ID, help="as for finetune, or one data file")
-    add("--split", help="train, validation, test, or the data set's name for it (default: test)")
-    add("--text_source", choices=TEXT_SOURCES, default="raw", help="raw text, or the leaves of parses")
-    add("--columns", nargs="+", type=assignment, default=[], metavar="ROLE=NAME", help="names of the columns")
-    add("--labels", nargs="+", type=assignment, default=[], metavar="VALUE=LABEL", help="what a value stands for")
-    add("--output_dir", type=Path, help="folder for the results (default: the model folder)")
-    add("--report", type=Path, metavar="DIR", help="folder for the full report; replaces a report on the same weights")
-    add("--compare", metavar="OTHER", help="another fine-tuned model; McNemar's test is added to the report")
+    add("--dataset_name_or_path", default=HUB_ID, help="Data set, see above.")
+    add("--split", metavar="NAME", help="train, validation, test, or another split of the data set. (default: test)")
+    add("--text_source", choices=TEXT_SOURCES, default="raw", help="Raw sentences, or the tokens of the parse trees.")
+    assignments: dict[str, Any] = {"nargs": "+", "type": assignment, "default": []}
+    add("--columns", metavar="ROLE=NAME", help="Columns of premise, hypothesis and label in a file.", **assignments)
+    add("--labels", metavar="VALUE=LABEL", help="What the values in the label column mean.", **assignments)
+    add("--output_dir", type=Path, help="Folder for the results. (default: the model folder)")
+    add("--report", type=Path, metavar="DIR", help="Folder for the report. A report on the same weights is replaced.")
+    add("--compare", metavar="OTHER", help="Another fine-tuned model; the report compares both by McNemar's test.")
     add_encoding(parser)
     add_backend(parser)
 

@@ -9,15 +9,15 @@ from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 
 FORMATS = ("d2l-torch", "d2l-mxnet", "onnx")
-SUMMARY = "model folder -> ONNX, or d2l's files"
+SUMMARY = "Export a model to ONNX or to d2l format."
 HELP = """\
-With --format onnx, write a fine-tuned model as model.onnx, which ONNX Runtime computes without PyTorch, with its
-tokenizer and config.json; predict and evaluate take the folder. What the file computes is compared with PyTorch
-before the folder is finished. With --quantize int8 it is less than a third as large and the answers a little different.
+--format onnx writes a fine-tuned model as model.onnx, with its tokenizer and config.json. ONNX Runtime runs it without
+PyTorch; bert-snli predict and evaluate accept the folder. The command compares the logits with those of PyTorch before
+it finishes the folder. --quantize int8 makes the file three times smaller and changes the predictions slightly.
 
-With d2l-torch or d2l-mxnet, write pretrained.params and vocab.json, which d2l's code loads with load_state_dict or
-load_parameters. Converting and exporting again gives back every tensor bit by bit. A fine-tuned model needs d2l's
-classifier head for it: bert-snli finetune --classifier_head pooler.
+--format d2l-torch or d2l-mxnet writes pretrained.params and vocab.json, which d2l's code loads with load_state_dict or
+load_parameters. The export of a converted model gives back every bit of the original tensors. A fine-tuned model can be
+exported if it has d2l's classifier head (bert-snli finetune --classifier_head pooler).
 
 examples:
   bert-snli export runs/snli --format onnx --output_dir snli-onnx
@@ -26,16 +26,16 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="whose code is to load it")
-    parser.add_argument("--output_dir", type=folder, required=True, help="folder to write")
+    """Add the options of the command."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="Model folder.")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="Format of the output.")
+    parser.add_argument("--output_dir", type=folder, required=True, help="Folder to write.")
     add_overwrite(parser)
-    parser.add_argument("--quantize", choices=["int8"], help="for onnx: smaller weights, nearly the same answers")
+    parser.add_argument("--quantize", choices=["int8"], help="For onnx: 8-bit weights.")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli export`."""
+    """Run the command."""
     if args.quantize and args.format != "onnx":
         raise BertSnliError(f"--quantize {args.quantize}: only for --format onnx; leave it out")
     quiet_libraries()

@@ -13,25 +13,31 @@ from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import split_arguments
 
 DESCRIPTION = """\
-The BERT models of Dive into Deep Learning (d2l.ai, section 15.7) in the Hugging Face ecosystem.
-Each command has its own --help.
+Convert, fine-tune and use the BERT models of Dive into Deep Learning (d2l.ai, section 15.7) with Hugging Face.
+
+commands:
+{commands}
+
+bert-snli COMMAND --help shows the options of a command.
 """
 # Training commands take the fields of a dataclass as options. The others are modules with SUMMARY, HELP,
 # `add_arguments` and `run`.
-TRAINING = {"pretrain": "pretrain a model on plain text", "finetune": "train a model on SNLI"}
+TRAINING = {"pretrain": "Pretrain a model on plain text.", "finetune": "Fine-tune a model on SNLI."}
 MODULES = (quickstart, convert, verify, evaluate, predict, serve, push, export, config)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+ORDER_OF_HELP = "quickstart convert verify pretrain finetune evaluate predict serve push export config".split()
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands except for the options of those that train."""
-    parser = OneLineErrorParser(prog="bert-snli", description=DESCRIPTION)
+    lines = "\n".join(f"  {name:12}{TRAINING.get(name) or COMMANDS[name].SUMMARY}" for name in ORDER_OF_HELP)
+    parser = OneLineErrorParser(prog="bert-snli", description=DESCRIPTION.format(commands=lines))
     parser.add_argument("--version", action="version", version=importlib.metadata.version("bert-snli"))
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in TRAINING.items():
-        commands.add_parser(name, help=summary, add_help=False).set_defaults(parser=parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    for name in TRAINING:
+        commands.add_parser(name, add_help=False).set_defaults(parser=parser)
     for name, command in COMMANDS.items():
-        subparser = commands.add_parser(name, help=command.SUMMARY, description=command.HELP)
+        subparser = commands.add_parser(name, description=command.HELP)
         subparser.set_defaults(parser=subparser)
         command.add_arguments(subparser)
     return parser
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_training(argv[0], argv[1:])
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:  # argparse would point to the help of all commands
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        args.parser.refuse(unknown)
     command = COMMANDS[args.command]
     if command is not config:
         say_loading()

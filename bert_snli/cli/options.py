@@ -8,27 +8,27 @@ from bert_snli.choices import TRUNCATIONS
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the model, a positional argument."""
-    parser.add_argument("model", metavar="MODEL", help="fine-tuned model: a folder or a hub id")
+    parser.add_argument("model", metavar="MODEL", help="Fine-tuned model: a folder or a Hub id.")
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add `--backend`."""
-    backend_help = "the library that runs the model (default: torch, or onnx if the folder holds only model.onnx)"
+    backend_help = "Library that runs the model. (default: torch; onnx if the folder has only model.onnx)"
     parser.add_argument("--backend", choices=["torch", "onnx"], help=backend_help)
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add `--overwrite_output_dir`."""
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="write into a folder that holds files")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="Write into a folder that is not empty.")
 
 
 def add_encoding(parser: argparse.ArgumentParser) -> None:
     """Add the options of encoding."""
-    length_help = "longest pair in tokens; longer ones are truncated (default: as in fine-tuning)"
+    length_help = "Maximum length of a pair in tokens. Longer pairs are truncated. (default: as in fine-tuning)"
     parser.add_argument("--max_length", type=int, help=length_help)
-    truncation_help = "from the longer side, in proportion, from one side, or not at all (default: as in fine-tuning)"
+    truncation_help = "How to truncate them, see bert-snli finetune --help. (default: as in fine-tuning)"
     parser.add_argument("--truncation", choices=TRUNCATIONS, help=truncation_help)
-    parser.add_argument("--batch_size", type=positive, default=256, help="pairs in a batch")
+    parser.add_argument("--batch_size", type=positive, default=256, metavar="N", help="Pairs in a batch.")
 
 
 def positive(text: str) -> int:

@@ -8,26 +8,29 @@ from bert_snli.cli.options import add_backend, add_encoding, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 
-SUMMARY = "label pairs of sentences"
+SUMMARY = "Predict the labels of sentence pairs."
 HELP = """\
-Say whether the hypothesis follows from the premise (entailment), contradicts it, or neither (neutral).
+Predict whether a hypothesis follows from a premise (entailment), contradicts it (contradiction), or neither (neutral).
+An input file may be larger than memory. The predictions are in the order of the file.
 
 examples:
-  bert-snli predict runs/snli --premise "A man inspects a uniform." --hypothesis "The man is sleeping."
-  bert-snli predict runs/snli --input_file pairs.csv --output_file predictions.jsonl
-  accelerate launch --config_file accelerate_config.yaml --num_processes 2 -m bert_snli.cli predict ...
-
-A file may be larger than memory. The predictions are in its order.
+  bert-snli predict runs/snli --premise "A dog runs." --hypothesis "It runs."
+  bert-snli predict runs/snli --input_file pairs.csv --output_file out.jsonl
+  accelerate launch --num_processes 2 -m bert_snli.cli predict runs/snli ...
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the options of the command."""
+    parser.usage = """%(prog)s MODEL --premise TEXT --hypothesis TEXT [options]
+       %(prog)s MODEL --input_file FILE [options]"""
     add_model(parser)
-    parser.add_argument("--premise", help="the text that is taken to be true")
-    parser.add_argument("--hypothesis", help="the text that may follow from it")
-    parser.add_argument("--input_file", type=Path, help=".jsonl, .csv or .tsv with columns premise and hypothesis")
-    parser.add_argument("--output_file", type=Path, help="predictions of a file, as jsonl (default: the terminal)")
+    parser.add_argument("--premise", metavar="TEXT", help="First sentence: the text that is assumed to be true.")
+    parser.add_argument("--hypothesis", metavar="TEXT", help="Second sentence: the text that may follow from it.")
+    parser.add_argument(
+        "--input_file", type=Path, help=".jsonl, .csv or .tsv file with columns premise and hypothesis."
+    )
+    parser.add_argument("--output_file", type=Path, help=".jsonl file for the predictions. (default: print them)")
     add_encoding(parser)
     add_backend(parser)
 

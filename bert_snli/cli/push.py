@@ -8,28 +8,28 @@ from bert_snli.cli.options import folder
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 
-SUMMARY = "upload a model to the Hugging Face Hub"
+SUMMARY = "Upload a model to the Hugging Face Hub."
 HELP = """\
 Push a converted, pretrained or fine-tuned model to the Hugging Face Hub in one commit: weights, code, tokenizer,
-results and a model card made from them. Checkpoints, logs and other files are not pushed. A README.md that you wrote
-yourself is pushed unchanged; move it away to get a generated model card.
+results and a generated model card. The command does not push checkpoints, logs or other files. A README.md that you
+wrote yourself is pushed unchanged; move it away to get a generated model card.
 
 examples:
   bert-snli push runs/snli --repo_id user/name
-  bert-snli push runs/snli --repo_id user/name --dry_run --output_dir staged      only writes the files to staged
+  bert-snli push runs/snli --repo_id user/name --dry_run --output_dir staged
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="model folder")
-    parser.add_argument("--repo_id", required=True, help="repository: user/name or organisation/name")
-    parser.add_argument("--private", action="store_true", help="create the repository as private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch, created if it is missing (default: main)")
-    parser.add_argument("--commit_message", default="Push with bert-snli", help="message of the commit")
-    parser.add_argument("--license", default="apache-2.0", help="licence in the card, as the Hub abbreviates it")
-    parser.add_argument("--dry_run", action="store_true", help="write the files into --output_dir and push nothing")
-    parser.add_argument("--output_dir", type=folder, help="new folder for --dry_run")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="Model folder.")
+    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="Repository on the Hub.")
+    parser.add_argument("--private", action="store_true", help="Create the repository as private.")
+    parser.add_argument("--revision", metavar="BRANCH", help="Branch; it is created if it is missing. (default: main)")
+    parser.add_argument("--commit_message", default="Push with bert-snli", help="Commit message.")
+    parser.add_argument("--license", default="apache-2.0", help="Licence in the model card: a licence id of the Hub.")
+    parser.add_argument("--dry_run", action="store_true", help="Write the files to --output_dir and push nothing.")
+    parser.add_argument("--output_dir", type=folder, help="New folder for --dry_run.")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,10 +10,10 @@ from bert_snli.cli.options import add_overwrite, folder
 from bert_snli.console import quiet_libraries
 from bert_snli.files import check_output_dir
 
-SUMMARY = "the whole job on generated data, in two minutes"
+SUMMARY = "Try all steps on generated data, in two minutes."
 HELP = """\
-Generate a small SNLI, make a tiny checkpoint in d2l format, convert it, fine-tune it, evaluate it and predict with it.
-Needs no network; takes about two minutes on two CPU cores.
+Generate a small data set in the format of SNLI and a small checkpoint in d2l format. Convert the checkpoint, fine-tune
+and evaluate the model, and predict three pairs. It takes about two minutes on two CPU cores and needs no network.
 """
 MODEL_SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -42,12 +42,12 @@ Everything is in {output_dir}:
 Next (after `source .venv/bin/activate` if you ran `make demo`); the second line downloads d2l's own model:
   bert-snli predict {output_dir}/finetuned --premise "A man is sleeping in a park." --hypothesis "A person is outside."
   bert-snli convert bert.small --output_dir models/small
-  bert-snli finetune --model_name_or_path models/small --output_dir runs/snli"""
+  bert-snli finetune models/small --output_dir runs/snli"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--output_dir", type=folder, default=Path("quickstart"), help="folder for all files")
+    parser.add_argument("--output_dir", type=folder, default=Path("quickstart"), help="Folder for all files.")
     add_overwrite(parser)
 
 

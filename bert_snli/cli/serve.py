@@ -7,22 +7,22 @@ from pathlib import Path
 from bert_snli.cli.options import add_model, positive
 from bert_snli.console import quiet_libraries
 
-SUMMARY = "show it in the browser"
+SUMMARY = "Show a fine-tuned model in a web page."
 HELP = """\
-A web page that predicts a pair of sentences or a file of pairs, with an endpoint for programs. It works offline.
+Serve a web page that predicts a pair of sentences or a file of pairs, and an endpoint for programs. It works offline.
 
 examples:
   bert-snli serve runs/snli
-  bert-snli serve runs/snli --space my_space       a Hugging Face Space instead, ready to upload
+  bert-snli serve runs/snli --space my_space
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_model(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 admits other machines")
-    parser.add_argument("--port", type=positive, help="port to listen at (default: the first free one from 7860)")
-    parser.add_argument("--space", type=Path, metavar="DIR", help="write a Hugging Face Space there and do not serve")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on. 0.0.0.0: accept other machines.")
+    parser.add_argument("--port", type=positive, help="Port to listen on. (default: the first free one from 7860)")
+    parser.add_argument("--space", type=Path, metavar="DIR", help="Write a Hugging Face Space to DIR and do not serve.")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from bert_snli.console import quiet_libraries
 
-SUMMARY = "check a converted folder again"
+SUMMARY = "Check a converted model folder against its certificate."
 HELP = """\
-Check a converted folder against its certificate: configuration, tokenizer, code, every bit of every tensor, and each
-layer's output against d2l's equations.
+Check a converted model folder against its certificate: configuration, tokenizer, code, all bits of each tensor, and the
+output of each layer, which is compared with d2l's equations.
 
 example:
   bert-snli verify models/small
@@ -16,12 +16,12 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="folder that convert wrote")
+    """Add the options of the command."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="Model folder that bert-snli convert wrote.")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`bert-snli verify`."""
+    """Run the command."""
     quiet_libraries()
     from conversion.certificate import verify_conversion
 

@@ -38,12 +38,26 @@ DEFAULT_SIZES: dict[str, Any] = {
     "max_position_embeddings": 512,
     "initializer_range": 0.02,
 }
+# The groups of the help, with their options in the order in which the help shows them.
+GROUPS = {
+    "Model": "model_name_or_path classifier_head dropout hidden_size intermediate_size num_attention_heads "
+    "num_hidden_layers max_position_embeddings initializer_range",
+    "Data": "dataset_name_or_path dataset_config_name train_file text_source max_length truncation max_train_samples "
+    "min_freq do_lower_case extend_vocab_from static_masks",
+    "Optimisation": "num_train_epochs max_steps train_batch_size train_sampling_strategy learning_rate "
+    "lr_scheduler_type warmup_steps optim weight_decay max_grad_norm loss_reduction seed",
+    "Evaluation": "eval_split max_eval_samples per_device_eval_batch_size load_best_model_at_end",
+    "Checkpoints": "output_dir overwrite_output_dir save_steps save_total_limit resume_from_checkpoint",
+    "Logging": "logging_steps report_to",
+    "Hub": "push_to_hub hub_model_id hub_private_repo",
+    "Performance": "mixed_precision num_micro_batches fast_forward attn_implementation pad_to_max_length torch_compile",
+}
 SHORTEST_PAIR = 5  # tokens: <cls>, one token, <sep>, one token, <sep>
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
     """Return a dataclass field with the help text of its command-line option."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
 
 
 @dataclass
@@ -54,52 +68,46 @@ class BaseTrainingArguments:
 
     model_name_or_path: str = option("", "Model folder or Hub id to start from.")
     dataset_name_or_path: str = option(choices.HUB_ID, "Training data.")
-    output_dir: str = option("", "Folder for the trained model, its metrics and its training curve.")
-    overwrite_output_dir: bool = option(
-        False, "Write into an output folder that holds files. Checkpoints and results of an earlier run are removed."
-    )
+    output_dir: str = option("", "Folder for the trained model, its metrics and its checkpoints.")
+    overwrite_output_dir: bool = option(False, "Write into a folder that is not empty; removes its results.")
 
-    text_source: str = option(
-        "raw", "Sentences of SNLI: 'raw', or 'parse', the leaves of the parses, as in d2l.", choices.TEXT_SOURCES
-    )
-    max_length: int = option(128, "Maximum length of a pair in tokens, including the three special tokens.")
-    max_train_samples: int | None = option(None, "Train on the first N pairs only.")
-    max_eval_samples: int | None = option(None, "Evaluate on the first N pairs only.")
-    dropout: float | None = option(
-        None, "Dropout probability of hidden states and attention weights (default: that of the model)."
-    )
+    text_source: str = option("raw", "Text of SNLI: raw sentences, or parse tokens as in d2l.", choices.TEXT_SOURCES)
+    max_length: int = option(128, "Maximum length of a pair in tokens, with its three special tokens.")
+    max_train_samples: int | None = option(None, "Train on the first N pairs only. (default: all)")
+    max_eval_samples: int | None = option(None, "Evaluate on the first N pairs only. (default: all)")
+    dropout: float | None = option(None, "Dropout of hidden states and attention. (default: that of the model)")
 
     num_train_epochs: int = option(4, "Number of epochs.")
-    max_steps: int = option(-1, "If positive, the number of updates; overrides num_train_epochs.")
-    train_batch_size: int = option(256, "Pairs in an update, over all processes and micro-batches.")
-    per_device_eval_batch_size: int = option(256, "Pairs in an evaluation batch of one process.")
-    num_micro_batches: int = option(1, "Micro-batches that the pairs of an update are split into.")
+    max_steps: int = option(-1, "Number of updates; overrides num_train_epochs. -1: train for all epochs.")
+    train_batch_size: int = option(256, "Pairs in one update, over all processes and micro-batches.")
+    per_device_eval_batch_size: int = option(256, "Pairs in one evaluation batch of a process.")
+    num_micro_batches: int = option(1, "Number of micro-batches into which an update is split, to save memory.")
     train_sampling_strategy: str = option(
-        "group_by_length", "Batches of similar length, or 'random' ones, as in d2l.", choices.SAMPLING_STRATEGIES
+        "group_by_length", "Batches of similar length, or random batches, as in d2l.", choices.SAMPLING_STRATEGIES
     )
 
     optim: str = option("adamw_torch_fused", "Optimizer.", choices.OPTIMIZERS)
     learning_rate: float = option(1e-3, "Peak learning rate.")
     lr_scheduler_type: str = option("linear", "Learning rate schedule after the warm-up.", choices.SCHEDULERS)
     warmup_steps: float = option(0.06, "Updates of linear warm-up; a value below 1 is a fraction of all updates.")
-    weight_decay: float = option(0.01, "Weight decay of all parameters except biases and LayerNorm weights.")
-    max_grad_norm: float = option(1.0, "Maximum gradient norm; 0 switches clipping off.")
+    weight_decay: float = option(0.01, "Weight decay. Biases and LayerNorm weights have none.")
+    max_grad_norm: float = option(1.0, "Maximum norm to which gradients are clipped. 0: no clipping.")
     mixed_precision: str = option(
         "auto",
-        "'auto' uses the setting of an earlier Accelerator in this process or of `accelerate launch`; without either, "
-        "bf16 where it is at least 1.5 times as fast as fp32. fp16 needs a GPU. Evaluation is in fp32.",
+        "Precision of training. auto: the setting of Accelerate; if it has none, bf16 where bf16 is at least 1.5 times "
+        "as fast as fp32. no: fp32. fp16: needs a GPU. Evaluation is always in fp32.",
         ("auto", "no", "bf16", "fp16"),
     )
-    seed: int = option(42, "Seed of new weights, of the order of the pairs, of masks and of dropout.")
+    seed: int = option(42, "Random seed of new weights, data order, masks and dropout.")
 
-    load_best_model_at_end: bool = option(True, "Save the model of the best epoch; otherwise that of the last.")
+    load_best_model_at_end: bool = option(True, "Save the model of the best epoch; false: that of the last epoch.")
     logging_steps: int = option(50, "Updates between two lines of metrics.jsonl.")
-    save_steps: int = option(0, "Updates between two checkpoints; 0 writes one only when a signal stops the run.")
-    save_total_limit: int = option(2, "Number of checkpoints to keep. Each contains the best model so far.")
+    save_steps: int = option(0, "Updates between two checkpoints. 0: write one only if a signal stops the run.")
+    save_total_limit: int = option(2, "Number of checkpoints to keep.")
     resume_from_checkpoint: str | None = option(
-        None, "Checkpoint folder to resume from, or 'auto': the newest valid one in output_dir, if there is any."
+        None, "Checkpoint to resume from. auto: the newest valid one in output_dir, if any.", metavar="DIR|auto"
     )
-    report_to: str = option("none", "Experiment tracker, in addition to metrics.jsonl.", choices.TRACKERS)
+    report_to: str = option("none", "Experiment tracker that also gets the metrics.", choices.TRACKERS)
 
     def __post_init__(self):
         if not self.output_dir:
@@ -152,46 +160,43 @@ class FinetuneArguments(BaseTrainingArguments):
 
     required: ClassVar[tuple[str, ...]] = ("model_name_or_path", "output_dir")
 
-    model_name_or_path: str = option("", "Model folder or Hub id to start from (see: bert-snli convert).")
+    model_name_or_path: str = option("", "Model folder or Hub id to fine-tune; bert-snli convert writes such a folder.")
     dataset_name_or_path: str = option(
-        choices.HUB_ID, "Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files, or 'sample'."
+        choices.HUB_ID,
+        "A Hub id, snli_1.0.zip from Stanford, a folder with its jsonl or txt files, a folder of parquet files, or "
+        "sample, a small generated corpus.",
     )
     train_file: str | None = option(
         None,
-        "File of pairs that replaces the training split: .jsonl, .parquet, .csv or .tsv with premise, hypothesis and "
-        "label, or scores: a teacher's probability of each label, as bert-snli predict writes them.",
+        "File that replaces the training split: .jsonl, .parquet, .csv or .tsv with premise, hypothesis, and label or "
+        "scores. Scores are teacher predictions (soft labels) in the format of bert-snli predict.",
     )
     truncation: str = option(
         "longest",
-        "How pairs that are too long are truncated: 'longest' shortens the longer side, as d2l does; 'ratio' both in "
-        "proportion; 'only_first' or 'only_second' one side; 'do_not_truncate' is an error.",
+        "How to truncate pairs longer than max_length. longest: shorten the longer sentence, as in d2l; ratio: shorten "
+        "both in proportion; only_first, only_second: shorten one of them; do_not_truncate: stop with an error.",
         choices.TRUNCATIONS,
     )
     classifier_head: str | None = option(
         None,
-        "'pooler': that of d2l, which bert-snli export can write; 'mlp': that of d2l's first edition; 'matching': the "
-        "pooled output, both sentences' means, their difference and product (default: that of the model if it is a "
-        "classifier, otherwise matching).",
+        "Classifier head. pooler: as in d2l, can be exported to d2l format; mlp: as in d2l before 2020; matching: more "
+        "accurate, compares mean states of the sentences. (default: that of the model, or matching if it has none)",
         choices.CLASSIFIER_HEADS,
     )
     attn_implementation: str | None = option(
-        None, "Attention implementation (default: eager on a CPU, sdpa otherwise).", ("eager", "sdpa")
+        None, "Attention implementation. (default: eager on a CPU, sdpa on a GPU)", ("eager", "sdpa")
     )
-    pad_to_max_length: bool = option(False, "Pad every batch to max_length, as d2l does; slower, same result.")
-    loss_reduction: str = option(
-        "mean", "Loss of a batch: 'mean' over its pairs, or 'sum', as in d2l.", ("mean", "sum")
-    )
+    pad_to_max_length: bool = option(False, "Pad every batch to max_length, as in d2l. Slower, same result.")
+    loss_reduction: str = option("mean", "Loss of a batch: mean over its pairs, or sum, as in d2l.", ("mean", "sum"))
     fast_forward: bool = option(
         True,
-        "Skip computation that does not affect the logits, and train only the embedding rows of tokens in the training "
-        "data. The result is the same up to floating-point rounding; on a CPU, dropout draws other random numbers.",
+        "Skip computation that does not affect the logits, and train only the embeddings of tokens in the training "
+        "data. Same result up to floating-point rounding. On a CPU, dropout draws other random numbers.",
     )
-    torch_compile: bool = option(False, "Compile the model with torch.compile, with dynamic shapes. Intended for GPUs.")
-    eval_split: str = option(
-        "validation", "Split to evaluate on after each epoch; d2l uses 'test'.", ("validation", "test")
-    )
-    push_to_hub: bool = option(False, "Push the model to the Hub at the end, as bert-snli push does.")
-    hub_model_id: str | None = option(None, "Repository for push_to_hub: user/name or organisation/name.")
+    torch_compile: bool = option(False, "Compile the model with torch.compile. Intended for GPUs.")
+    eval_split: str = option("validation", "Split to evaluate on after each epoch; d2l: test.", ("validation", "test"))
+    push_to_hub: bool = option(False, "Push the model to the Hub at the end of the run.")
+    hub_model_id: str | None = option(None, "Repository for push_to_hub.", metavar="USER/NAME")
     hub_private_repo: bool = option(False, "Create the repository as private.")
 
     def __post_init__(self):
@@ -215,33 +220,32 @@ class PretrainArguments(BaseTrainingArguments):
         20
     """
 
-    model_name_or_path: str = option("", "Model folder or Hub id to continue from (default: a new model).")
+    model_name_or_path: str = option("", "Model folder or Hub id to continue from. (default: a new model)")
     dataset_name_or_path: str = option(
         choices.WIKITEXT,
-        "Text: a Hub id, a folder of wiki.*.tokens, a .txt file or a folder of them, or any source of SNLI, whose "
-        "premises and hypotheses are used without the labels.",
+        "A Hub id, a folder with wiki.*.tokens files, a .txt file, a folder of .txt files, or SNLI as for bert-snli "
+        "finetune: its sentences are used without the labels.",
     )
-    dataset_config_name: str | None = option(
-        None, "Configuration of a dataset on the Hub (default: wikitext-2-v1 of WikiText)."
-    )
+    dataset_config_name: str | None = option(None, "Configuration on the Hub. (default for WikiText: wikitext-2-v1)")
 
     min_freq: int = option(5, "Tokens that occur fewer times map to <unk>.")
-    do_lower_case: bool | None = option(None, "Convert text to lower case, as d2l does (default: true).")
+    do_lower_case: bool | None = option(None, "Convert text to lower case, as in d2l. (default: true)")
     extend_vocab_from: str | None = option(
         None,
-        "Text, as for dataset_name_or_path, whose tokens are added to the vocabulary of model_name_or_path if they "
-        "occur at least min_freq times. New embeddings are drawn from the distribution of the known ones.",
+        "Text, as for dataset_name_or_path. Its tokens that occur min_freq times or more are added to the "
+        "vocabulary of model_name_or_path. Their embeddings are drawn from the distribution of the known ones.",
+        metavar="PATH",
     )
 
-    hidden_size: int | None = option(None, "Hidden size (default: 256).")
-    intermediate_size: int | None = option(None, "Size of the feed-forward layers (default: 512).")
-    num_attention_heads: int | None = option(None, "Attention heads (default: 4).")
-    num_hidden_layers: int | None = option(None, "Layers (default: 2).")
-    max_position_embeddings: int | None = option(None, "Maximum input length of the model (default: 512).")
-    initializer_range: float | None = option(None, "Standard deviation of new weights (default: 0.02).")
+    hidden_size: int | None = option(None, "Hidden size of a new model. (default: 256)")
+    intermediate_size: int | None = option(None, "Size of the feed-forward layers of a new model. (default: 512)")
+    num_attention_heads: int | None = option(None, "Number of attention heads of a new model. (default: 4)")
+    num_hidden_layers: int | None = option(None, "Number of layers of a new model. (default: 2)")
+    max_position_embeddings: int | None = option(None, "Maximum input length of a new model in tokens. (default: 512)")
+    initializer_range: float | None = option(None, "Standard deviation of new weights. (default: 0.02)")
 
     num_train_epochs: int = option(20, "Number of epochs.")
-    static_masks: bool = option(False, "Mask the same tokens in each epoch, as d2l does.")
+    static_masks: bool = option(False, "Mask the same tokens in each epoch, as in d2l.")
 
     def __post_init__(self):
         super().__post_init__()

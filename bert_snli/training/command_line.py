@@ -4,18 +4,18 @@ This module imports neither PyTorch nor transformers, so that help and errors in
 """
 
 import argparse
-import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import yaml
 
-from bert_snli.console import OneLineErrorParser
+from bert_snli.console import OneLineErrorParser, add_dashes
 from bert_snli.errors import BertSnliError, one_line
 from bert_snli.recipes import RECIPES
-from bert_snli.training.arguments import BaseTrainingArguments, FinetuneArguments, PretrainArguments
+from bert_snli.training.arguments import GROUPS, BaseTrainingArguments, FinetuneArguments, PretrainArguments
 
 # Options of `accelerate launch` that `bert-snli finetune` and `pretrain` pass on: those with a value, and switches.
 LAUNCH_OPTIONS = """
@@ -23,25 +23,42 @@ LAUNCH_OPTIONS = """
     num_cpu_threads_per_process num_machines num_processes rdzv_backend rdzv_conf role tee
 """.split()
 LAUNCH_SWITCHES = "cpu debug multi_gpu quiet same_network".split()
+# Options of `transformers.TrainingArguments` and of its examples, and what to do instead.
+_REMEDIES = {
+    "per_device_train_batch_size per_gpu_train_batch_size batch_size": "use --train_batch_size, a global batch size",
+    "gradient_accumulation_steps": "use --num_micro_batches, which splits --train_batch_size and does not multiply it",
+    "eval_strategy evaluation_strategy eval_steps do_eval": "remove it; a run evaluates after each epoch",
+    "do_train": "remove it; the command always trains",
+    "fp16 bf16": "use --mixed_precision fp16 or bf16",
+    "logging_dir": "use --report_to tensorboard, which writes into --output_dir",
+    "save_strategy": "use --save_steps N to write a checkpoint every N updates",
+    "warmup_ratio": "use --warmup_steps; a value below 1 is a fraction of all updates",
+    "group_by_length": "use --train_sampling_strategy group_by_length",
+    "max_seq_length": "use --max_length",
+    "dataset_name": "use --dataset_name_or_path",
+    "tokenizer_name": "remove it; the tokenizer is in the model folder",
+    "use_cpu no_cuda": "use --cpu",
+    " ".join((*LAUNCH_OPTIONS, *LAUNCH_SWITCHES)): "give it to `accelerate launch`, or start with bert-snli",
+}
+REMEDIES = {name: remedy for names, remedy in _REMEDIES.items() for name in names.split()}
 FINETUNE_DESCRIPTION = """\
-Fine-tune a model on SNLI. The output folder is a model folder with metrics.jsonl and the training curve of d2l.
-The default values below are those of the recipe `default`.
+Fine-tune a model on SNLI. The output folder is a model folder with metrics.jsonl and a training curve as in d2l.
 
 examples:
-  bert-snli finetune --model_name_or_path models/small --output_dir runs/snli
-  bert-snli finetune --config d2l_book --model_name_or_path models/small --output_dir runs/d2l
-  bert-snli finetune ... --num_processes 2          options of `accelerate launch` are accepted
-  accelerate launch --config_file accelerate_config.yaml -m bert_snli.finetune ...      the same
+  bert-snli finetune models/small --output_dir runs/snli
+  bert-snli finetune models/small --config d2l_book --output_dir runs/d2l
+  bert-snli finetune models/small --output_dir runs/snli --num_processes 2
+  accelerate launch -m bert_snli.finetune models/small --output_dir runs/snli
 """
 PRETRAIN_DESCRIPTION = """\
 Pretrain a model on plain text with masked language modelling (MLM) and next sentence prediction (NSP). The output
-folder is a model folder for `bert-snli finetune`, pipeline("fill-mask") or `bert-snli export`.
+folder is a model folder for bert-snli finetune, bert-snli export and pipeline("fill-mask").
 
 examples:
-  bert-snli pretrain --dataset_name_or_path path/to/wikitext-2 --output_dir runs/wiki
-  bert-snli pretrain --dataset_name_or_path snli_1.0.zip --model_name_or_path runs/wiki --output_dir runs/captions
-  bert-snli pretrain --config d2l_book_pretrain --output_dir runs/d2l       WikiText-2 from the Hub
-  bert-snli pretrain ... --num_processes 2          options of `accelerate launch` are accepted
+  bert-snli pretrain --dataset_name_or_path wikitext-2 --output_dir runs/wiki
+  bert-snli pretrain --model_name_or_path runs/wiki \\
+      --dataset_name_or_path snli_1.0.zip --output_dir runs/captions
+  bert-snli pretrain --config d2l_book_pretrain --output_dir runs/d2l
 """
 
 Arguments = TypeVar("Arguments", bound=BaseTrainingArguments)
@@ -58,9 +75,7 @@ class TrainingCommand(Generic[Arguments]):
     @property
     def option_names(self) -> set[str]:
         """The names of all options, including those of the launcher."""
-        return (
-            {field.name for field in fields(self.arguments_class)} | {"config"} | {name[2:] for name in LAUNCH_OPTIONS}
-        )
+        return {field.name for field in fields(self.arguments_class)} | {"config"} | set(LAUNCH_OPTIONS)
 
     @property
     def recipes(self) -> dict[str, Path]:
@@ -68,21 +83,63 @@ class TrainingCommand(Generic[Arguments]):
         is_pretraining = self.arguments_class is PretrainArguments
         return {name: path for name, path in RECIPES.items() if name.endswith("_pretrain") == is_pretraining}
 
+    def build_parser(self) -> OneLineErrorParser:
+        """Return the parser, with the options in the groups of the help."""
+        required = self.arguments_class.required
+        usage = "%(prog)s MODEL " if "model_name_or_path" in required else "%(prog)s "
+        parser = OneLineErrorParser(
+            prog=self.prog, usage=f"{usage}--output_dir DIR [options]", description=self.description
+        )
+        parser.remedies, parser.other_options = REMEDIES, sorted([*LAUNCH_OPTIONS, *LAUNCH_SWITCHES])
+        recipe_help = f"Recipe: {', '.join(self.recipes)}, or a YAML file. Options on the command line override it."
+        parser.add_argument("--config", metavar="NAME|FILE", help=recipe_help)
+        hints = get_type_hints(self.arguments_class)
+        options = {field.name: field for field in fields(self.arguments_class)}
+        for title, names in GROUPS.items():
+            group = parser.add_argument_group(title)
+            for name in names.split():
+                if name in options:
+                    text = add_dashes(options[name].metadata["help"], options) + " (required)" * (name in required)
+                    (kind,) = {*(get_args(hints[name]) or [hints[name]])} - {type(None)}  # `int` for `int | None`
+                    add_option(group, options[name], kind, text)
+        accepted = ", ".join(f"--{name}" for name in parser.other_options)
+        parser.add_argument_group("Several processes", f"Options of `accelerate launch` that are accepted: {accepted}")
+        return parser
+
     def parse(self, argv: Sequence[str]) -> Arguments:
-        """Read options. Those of the recipe that `--config` names come first, so the command line overrides them."""
-        parser = OneLineErrorParser(prog=self.prog, description=self.description)
-        add_fields(parser, self.arguments_class)
-        recipes = ", ".join(self.recipes)
-        recipe_help = f"Recipe with options: a YAML file, or one of {recipes}. The command line overrides it."
-        parser.add_argument("--config", help=recipe_help)
-        config = parser.parse_known_args(argv)[0].config
-        from_recipe = read_recipe(self.recipes.get(config, Path(config)), self) if config else []
-        options = vars(parser.parse_args([*from_recipe, *argv]))
+        """Read options. The command line overrides the recipe that `--config` names."""
+        parser = self.build_parser()
+        given, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.refuse(unknown)
+        from_recipe = self.read_recipe(given.config, parser) if given.config else []
+        options = vars(parser.parse_args(argv, parser.parse_args(from_recipe)))
         del options["config"]
+        if model := options.pop("model", None):
+            if given.model_name_or_path:
+                parser.error("argument MODEL: not allowed with argument --model_name_or_path")
+            options["model_name_or_path"] = model
         for name in self.arguments_class.required:
             if not options[name]:
-                raise BertSnliError(f"{name}: is required; give it on the command line or in the recipe")
+                what = "MODEL" if name == "model_name_or_path" else name
+                raise BertSnliError(f"{what}: is required; give it on the command line or in the recipe")
         return self.arguments_class(**options)
+
+    def read_recipe(self, config: str, parser: OneLineErrorParser) -> list[str]:
+        """Read a YAML recipe. Return its options as command-line arguments, so that one parser checks both."""
+        try:
+            content = yaml.safe_load(self.recipes.get(config, Path(config)).read_text(encoding="utf-8"))
+        except OSError as error:
+            names = ", ".join(self.recipes)
+            raise BertSnliError(f"config {config}: {error.strerror}; give a YAML file or one of {names}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BertSnliError(f"config {config}: not YAML ({one_line(error)}); give a YAML recipe") from error
+        if not isinstance(content, dict):
+            raise BertSnliError(f"config {config}: has no options; write lines such as 'learning_rate: 1e-4'")
+        unknown = [key for key in content if key not in {field.name for field in fields(self.arguments_class)}]
+        if unknown:
+            raise BertSnliError(f"config {config}: unknown option {unknown[0]!r}; {parser.remedy(str(unknown[0]))}")
+        return [word for key, value in content.items() if value is not None for word in (f"--{key}", str(value))]
 
 
 FINETUNE = TrainingCommand("bert-snli finetune", FinetuneArguments, FINETUNE_DESCRIPTION)
@@ -90,55 +147,16 @@ PRETRAIN = TrainingCommand("bert-snli pretrain", PretrainArguments, PRETRAIN_DES
 COMMANDS: dict[str, TrainingCommand[Any]] = {"finetune": FINETUNE, "pretrain": PRETRAIN}
 
 
-def read_recipe(path: Path, command: TrainingCommand) -> list[str]:
-    """Read a YAML recipe. Return its options as command-line arguments, so that one parser checks both."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        names = ", ".join(command.recipes)
-        raise BertSnliError(f"config {path}: {error.strerror}; give a YAML file or one of {names}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BertSnliError(f"config {path}: not YAML ({one_line(error)}); give a YAML recipe") from error
-    if not isinstance(content, dict):
-        raise BertSnliError(f"config {path}: has no options; write lines such as 'learning_rate: 1e-4'")
-    unknown = [key for key in content if key not in {entry.name for entry in fields(command.arguments_class)}]
-    if unknown:
-        raise BertSnliError(f"config {path}: unknown option {unknown[0]!r}; see the help of the command")
-    return [word for key, value in content.items() if value is not None for word in (f"--{key}", str(value))]
-
-
-def add_fields(parser: argparse.ArgumentParser, arguments_class: type[BaseTrainingArguments]) -> None:
-    """Add an option for each field of a dataclass. A switch that is on by default also gets `--no_NAME`."""
-    hints = get_type_hints(arguments_class)
-    for field in fields(arguments_class):
-        kind = _without_none(hints[field.name])
-        options: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
-        if field.name in arguments_class.required:
-            options["help"] += " Required."
-        if kind is bool:
-            options |= {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
-        else:
-            options |= {"type": kind, "choices": field.metadata["choices"]}
-        parser.add_argument(*_spellings(field.name), **options)
-        if kind is bool and field.default is True:
-            off: dict[str, Any] = {
-                "action": "store_false",
-                "default": argparse.SUPPRESS,
-                "help": f"Switch --{field.name} off.",
-            }
-            parser.add_argument(*_spellings(f"no_{field.name}"), dest=field.name, **off)
-
-
-def _without_none(hint: Any) -> Any:
-    """Return `int` for `int | None`."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (part for part in get_args(hint) if part is not type(None))
-    return hint
-
-
-def _spellings(name: str) -> list[str]:
-    """Return the option with underscores, and with dashes if that is another spelling."""
-    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+def add_option(group: Any, field: Field, kind: type, text: str) -> None:
+    """Add the option of a dataclass field. A model that is required may also be a positional argument."""
+    if field.name == "model_name_or_path" and text.endswith("(required)"):
+        text = text.replace("(required)", "Also: --model_name_or_path MODEL. (required)")
+        group.add_argument("model", metavar="MODEL", nargs="?", help=text)
+        text = argparse.SUPPRESS
+    options: dict[str, Any] = {"type": kind, "choices": field.metadata["choices"], "metavar": field.metadata["metavar"]}
+    if kind is bool:
+        options = {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+    group.add_argument(f"--{field.name}", default=field.default, help=text, **options)
 
 
 def boolean(text: str) -> bool:
@@ -154,15 +172,12 @@ def split_arguments(argv: Sequence[str], arguments_class: type[BaseTrainingArgum
     training_options = {field.name for field in fields(arguments_class)}
     launch: list[str] = []
     training: list[str] = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
+    words = iter(argv)
+    for word in words:
         name = word.removeprefix("--").partition("=")[0].replace("-", "_")
         is_launch = word.startswith("--") and name in (*LAUNCH_OPTIONS, *LAUNCH_SWITCHES)
-        if not is_launch or name in training_options:
+        if is_launch and name not in training_options:
+            launch += [word, *islice(words, int(name in LAUNCH_OPTIONS and "=" not in word))]
+        else:
             training.append(word)
-            continue
-        launch.append(word)
-        if name in LAUNCH_OPTIONS and "=" not in word and rest:
-            launch.append(rest.pop(0))
     return launch, training

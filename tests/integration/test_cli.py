@@ -10,7 +10,6 @@ import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -23,9 +22,16 @@ from bert_snli.data.sample import write_sample
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling.labels import LABEL2ID
 from bert_snli.prediction import Predictor
-from bert_snli.training.arguments import FinetuneArguments
+from bert_snli.training.arguments import GROUPS, FinetuneArguments
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
-from bert_snli.training.command_line import FINETUNE, split_arguments
+from bert_snli.training.command_line import (
+    FINETUNE,
+    LAUNCH_OPTIONS,
+    LAUNCH_SWITCHES,
+    REMEDIES,
+    TrainingCommand,
+    split_arguments,
+)
 from bert_snli.training.run import TrainingResult
 from tests.support.classifiers import random_pairs
 from tests.support.command_line import error_line
@@ -34,42 +40,136 @@ from tests.support.processes import LAUNCH, REPOSITORY
 PYPROJECT = REPOSITORY / "pyproject.toml"
 
 
-def documented_options(command: str) -> list[tuple[str, str | None, Any]]:
-    """Return name, help text and default of each option of a command."""
+def parser_of(command: str) -> argparse.ArgumentParser:
     if command in TRAINING:
-        recipe_fields = fields(TRAINING_COMMANDS[command].arguments_class)
-        return [(f"--{field.name}", field.metadata["help"], field.default) for field in recipe_fields]
+        return TRAINING_COMMANDS[command].build_parser()
     (subparsers,) = (action for action in build_parser()._actions if action.dest == "command")
-    actions = subparsers.choices[command]._actions
-    return [(action.option_strings[0], action.help, action.default) for action in actions if action.option_strings]
+    return subparsers.choices[command]
+
+
+def printed_help(words: list[str], columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *TRAINING])
-def test_help_describes_every_option_and_shows_its_default(
+def test_help_shows_each_option_once_with_its_default_and_choices(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setenv("COLUMNS", "1000")  # argparse then does not wrap the texts
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    entries = re.split(r"\n  (?=-)", capsys.readouterr().out)
-    for name, text, default in documented_options(command):
-        (entry,) = (" ".join(entry.split()) for entry in entries if re.match(rf"(-h, )?{name}\b(?!-)", entry))
-        assert text and " ".join(text.replace("%%", "%").split()) in entry, name
-        if default not in (None, False, "", argparse.SUPPRESS):
-            assert f"(default: {default})" in entry, name
+    printed = printed_help([command], 1000, monkeypatch, capsys)  # argparse then does not wrap the texts
+    _, listed = re.split(r"(?=\n(?:positional arguments|options):\n)", printed, maxsplit=1)
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=\S)|\n\n", listed)]
+    for action in parser_of(command)._actions:
+        if action.help == argparse.SUPPRESS:
+            continue
+        name = ", ".join(action.option_strings) or str(action.metavar)
+        (entry,) = (entry for entry in entries if re.match(rf"{name}( |$)", entry))
+        assert action.help and action.help in entry
+        assert action.choices is None or f"{name} {{{','.join(action.choices)}}} " in entry
+        assert not (action.required and action.option_strings) or entry.endswith("(required)")
+        if action.nargs != 0 and action.default not in (None, "", [], argparse.SUPPRESS):
+            default = str(action.default).lower() if isinstance(action.default, bool) else action.default
+            assert entry.endswith(f"(default: {default})")
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("command", [None, *COMMANDS, *TRAINING])
+def test_help_fits_the_terminal(command: str | None, columns: int, monkeypatch: pytest.MonkeyPatch, capsys):
+    printed = printed_help([command] if command else [], columns, monkeypatch, capsys)
+    assert [line for line in printed.splitlines() if len(line) > columns] == []
+    assert len(printed.partition("\n\n")[0].splitlines()) <= 2  # the synopsis
+
+
+def test_help_lists_each_command_once_with_a_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    printed = printed_help([], 80, monkeypatch, capsys)
+    listed = re.findall(r"^  (\w+) +[A-Z].*\.$", printed, flags=re.MULTILINE)
+    assert sorted(listed) == sorted([*COMMANDS, *TRAINING])
+
+
+def test_help_of_training_has_groups(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    names = [name for names in GROUPS.values() for name in names.split()]
+    expected = {field.name for command in TRAINING_COMMANDS.values() for field in fields(command.arguments_class)}
+    assert sorted(names) == sorted(expected)
+    printed = printed_help(["finetune"], 80, monkeypatch, capsys)
+    assert printed.startswith("usage: bert-snli finetune MODEL --output_dir DIR [options]\n\n")
+    sections = re.findall(r"^(\w.*):$", printed, flags=re.MULTILINE)
+    assert sections == ["examples", "options", *GROUPS, "Several processes"]
+    assert printed.count("(required)") == 2
+    assert all(f"--{name}" in printed for name in (*LAUNCH_OPTIONS, *LAUNCH_SWITCHES))
 
 
 def test_unknown_option_error_points_to_the_help_of_the_command(capsys: pytest.CaptureFixture):
-    line = error_line(["evaluate", "runs/snli", "--max_samples", "3"], capsys)
-    assert line == "bert-snli evaluate: error: unrecognized arguments: --max_samples 3; see bert-snli evaluate --help"
+    line = error_line(["evaluate", "runs/snli", "--samples", "3"], capsys)
+    assert line == "bert-snli evaluate: error: --samples: unknown option; see bert-snli evaluate --help"
+    line = error_line(["evaluate", "runs/snli", "runs/other"], capsys)
+    assert line == "bert-snli evaluate: error: runs/other: unexpected argument; see bert-snli evaluate --help"
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("finetune m --learning_rat 1", "--learning_rat: unknown option; did you mean --learning_rate?"),
+        ("finetune m --learning-rat=1", "--learning_rat: unknown option; did you mean --learning_rate?"),
+        ("finetune --no_fast_forward m", "--no_fast_forward: unknown option; did you mean --fast_forward?"),
+        ("finetune m --num_proceses 2", "--num_proceses: unknown option; did you mean --num_processes?"),
+        ("pretrain --hub_model_id user/name", "--hub_model_id: unknown option; see bert-snli pretrain --help"),
+        ("evaluate m --dataset_name snli", "--dataset_name: unknown option; did you mean --dataset_name_or_path?"),
+        ("predict m --input pairs.csv", "--input: unknown option; did you mean --input_file?"),
+        ("finetune m --per_device_train_batch_size 8", "use --train_batch_size, a global batch size"),
+        ("finetune m --per_gpu_train_batch_size 8", "use --train_batch_size, a global batch size"),
+        ("finetune m --gradient_accumulation_steps 2", "use --num_micro_batches, which splits --train_batch_size"),
+        ("finetune m --evaluation_strategy epoch", "remove it; a run evaluates after each epoch"),
+        ("finetune m --eval_strategy epoch", "remove it; a run evaluates after each epoch"),
+        ("finetune m --do_train", "remove it; the command always trains"),
+        ("finetune m --fp16", "use --mixed_precision fp16 or bf16"),
+        ("finetune m --logging_dir logs", "use --report_to tensorboard"),
+        ("pretrain --max_seq_length 64", "use --max_length"),
+    ],
+)
+def test_unknown_option_error_names_the_option_to_use(words: str, remedy: str, capsys: pytest.CaptureFixture):
+    assert remedy in error_line([*words.split(), "--output_dir", "o"], capsys)
+
+
+@pytest.mark.parametrize("command", TRAINING_COMMANDS.values(), ids=TRAINING_COMMANDS)
+def test_remedies_name_existing_options(command: TrainingCommand):
+    options = command.option_names | set(LAUNCH_SWITCHES)
+    for name, remedy in REMEDIES.items():
+        assert name not in {field.name for field in fields(command.arguments_class)}
+        assert set(re.findall(r"--(\w+)", remedy)) <= options
+
+
+def test_option_of_the_launcher_is_refused_in_a_process_that_only_trains(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        FINETUNE.parse(["m", "--output_dir", "o", "--num_processes", "2"])
+    assert "--num_processes: unknown option; give it to `accelerate launch`" in capsys.readouterr().err
+
+
+def test_model_is_a_positional_argument_of_finetune(tmp_path: Path, capsys: pytest.CaptureFixture):
+    expected = FINETUNE.parse(["--model_name_or_path", "m", "--output_dir", "o"])
+    assert FINETUNE.parse(["m", "--output_dir", "o"]) == expected
+    assert FINETUNE.parse(["--output_dir", "o", "m", "--push_to_hub", "false"]) == expected
+    recipe = tmp_path / "recipe.yaml"
+    replace(expected, model_name_or_path="other").save_recipe(recipe)
+    assert FINETUNE.parse(["m", "--config", str(recipe)]) == expected
+    both = error_line(["finetune", "m", "--model_name_or_path", "m", "--output_dir", "o"], capsys)
+    assert "argument MODEL: not allowed with argument --model_name_or_path" in both
+    assert "m: unexpected argument" in error_line(["pretrain", "m", "--output_dir", "o"], capsys)
+
+
+def test_dashes_in_the_name_of_an_option_are_underscores():
+    words = ["predict", "my-model", "--input-file=my-pairs.csv", "--premise", "--well-known text"]
+    args = build_parser().parse_args(words)
+    assert (args.model, args.input_file, args.premise) == ("my-model", Path("my-pairs.csv"), "--well-known text")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--model_name_or_path: is required"),
-        (["--no_such_option", "1"], "unrecognized arguments: --no_such_option"),
+        ([], "MODEL: is required; give it on the command line or in the recipe"),
+        (["--no_such_option", "1"], "--no_such_option: unknown option; see bert-snli finetune --help"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
         (["--train_batch_size", "0"], "--train_batch_size 0: give 1 or more"),
@@ -107,7 +207,8 @@ def test_finetune_of_a_d2l_checkpoint_says_to_convert_it_first(
 def test_mistake_in_a_recipe_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
     recipe = tmp_path / "recipe.yaml"
     for content, message in {
-        "learning_rat: 1": "unknown option 'learning_rat'",
+        "learning_rat: 1": "unknown option 'learning_rat'; did you mean --learning_rate?",
+        "fp16: true": "unknown option 'fp16'; use --mixed_precision fp16 or bf16",
         "learning_rate: fast": "invalid float value: 'fast'",
         "[1, 2]": "has no options",
         "a: [": "not YAML",
@@ -213,7 +314,7 @@ def test_options_of_accelerate_launch_are_separated_from_those_of_the_recipe():
 
 @pytest.mark.slow
 def test_error_in_two_processes_exits_with_2(pretrained: Path, tmp_path: Path, run_python):
-    command = ["--model_name_or_path", pretrained, "--output_dir", tmp_path / "run", "--max_length", 32]
+    command = [pretrained, "--output_dir", tmp_path / "run", "--max_length", 32]
     done = run_python(
         "-m",
         "bert_snli.cli",

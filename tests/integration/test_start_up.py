@@ -49,16 +49,17 @@ def test_help_and_unknown_option_import_no_large_library(command: str, run_pytho
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--learning_rate", "fast"], "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
-        (["--fast_forward", "perhaps"], "argument --fast_forward/--fast-forward: perhaps: give true or false"),
+        (["--learning_rate", "fast"], "argument --learning_rate: invalid float value: 'fast'"),
+        (["--fast_forward", "perhaps"], "argument --fast_forward: perhaps: give true or false"),
         (["--optim", "sgd"], "argument --optim: invalid choice: 'sgd'"),
+        (["--learning_rat", "1"], "--learning_rat: unknown option; did you mean --learning_rate?"),
         (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
         (["--config", "no_such_recipe.yaml"], "--config no_such_recipe.yaml: No such file or directory"),
         (["--num_processes", "2", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
     ],
 )
 def test_wrong_value_of_a_training_option_imports_no_large_library(arguments: list[str], message: str, run_python):
-    done = run_light_command(run_python, "finetune", "--model_name_or_path", "m", "--output_dir", "o", *arguments)
+    done = run_light_command(run_python, "finetune", "m", "--output_dir", "o", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
