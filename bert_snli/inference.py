@@ -73,7 +73,9 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
     folder, problem = Path(model_name_or_path), f"has no {filename}"
     if (folder / filename).is_file():
         return
-    if folder.is_file() or (not folder.is_dir() and looks_like_path(model_name_or_path)):
+    if folder.is_file():
+        problem = "is a file, not a model folder"
+    elif not folder.is_dir() and looks_like_path(model_name_or_path):
         problem = "no such folder"
     elif not folder.is_dir():
         try:

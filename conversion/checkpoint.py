@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import PARAMS, VOCABULARY
+from bert_snli.files import CONFIG, PARAMS, VOCABULARY
 
 # Compression saves little on weights and about three quarters on vocabularies. More than this is a zip bomb.
 MAX_EXPANSION = 20
@@ -37,6 +37,8 @@ def open_checkpoint_files(source: Path, vocab_file: Path | None = None) -> Itera
         params = source
         if os.path.isdir(source):  # unlike Path.is_dir, never an exception
             params = source / PARAMS
+            if (source / CONFIG).is_file() and not params.is_file():
+                raise BertSnliError(f"{source}: already a model folder; give a d2l checkpoint, or use it unconverted")
         elif not os.path.isfile(source):
             raise BertSnliError(
                 f"{source}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip with "

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bert_snli.choices import HUB_ID, TEXT_SOURCES
 from bert_snli.data.layouts import count_votes, find_columns, name_labels, number_labels
+from bert_snli.data.pair_files import text_problem
 from bert_snli.data.sources import READERS, SPLITS, read_files, read_split
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
@@ -159,8 +160,8 @@ def _read_pairs(
             try:
                 if (label := read_label(value)) is None:
                     continue
-                if premise is None or hypothesis is None:
-                    raise ValueError("no premise or no hypothesis; remove or correct the row")
+                if problem := text_problem("premise", premise) or text_problem("hypothesis", hypothesis):
+                    raise ValueError(problem)
             except ValueError as error:
                 raise BertSnliError(f"{where}: row {number + 1}: {error}") from error
             pairs["premise"].append(read_text(premise))

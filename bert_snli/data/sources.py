@@ -16,9 +16,11 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetNotFoundError
 
 from bert_snli.choices import HUB_ID
 from bert_snli.data import sample
+from bert_snli.data.pair_files import check_delimiter, find_damage
 from bert_snli.errors import BertSnliError, one_line
 from bert_snli.files import looks_like_path
 
@@ -69,24 +71,34 @@ def load_from_hub(name: str, config_name: str | None = None, split: str | None =
     try:
         return load_dataset(name, config_name, split=split)
     except Exception as error:  # errors of `datasets`, `huggingface_hub` and `httpx` have no common base class
+        what, remedy = f"cannot be loaded from the Hub ({one_line(error)})", "check the name and the split"
+        if isinstance(error, DatasetNotFoundError):
+            what = "no file or folder of this name, and no data set on the Hub that your token can read"
+        elif isinstance(error, ConnectionError):
+            what = f"no file or folder of this name, and the Hub cannot be reached ({one_line(error)})"
+            remedy = "check the network"
         raise BertSnliError(
-            f"dataset_name_or_path {name}: cannot be loaded from the hub ({one_line(error)}); "
-            f"check the id and the network, or give a file, a folder or '{SAMPLE}'"
+            f"dataset_name_or_path {name}: {what}; {remedy}, or give a file, a folder or '{SAMPLE}'"
         ) from error
 
 
 def read_files(files: Sequence[Path], split: str, builder: str | None = None) -> Dataset:
     """Read the rows of files of one format, as a data set with the name `split`. The builder `text` reads lines."""
     if not any(file.stat().st_size for file in files):
-        raise BertSnliError(f"{files[0]}: is empty; give another file")
+        raise BertSnliError(f"{files[0]}: the file is empty; get it again, or give another file")
     builder = builder or READERS[files[0].suffix]
     try:
         options = _table_options(files) if builder == "csv" else {}
         paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
         return load_dataset(builder, data_files={split: paths}, split=split, **options)
+    except BertSnliError:
+        raise
     except Exception as error:  # errors of `datasets` and of the libraries that it reads with have no common base class
+        for file in files if builder != "parquet" else ():
+            if damage := find_damage(file):
+                raise BertSnliError(f"{file}: {damage}") from error
         what = f"cannot be read as {files[0].suffix} ({one_line(error.__cause__ or error)})"
-        raise BertSnliError(f"{files[0]}: {what}; save it as UTF-8, or get it again") from error
+        raise BertSnliError(f"{files[0]}: {what}; correct the file, or get it again") from error
 
 
 def _table_options(files: Sequence[Path]) -> dict[str, Any]:
@@ -95,6 +107,7 @@ def _table_options(files: Sequence[Path]) -> dict[str, Any]:
     quoting: Any = csv.QUOTE_MINIMAL if all(map(_is_quoted, files)) else csv.QUOTE_NONE
     with files[0].open(encoding="utf-8-sig", newline="") as file:
         names: list[str] = next(csv.reader(file, delimiter=delimiter, quoting=quoting), [])
+    check_delimiter(names, delimiter, str(files[0]))
     features = Features({name: Value("string") for name in names})
     return {"delimiter": delimiter, "quoting": quoting, "keep_default_na": False, "features": features}
 

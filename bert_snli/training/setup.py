@@ -42,9 +42,15 @@ def check_arguments(arguments: BaseTrainingArguments) -> None:
     """Check what can be checked before anything is loaded or written."""
     output_dir, checkpoint = Path(arguments.output_dir), arguments.resume_from_checkpoint
     is_unfinished = (output_dir / RUN).is_file() and not (output_dir / TRAIN_RESULTS).is_file()
+    can_resume = is_unfinished or checkpointing.list_checkpoints(output_dir)
     if checkpoint not in (None, "auto"):
         checkpointing.check_checkpoint_folder(Path(checkpoint), output_dir)
-    elif checkpoint is None or not (is_unfinished or checkpointing.list_checkpoints(output_dir)):
+    elif checkpoint is None and can_resume and not arguments.overwrite_output_dir:
+        raise BertSnliError(
+            f"{output_dir}: already holds a run; set resume_from_checkpoint auto to continue it, give another folder, "
+            "or set overwrite_output_dir to replace it"
+        )
+    elif not (checkpoint and can_resume):
         check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir)
     if arguments.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise BertSnliError("mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
