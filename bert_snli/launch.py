@@ -89,7 +89,7 @@ def _exit_code(codes: dict[int, int]) -> int:
     """Return the exit code for those of the failed processes. A process that was killed has a negative one."""
     for rank, code in codes.items():
         if code < 0 and -code != signal.SIGTERM:  # the launcher ends the others with SIGTERM
-            logger.error("process %d was ended by %s, and so the others were", rank, signal.Signals(-code).name)
+            logger.error("process %d was killed by %s; the others were stopped", rank, signal.Signals(-code).name)
             return BY_SIGNAL - code
     return max(1, *codes.values())
 

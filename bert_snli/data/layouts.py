@@ -43,7 +43,7 @@ def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], w
         names = (declared[role],) if role in declared else known
         found = [name for name in names if name in rows.column_names]
         if not found:
-            remedy = "name the columns premise, hypothesis and label, or in an evaluation map them: columns premise=NAME"
+            remedy = "name the columns premise, hypothesis, label, or in an evaluation map them: columns premise=NAME"
             remedy = "use text_source raw" if text_source == "parse" else remedy
             raise missing_column(where, names, rows.column_names, remedy)
         columns.append(found[0])

@@ -137,7 +137,7 @@ class PairEncoder:
         """Encode a batch of `map`: a table gives a table, a DataFrame a DataFrame, a mapping a dict of lists."""
         premises, hypotheses = batch["premise"], batch["hypothesis"]
         if isinstance(premises, str):
-            raise BertSnliError("PairEncoder: got one pair, not a batch; give batched=True to Dataset.map")
+            raise BertSnliError("PairEncoder: got one pair, not a batch; pass batched=True to Dataset.map")
         if isinstance(batch, pa.Table):
             encoded = self.encode(premises.to_pylist(), hypotheses.to_pylist())
             return encoded.append_column("labels", batch["label"]) if "label" in batch.column_names else encoded

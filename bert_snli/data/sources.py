@@ -44,10 +44,10 @@ def is_hub_id(name_or_path: str) -> bool:
 def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Dataset, str]:
     """Read the rows of a split unchanged; also return where they come from, for error messages."""
     if isinstance(dataset, Dataset):
-        raise BertSnliError("dataset: a Dataset without splits; give a DatasetDict")
+        raise BertSnliError("dataset: is a Dataset, which has no splits; give a DatasetDict")
     if isinstance(dataset, Mapping):
         if split not in dataset:
-            raise BertSnliError(f"dataset: no split {split!r}, only {', '.join(map(str, dataset))}")
+            raise BertSnliError(f"dataset: no split {split!r} (found: {', '.join(map(str, dataset))}); add the split")
         return dataset[split], f"dataset[{split!r}]"
     if dataset != SAMPLE and is_hub_id(dataset):
         return load_from_hub(dataset, split=split), f"{dataset} ({split})"
@@ -59,10 +59,9 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Datase
     elif zipfile.is_zipfile(path):
         files = _extract(path, split)
     else:
-        raise BertSnliError(
-            f"dataset_name_or_path {dataset}: no such zip or folder; give Stanford's zip, a folder of its files, "
-            f"a hub id such as {HUB_ID}, or '{SAMPLE}'; to evaluate, also one {', '.join(READERS)} file"
-        )
+        what = "is a single file, not a zip" if path.is_file() else "no such file or folder"
+        remedy = f"give Stanford's zip, a folder of its files, a Hub id such as {HUB_ID}, or '{SAMPLE}'"
+        raise BertSnliError(f"dataset_name_or_path {dataset}: {what}; {remedy}")
     return read_files(files, split), f"{dataset} ({', '.join(file.name for file in files)})"
 
 
@@ -71,15 +70,12 @@ def load_from_hub(name: str, config_name: str | None = None, split: str | None =
     try:
         return load_dataset(name, config_name, split=split)
     except Exception as error:  # errors of `datasets`, `huggingface_hub` and `httpx` have no common base class
-        what, remedy = f"cannot be loaded from the Hub ({one_line(error)})", "check the name and the split"
+        what = f"cannot be loaded from the Hub ({one_line(error)}); check its name and its splits"
         if isinstance(error, DatasetNotFoundError):
-            what = "no file or folder of this name, and no data set on the Hub that your token can read"
+            what = "no such file or folder, and no data set on the Hub that your token can read; check the name"
         elif isinstance(error, ConnectionError):
-            what = f"no file or folder of this name, and the Hub cannot be reached ({one_line(error)})"
-            remedy = "check the network"
-        raise BertSnliError(
-            f"dataset_name_or_path {name}: {what}; {remedy}, or give a file, a folder or '{SAMPLE}'"
-        ) from error
+            what = f"no such file or folder, and the Hub cannot be reached ({one_line(error)}); check the network"
+        raise BertSnliError(f"dataset_name_or_path {name}: {what}, or give a folder or '{SAMPLE}'") from error
 
 
 def read_files(files: Sequence[Path], split: str, builder: str | None = None) -> Dataset:
@@ -130,11 +126,11 @@ def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: st
         files = [path for path in candidates if path.suffix == suffix]
         if len({path.with_name(SHARD.sub("-shard", path.stem)) for path in files}) > 1:
             both = f"both {files[0].name} and {files[-1].name} look like the {split} split"
-            raise BertSnliError(f"dataset_name_or_path {where}: {both}; give one of them")
+            raise BertSnliError(f"dataset_name_or_path {where}: {both}; keep only one of them in it")
         if files:
             return files
-    what = f"no {', '.join(READERS)} file of the {split} split in it (a name with '{words[-1]}')"
-    raise BertSnliError(f"dataset_name_or_path {where}: {what}; check that it holds SNLI")
+    what = f"no {', '.join(READERS)} file of the {split} split"
+    raise BertSnliError(f"dataset_name_or_path {where}: {what}; add one with '{words[-1]}' in its name")
 
 
 def _extract(archive: Path, split: str) -> list[Path]:
@@ -150,7 +146,7 @@ def _extract(archive: Path, split: str) -> list[Path]:
     try:
         folder = _cached_folder(repr((archive.resolve(), status.st_mtime_ns, status.st_size, split)), extract)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise BertSnliError(f"{archive}: damaged or unsupported zip ({error}); get it again") from error
+        raise BertSnliError(f"{archive}: a damaged or unsupported zip ({error}); get the file again") from error
     return sorted(folder.iterdir())
 
 

@@ -20,7 +20,7 @@ def test_pairs_are_read_in_order_and_counted(tmp_path: Path):
 
 
 def test_file_without_pairs_is_refused(tmp_path: Path):
-    with pytest.raises(BertSnliError, match="holds no pairs"):
+    with pytest.raises(BertSnliError, match="has no rows"):
         count_pairs(write_pairs(tmp_path / "empty.jsonl", []))
 
 

@@ -138,9 +138,9 @@ def test_dataset_in_memory_gives_labels_by_name(values: list, feature: ClassLabe
 
 def test_dataset_in_memory_without_the_split_or_with_an_unknown_label_is_refused():
     dataset = make_dataset([0, 3], Value("int64"))
-    with pytest.raises(BertSnliError, match="^dataset: a Dataset without splits"):
+    with pytest.raises(BertSnliError, match="^dataset: is a Dataset, which has no splits"):
         load_snli(dataset["train"])
-    with pytest.raises(BertSnliError, match=r"^dataset: no split 'test', only train, extra"):
+    with pytest.raises(BertSnliError, match=r"^dataset: no split 'test' \(found: train, extra\)"):
         load_snli(dataset, splits=["test"])
     with pytest.raises(BertSnliError, match=r"^dataset\['train'\]: label '3' is none of entailment"):
         load_snli(dataset, splits=["train"])
@@ -201,7 +201,7 @@ def test_text_that_looks_like_a_missing_value_is_kept(tmp_path: Path):
     ("rows", "text_source", "message"),
     [
         ([ROW, {**ROW, "gold_label": "maybe"}], "raw", r"label 'maybe' is none of entailment, contradiction"),
-        ([{**ROW, "gold_label": "-"}], "raw", "no pair with a gold label"),
+        ([{**ROW, "gold_label": "-"}], "raw", "no row has a gold label"),
         ([ROW], "parse", "no column sentence1_binary_parse; it has .*; use text_source raw"),
         ([{"text": "A dog."}], "raw", "no column sentence1 or premise"),
     ],
