@@ -17,7 +17,7 @@ from bert_snli.modeling.pair_truncation import is_text
 
 COLUMNS = ("premise", "hypothesis")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JOINED_NAMES = re.compile(r'[\w".]+(?:([;|,\t])[\w".]+)+')  # a header line that was not split: premise;hypothesis
+JOINED_NAMES = re.compile(r'[\w".]+(?: ?([;|,\t]) ?[\w".]+)+')  # a header line that was not split: premise;hypothesis
 
 
 def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str, str]]:
@@ -35,12 +35,12 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
                 check_delimiter(rows.fieldnames or (), DELIMITERS[path.suffix], name)
             for number, row in enumerate(rows, start=1):
                 where, row = f"{name}: row {number}", row if isinstance(row, dict) else {}
-                if None in row:
-                    raise BertSnliError(f"{where}: more cells than column names; write texts with commas in quotes")
                 for column in COLUMNS:
                     if column not in row:
                         raise missing_column(where, [column], list(row), "name the columns premise and hypothesis")
-                    if problem := text_problem(column, row[column]):
+                    has_more = any(row.get(None, ()))
+                    problem = "more cells than column names; write texts with ',' in quotes" if has_more else None
+                    if problem := problem or text_problem(column, row[column]):
                         raise BertSnliError(f"{where}: {problem}")
                 yield row["premise"], row["hypothesis"]
     except BertSnliError:
