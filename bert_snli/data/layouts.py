@@ -67,7 +67,7 @@ def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -
     """Map each value to the number of its name in `labels`; None if there is no gold label."""
     if unknown := sorted({name for name in names.values() if name not in (NO_GOLD_LABEL, *labels)}):
         what = f"label {unknown[0]!r} is none of {', '.join(labels)}"
-        if all(map(str.isdecimal, unknown)):
+        if all(name.isdecimal() or name == NO_GOLD_LABEL for name in names.values()):
             what = f"the labels {', '.join(unknown[:5])} are numbers without names"
         remedy = f"write {', '.join(labels)} or - (no gold label), or in an evaluation map them: labels"
         raise BertSnliError(f"{where}: {what}; {remedy} {' '.join(f'{name}=NAME' for name in unknown[:5])}")

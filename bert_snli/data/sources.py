@@ -86,7 +86,9 @@ def read_files(files: Sequence[Path], split: str, builder: str | None = None) ->
     try:
         options = _table_options(files) if builder == "csv" else {}
         paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
-        return load_dataset(builder, data_files={split: paths}, split=split, **options)
+        rows = load_dataset(builder, data_files={split: paths}, split=split, **options)
+        rows.data.validate(full=True)  # texts that are not UTF-8 fail here, and not at the first access
+        return rows
     except BertSnliError:
         raise
     except Exception as error:  # errors of `datasets` and of the libraries that it reads with have no common base class
@@ -146,7 +148,7 @@ def _extract(archive: Path, split: str) -> list[Path]:
     try:
         folder = _cached_folder(repr((archive.resolve(), status.st_mtime_ns, status.st_size, split)), extract)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise BertSnliError(f"{archive}: a damaged or unsupported zip ({error}); get the file again") from error
+        raise BertSnliError(f"{archive}: damaged or unsupported zip ({error}); get the file again") from error
     return sorted(folder.iterdir())
 
 

@@ -45,7 +45,7 @@ FILES = {
     "too many cells": (
         "pairs.csv",
         HEADER.encode() + b"A dog.,It sits.,neutral\nA dog, a cat,It sits.,neutral\n",
-        ["2"],
+        [],
     ),
     "not UTF-8": (
         "pairs.csv",
@@ -149,21 +149,20 @@ def test_swapped_arguments_are_named(model_folder: Path, tmp_path: Path, capsys:
     data = tmp_path / "pairs.jsonl"
     data.write_bytes(json_lines("A dog."))
     out = tmp_path / "out"
+    finetune = ("finetune", "--output_dir", out, "--max_length", 32, "--model_name_or_path")
     for command, message in {
-        (
-            "convert",
-            model_folder,
-            "--output_dir",
-            out,
-        ): f"{model_folder}: already a model folder; give a d2l",
+        ("convert", model_folder, "--output_dir", out): f"{model_folder}: already a model folder; give a d2l",
         ("evaluate", data): f"{data}: is not a model folder; give data with --dataset_name_or_path",
         ("evaluate", data, "--output_dir", out): f"{data}: is a file, not a model folder; give the folder",
         ("predict", data, "--input_file", data): f"{data}: is a file, not a model folder; give the folder",
         ("predict", data, "--input_file", model_folder): f"--input_file {model_folder}: unknown file type ''; give a",
-        ("finetune", "--model_name_or_path", data, "--output_dir", out): f"{data}: is a file, not a model folder",
-        ("finetune", "--model_name_or_path", model_folder, "--dataset_name_or_path", data, "--output_dir", out): (
-            f"--dataset_name_or_path {data}: is a single file, not a zip; give Stanford's zip"
-        ),
+        (*finetune, data): f"{data}: is a file, not a model folder; give the folder",
+        (
+            *finetune,
+            model_folder,
+            "--dataset_name_or_path",
+            data,
+        ): f"{data}: is a single file, not a zip; give",
     }.items():
         assert message in error_line(list(command), capsys)
     assert not out.exists()

@@ -150,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.uploads[path.removeprefix("/lfs/")] = body
             return self._json({})
         parts = [unquote(part) for part in path.strip("/").split("/")]
-        if parts[:2] == ["api", "datasets"]:  # it has none
+        if "datasets" in parts[:2]:  # there are none
             return self._error(404, "RepoNotFound")
         if parts[:2] == ["api", "models"]:
             return self._api("/".join(parts[2:4]), parts[4:], body)
