@@ -63,7 +63,7 @@ def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise BertSnliError(f"{path}: cannot be read ({one_line(error)}); write it again or move it away") from error
+        raise BertSnliError(f"{path}: cannot be read ({one_line(error)}); correct or remove it") from error
 
 
 def read_json(path: Path) -> dict:
@@ -83,12 +83,12 @@ def check_output_dir(folder: Path, *, overwrite: bool | None = None, model: Path
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise BertSnliError(f"{existing}: is a file; name a folder")
+        raise BertSnliError(f"{existing}: is a file; give a folder")
     if model and folder.resolve() == model.resolve():
-        raise BertSnliError(f"{folder}: is the model itself; name another folder")
+        raise BertSnliError(f"{folder}: is the model folder itself; give another folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         alternative = "" if overwrite is None else " or set overwrite_output_dir"
-        raise BertSnliError(f"{folder}: already holds files; name another folder{alternative}")
+        raise BertSnliError(f"{folder}: already holds files; give another folder{alternative}")
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             with FileLock(folder / ".lock", timeout=0):
                 yield
         except Timeout as error:
-            raise BertSnliError(f"{folder}: another run is writing there; wait for it, or end it") from error
+            raise BertSnliError(f"{folder}: another run is writing there; wait for it, or stop it") from error
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         reason = f"cannot be written ({getattr(error, 'strerror', None) or error})"
-        raise BertSnliError(f"{folder}: {reason}; name another folder, or free disk space") from error
+        raise BertSnliError(f"{folder}: {reason}; give another folder, or free disk space") from error
 
 
 def sha256_of_file(path: Path) -> str:

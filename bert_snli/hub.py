@@ -90,7 +90,7 @@ def stage(
     with files.atomic_folder(output_dir) as target:
         for name in names.difference(outdated):
             if (folder / name).is_symlink():
-                raise BertSnliError(f"{folder / name}: a link; put the file itself there, or move it away")
+                raise BertSnliError(f"{folder / name}: is a symbolic link; replace it with the file, or remove it")
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, target / name)
         card = target / files.CARD
@@ -109,12 +109,12 @@ def check_model(folder: Path) -> None:
     if is_pretraining_model(config := load_config(str(folder))):
         _, missing = load_weights(str(folder), config, D2LBertForPreTraining)
         if missing:
-            raise BertSnliError(f"{folder}: a pretrained model that lacks {min(missing)}; convert or pretrain it again")
+            raise BertSnliError(f"{folder}: its weights have no {min(missing)}; convert or pretrain it again")
     else:
         load_classifier(str(folder))
     load_tokenizer(str(folder))
     if absent := [name for name in MODEL_FILES + CODE_FILES if not (folder / name).is_file()]:
-        raise BertSnliError(f"{folder}: holds no {absent[0]}; save or convert the model again")
+        raise BertSnliError(f"{folder}: has no {absent[0]}; save or convert the model again")
 
 
 def upload(staged: Path, repo_id: str, *, private: bool, revision: str | None, commit_message: str) -> str:
@@ -128,7 +128,7 @@ def upload(staged: Path, repo_id: str, *, private: bool, revision: str | None, c
         api = HfApi()
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
-            raise BertSnliError(f"private: {repo_id} already exists and is public; change that on the Hub first")
+            raise BertSnliError(f"private: {repo_id} already exists and is public; make it private on the Hub first")
         if revision not in (None, "main"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         present = api.list_repo_files(repo_id, revision=revision)

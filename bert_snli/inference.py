@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-REMEDY = "give the folder or the hub id of a converted, pretrained or fine-tuned model"
+REMEDY = "give the folder or the Hub id of a converted, pretrained or fine-tuned model"
 
 
 def load_config(model_name_or_path: str) -> D2LBertConfig:
-    """Load the configuration of a D2L-BERT folder or hub repository."""
+    """Load the configuration of a D2L-BERT folder or Hub repository."""
     if (Path(model_name_or_path) / PARAMS).is_file():
         raise BertSnliError(f"{model_name_or_path}: a d2l checkpoint; convert it first")
     check_has_file(model_name_or_path, CONFIG)
@@ -46,7 +46,7 @@ def load_config(model_name_or_path: str) -> D2LBertConfig:
 
 
 def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a model folder or hub repository."""
+    """Load the tokenizer of a model folder or Hub repository."""
     check_has_file(model_name_or_path, TOKENIZER)
     with explain_load_errors(model_name_or_path, TOKENIZER):
         return PreTrainedTokenizerFast.from_pretrained(model_name_or_path)
@@ -73,7 +73,9 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
     folder, problem = Path(model_name_or_path), f"has no {filename}"
     if (folder / filename).is_file():
         return
-    if folder.is_file() or (not folder.is_dir() and looks_like_path(model_name_or_path)):
+    if folder.is_file():
+        problem = "is a file, not a model folder"
+    elif not folder.is_dir() and looks_like_path(model_name_or_path):
         problem = "no such folder"
     elif not folder.is_dir():
         try:
@@ -99,10 +101,8 @@ def explain_load_errors(model_name_or_path: str, part: str) -> Iterator[None]:
     except (BertSnliError, ImportError, MemoryError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise BertSnliError(
-            f"{model_name_or_path}: its {part} cannot be loaded ({reason}); convert, train or download the model again"
-        ) from error
+        what = f"its {part} cannot be loaded ({type(error).__name__}: {one_line(error)})"
+        raise BertSnliError(f"{model_name_or_path}: {what}; convert, train or download the model again") from error
 
 
 def hub_failure(error: BaseException) -> str | None:
@@ -130,8 +130,8 @@ def has_only_onnx(model_name_or_path: str) -> bool:
 def refuse_onnx_export(model_name_or_path: str) -> None:
     """Raise `BertSnliError` if a folder has no PyTorch weights, only an ONNX model."""
     if has_only_onnx(model_name_or_path):
-        problem = f"holds only {ONNX_FILE}, which predict and evaluate run with backend onnx"
-        raise BertSnliError(f"{model_name_or_path}: {problem}; name the folder that it was exported from")
+        problem = f"has no PyTorch weights, only {ONNX_FILE}, which predict and evaluate can run"
+        raise BertSnliError(f"{model_name_or_path}: {problem}; give the folder that it was exported from")
 
 
 def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification:
@@ -139,9 +139,7 @@ def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification
     refuse_onnx_export(model_name_or_path)
     model, missing = load_weights(model_name_or_path, load_config(model_name_or_path), D2LBertForSequenceClassification)
     if missing:
-        raise BertSnliError(
-            f"{model_name_or_path}: a pretrained model without a trained classifier; fine-tune it first"
-        )
+        raise BertSnliError(f"{model_name_or_path}: a model without a trained classifier; fine-tune it first")
     return model.eval()
 
 

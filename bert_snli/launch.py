@@ -67,6 +67,8 @@ def _launch(launch: list[str], module: str, training: list[str]) -> None:
         _fail(f"--num_processes {args.num_processes}: give 1 or more")
     if args.multi_gpu and args.config_file is None and args.num_processes is None and not torch.cuda.is_available():
         _fail("--multi_gpu: this machine has no GPU; add --num_processes N for N processes on the CPU")
+    if args.gpu_ids not in (None, "all") and not torch.cuda.is_available():
+        _fail(f"--gpu_ids {args.gpu_ids}: this machine has no GPU that PyTorch can use; leave --gpu_ids out")
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # PyTorch warns of `find_unused_parameters`
@@ -87,7 +89,7 @@ def _exit_code(codes: dict[int, int]) -> int:
     """Return the exit code for those of the failed processes. A process that was killed has a negative one."""
     for rank, code in codes.items():
         if code < 0 and -code != signal.SIGTERM:  # the launcher ends the others with SIGTERM
-            logger.error("process %d was ended by %s, and so the others were", rank, signal.Signals(-code).name)
+            logger.error("process %d was killed by %s; the others were stopped", rank, signal.Signals(-code).name)
             return BY_SIGNAL - code
     return max(1, *codes.values())
 

@@ -49,9 +49,9 @@ def read_certificate(folder: Path) -> Certificate:
         _ = certificate.files.items()
         return certificate
     except OSError as error:
-        raise BertSnliError(f"{path}: {error.strerror}; only a converted folder has one") from error
+        raise BertSnliError(f"{path}: {error.strerror}; give a folder that convert wrote") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise BertSnliError(f"{path}: not a certificate that can be read ({error}); convert again") from error
+        raise BertSnliError(f"{path}: cannot be read as a certificate ({error}); convert again") from error
 
 
 def describe_tensor(name: str, array: np.ndarray) -> dict[str, Any]:
@@ -92,7 +92,8 @@ def verify_conversion(folder: str | Path) -> Certificate:
     files = sha256_of_files(folder)
     for name, sha256 in certificate.files.items():
         if files.get(name) != sha256:
-            raise BertSnliError(f"{folder / name}: not as certified: {'changed' if name in files else 'missing'}")
+            problem = "changed" if name in files else "missing"
+            raise BertSnliError(f"{folder / name}: {problem} since conversion; convert again")
     weights = check_tensors(folder, certificate.tensors)
     config, model_kind = read_config(folder)
     checkpoint = rename_to_d2l(folder / WEIGHTS, weights, model_kind, config.num_hidden_layers)
@@ -106,7 +107,5 @@ def check_tensors(folder: Path, records: list[dict[str, Any]]) -> dict[str, np.n
     expected = {record["target"]["name"]: record["target"] for record in records if record["target"]}
     found = {name: describe_tensor(name, array) for name, array in weights.items()}
     if different := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
-        raise BertSnliError(
-            f"{folder / WEIGHTS}: {summarize_names(different)} not as certified: changed since, or from another model"
-        )
+        raise BertSnliError(f"{folder / WEIGHTS}: {summarize_names(different)} changed since conversion; convert again")
     return weights

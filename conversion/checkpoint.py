@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import PARAMS, VOCABULARY
+from bert_snli.files import CONFIG, PARAMS, VOCABULARY
 
 # Compression saves little on weights and about three quarters on vocabularies. More than this is a zip bomb.
 MAX_EXPANSION = 20
@@ -37,6 +37,8 @@ def open_checkpoint_files(source: Path, vocab_file: Path | None = None) -> Itera
         params = source
         if os.path.isdir(source):  # unlike Path.is_dir, never an exception
             params = source / PARAMS
+            if (source / CONFIG).is_file() and not params.is_file():
+                raise BertSnliError(f"{source}: already a model folder; give a d2l checkpoint, or use it unconverted")
         elif not os.path.isfile(source):
             raise BertSnliError(
                 f"{source}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip with "
@@ -47,7 +49,7 @@ def open_checkpoint_files(source: Path, vocab_file: Path | None = None) -> Itera
             params = _unpack(source, folder, (PARAMS,) if vocab_file else (PARAMS, VOCABULARY))
         vocabulary = vocab_file or params.parent / VOCABULARY
         if not os.path.isfile(params):
-            raise BertSnliError(f"{params}: not found; a checkpoint is {PARAMS} with {VOCABULARY} next to it")
+            raise BertSnliError(f"{params}: not found; give a folder with {PARAMS} and {VOCABULARY}")
         if not os.path.isfile(vocabulary):
             raise BertSnliError(f"{vocabulary}: not found; set vocab_file to the vocabulary saved with these weights")
         yield params, vocabulary
@@ -68,7 +70,7 @@ def _unpack(path: Path, folder: Path, names: tuple[str, ...]) -> Path:
         raise
     except Exception as error:  # zipfile raises nearly any type on a damaged file
         if isinstance(error, OSError) and error.errno:
-            raise BertSnliError(f"{path}: cannot be unpacked into {folder} ({error.strerror}); set TMPDIR") from error
+            raise BertSnliError(f"{path}: cannot be unpacked to {folder} ({error.strerror}); set TMPDIR") from error
         raise BertSnliError(f"{path}: damaged or unsupported zip ({error}); get the file again") from error
     return folder / PARAMS
 
@@ -77,16 +79,16 @@ def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
     name = member.filename
     is_outside = ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive
     if is_outside or stat.S_ISLNK(member.external_attr >> 16):
-        raise BertSnliError(f"{path}: its member {name[:80]!r} points outside; get the archive from a trusted source")
+        raise BertSnliError(f"{path}: the path of {name[:80]!r} is outside the archive; get it from a trusted source")
 
 
 def _unpack_file(archive: zipfile.ZipFile, name: str, path: Path, folder: Path) -> None:
     """Unpack the only member called `name` to `folder / name`, so that no path in the archive is followed."""
     members = [info for info in archive.infolist() if PurePosixPath(info.filename).name == name]
     if len(members) != 1:
-        raise BertSnliError(f"{path}: holds {len(members)} files named {name} instead of one; unpack it")
+        raise BertSnliError(f"{path}: has {len(members)} files named {name}; unpack it and give the folder")
     if members[0].file_size > MAX_EXPANSION * path.stat().st_size + SMALL_BYTES:
-        raise BertSnliError(f"{path}: {name} would take {members[0].file_size:,} bytes; not unpacked")
+        raise BertSnliError(f"{path}: {name} would unpack to {members[0].file_size:,} bytes; give the files unpacked")
     with archive.open(members[0]) as packed, (folder / name).open("wb") as target:
         shutil.copyfileobj(packed, target)
 
@@ -102,7 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise BertSnliError(f"{path}: {error.strerror}; give a params file that can be read") from error
     if not first_bytes:
-        raise BertSnliError(f"{path}: an empty file; get the file again")
+        raise BertSnliError(f"{path}: the file is empty; get it again")
     if first_bytes.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise BertSnliError(f"{path}: a web page saved under this name; download the file itself")
+        raise BertSnliError(f"{path}: is a web page and not a checkpoint; download the checkpoint file")
     return read_mxnet_checkpoint(path) if first_bytes[:8] == MAGIC else read_torch_checkpoint(path)

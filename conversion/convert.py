@@ -126,8 +126,8 @@ def _infer_config(checkpoint: Checkpoint, model_kind: str, num_attention_heads: 
         num_attention_heads = d2l_num_heads
     if num_attention_heads is None:
         raise BertSnliError(
-            f"{path}: no model of d2l's has hidden_size {hidden_size}, intermediate_size {intermediate_size} and "
-            f"{num_blocks} blocks, and no tensor shows the number of attention heads; set num_attention_heads"
+            f"{path}: the number of attention heads is unknown, because no model of d2l has hidden_size {hidden_size}, "
+            f"intermediate_size {intermediate_size} and {num_blocks} blocks; set num_attention_heads"
         )
     try:
         config = D2LBertConfig(
@@ -158,7 +158,7 @@ def _set_classifier(config: D2LBertConfig, checkpoint: Checkpoint, model_kind: s
         num_labels, _ = _get_shape(checkpoint, "output.weight")
     if num_labels > MAX_LABELS:
         problem = f"its output layer has {num_labels:,} rows"
-        raise BertSnliError(f"{checkpoint.path}: {problem}; a classifier has one for each label")
+        raise BertSnliError(f"{checkpoint.path}: {problem}; give a classifier with at most {MAX_LABELS:,} labels")
     config.num_labels = num_labels
     if num_labels == len(D2L_LABELS):
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
@@ -167,8 +167,8 @@ def _set_classifier(config: D2LBertConfig, checkpoint: Checkpoint, model_kind: s
 def _get_shape(checkpoint: Checkpoint, name: str, dimensions: int = 2) -> tuple[int, ...]:
     shape = checkpoint.arrays[name].shape
     if len(shape) != dimensions or 0 in shape:
-        problem = f"{name} has shape {shape}; d2l's has {dimensions} dimensions, none empty"
-        raise BertSnliError(f"{checkpoint.path}: {problem}")
+        problem = f"{name} has shape {shape}, not {dimensions} dimensions above 0"
+        raise BertSnliError(f"{checkpoint.path}: {problem}; give a checkpoint of d2l's BERT")
     return shape
 
 
@@ -184,16 +184,15 @@ def _rename_weights(
         name, shape = names.d2l(checkpoint.framework), tuple(parameters[names.hugging_face].shape)
         array, saved_name = checkpoint.arrays[name], checkpoint.saved_names[name]
         if array.shape != ((1, *shape) if names.leading_one else shape):
-            raise BertSnliError(f"{path}: {saved_name} has shape {array.shape}, but the other tensors ask for {shape}")
+            raise BertSnliError(f"{path}: {saved_name} has shape {array.shape}, but the other tensors need {shape}")
         if array.dtype.name not in ("float16", "float32", "float64"):
             raise BertSnliError(f"{path}: {saved_name} is of type {array.dtype}; save float16, float32 or float64")
         if not np.isfinite(array).all():
             non_finite.append(saved_name)
         weights[names.hugging_face] = array.reshape(shape)
     if non_finite:
-        raise BertSnliError(
-            f"{path}: NaN or infinite values in {d2l_layout.summarize_names(non_finite)}; get the file again"
-        )
+        summary = d2l_layout.summarize_names(non_finite)
+        raise BertSnliError(f"{path}: NaN or infinite values in {summary}; get the file again")
     dtype = np.result_type(*(array.dtype for array in weights.values()))
     return {name: np.array(array, dtype, order="C") for name, array in weights.items()}
 

@@ -110,10 +110,7 @@ def identify_model(checkpoint: Checkpoint) -> tuple[str, list[TensorNames]]:
     if num_blocks == 0:
         raise BertSnliError(f"{path}: no Transformer block (encoder.blks.*); give a checkpoint of d2l's BERT")
     if not any(name.endswith(("pos_embedding", "attention.W_q.bias")) for name in names):
-        raise BertSnliError(
-            f"{path}: the BERT of d2l 0.11, another architecture (no learned positions, no biases in attention); "
-            "give a checkpoint of d2l 0.12 or later"
-        )
+        raise BertSnliError(f"{path}: d2l 0.11's BERT (no learned positions); give a checkpoint of d2l 0.12 or later")
     model_kind = MLP_CLASSIFIER if "classifier.0.weight" in names else PRETRAINING
     if "output.weight" in names:
         model_kind = CLASSIFIER
@@ -127,10 +124,7 @@ def check_names(found: Iterable[str], expected: Iterable[str], path: Path) -> No
     found, expected = set(found), set(expected)
     for problem, names in (("missing", expected - found), ("unexpected", found - expected)):
         if names:
-            raise BertSnliError(
-                f"{path}: {problem} tensors: {summarize_names(names)}; give a checkpoint of d2l's BERTModel or "
-                "BERTClassifier"
-            )
+            raise BertSnliError(f"{path}: {problem} tensors: {summarize_names(names)}; give a checkpoint of d2l's BERT")
 
 
 def summarize_names(names: Iterable[str]) -> str:

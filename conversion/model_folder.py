@@ -31,22 +31,17 @@ def read_config(folder: Path) -> tuple[D2LBertConfig, str]:
     except OSError as error:
         raise BertSnliError(f"{path}: {error.strerror}; give a model folder") from error
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise BertSnliError(f"{path}: not the configuration of a model ({error}); convert again") from error
+        raise BertSnliError(f"{path}: cannot be read as a configuration ({error}); convert again") from error
     if config.model_type != D2LBertConfig.model_type:
         raise BertSnliError(f"{path}: a model of type {config.model_type!r}; give one of type d2l_bert")
     if architecture == D2LBertForPreTraining.__name__:
         return config, PRETRAINING
     if architecture != D2LBertForSequenceClassification.__name__:
-        raise BertSnliError(
-            f"{path}: holds a {architecture}, and d2l has no such class; give a "
-            f"{D2LBertForPreTraining.__name__} or a {D2LBertForSequenceClassification.__name__}"
-        )
+        raise BertSnliError(f"{path}: d2l has no class for {architecture}; give a pretrained model or a classifier")
     kinds = {"pooler": CLASSIFIER, "mlp": MLP_CLASSIFIER}
     if config.classifier_head not in kinds:
-        raise BertSnliError(
-            f"{folder}: a {config.classifier_head} classifier, which d2l does not have; fine-tune a pretrained model "
-            "with classifier_head pooler"
-        )
+        what = f"has a {config.classifier_head} classifier, which d2l does not have"
+        raise BertSnliError(f"{folder}: {what}; fine-tune a pretrained model with classifier_head pooler")
     return config, kinds[config.classifier_head]
 
 
@@ -58,7 +53,7 @@ def read_tokens(folder: Path) -> list[str]:
     except Exception as error:  # the Rust reader raises bare Exception
         raise BertSnliError(f"{path}: cannot be read ({error}); convert the checkpoint again") from error
     if sorted(ids.values()) != list(range(len(ids))):
-        raise BertSnliError(f"{path}: its ids are not 0 to {len(ids) - 1}, as d2l's vocab.json needs them")
+        raise BertSnliError(f"{path}: its ids are not 0 to {len(ids) - 1}, so d2l cannot read it; give another")
     return sorted(ids, key=ids.__getitem__)
 
 

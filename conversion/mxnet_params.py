@@ -37,7 +37,7 @@ class _Reader:
     def read(self, count: int) -> np.ndarray:
         """The next `count` bytes, which are mapped to the file."""
         if count > self.remaining:
-            raise self.error(f"ends too early ({count:,} bytes announced, {self.remaining:,} there)")
+            raise self.error(f"ends too early ({count:,} bytes expected, {self.remaining:,} found)")
         self.position += count
         return self.content[self.position - count : self.position]
 
@@ -65,7 +65,7 @@ def read_mxnet_checkpoint(path: Path) -> Checkpoint:
     for saved_name, array in zip(saved_names, arrays, strict=True):
         name = saved_name.removeprefix("arg:").removeprefix("aux:")  # a Module adds these prefixes
         if name in checkpoint.arrays:
-            raise BertSnliError(f"{path}: two arrays of the name {name[:80]!r}; get the file again")
+            raise BertSnliError(f"{path}: two arrays have the name {name[:80]!r}; get the file again")
         if array is None:
             raise BertSnliError(f"{path}: {name[:80]!r} has no data; initialise the network before it is saved")
         checkpoint.arrays[name], checkpoint.saved_names[name] = array, saved_name

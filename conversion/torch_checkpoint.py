@@ -48,7 +48,7 @@ def read_torch_checkpoint(path: Path) -> Checkpoint:
     except BertSnliError:
         raise
     except pickle.UnpicklingError as error:
-        raise _not_a_state_dict(path, "PyTorch's safe loader refused it") from error
+        raise _not_a_state_dict(path, "PyTorch's safe loader rejected it") from error
     except Exception as error:  # zipfile, pickletools and torch.load raise nearly any type on a damaged file
         what = f"cannot be read as a PyTorch checkpoint ({one_line(error)})"
         raise BertSnliError(f"{path}: {what}; get the file again") from error
@@ -72,9 +72,9 @@ def _check_zip(file: IO[bytes], path: Path) -> None:
         members = archive.infolist()
         total = sum(member.file_size for member in members)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members) or total > path.stat().st_size:
-            raise BertSnliError(f"{path}: compressed inside; torch.save never does that, save it again")
+            raise BertSnliError(f"{path}: its members are compressed; save it again with torch.save")
         if len({member.filename for member in members}) < len(members):
-            raise BertSnliError(f"{path}: two members of one name; get the file again")
+            raise BertSnliError(f"{path}: two members have the same name; get the file again")
         if damaged := archive.testzip():
             raise BertSnliError(f"{path}: damaged (checksum of {damaged}); get the file again")
         for member in members:
@@ -86,20 +86,20 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
     """Read the opcodes of a pickle without running it."""
     for opcode, name, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL" and name not in ALLOWED_GLOBALS:
-            raise _not_a_state_dict(path, f"it holds {str(name).replace(' ', '.')}")
+            raise _not_a_state_dict(path, f"it contains {str(name).replace(' ', '.')}")
 
 
 def _check_tensors(state_dict: object, path: Path) -> None:
     entries = state_dict.items() if isinstance(state_dict, dict) else ()
     if not entries or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries):
-        raise _not_a_state_dict(path, "it holds something else than named tensors")
+        raise _not_a_state_dict(path, "it contains objects that are not named tensors")
     total = 0
     for name, value in entries:
         # An expanded view can claim 10^12 elements with one number in the file.
         nbytes = value.numel() * value.element_size()
         total += nbytes
         if nbytes > value.untyped_storage().nbytes() or total > 2 * path.stat().st_size:
-            raise BertSnliError(f"{path}: {name[:80]!r} claims more numbers than the file holds; save it contiguous")
+            raise BertSnliError(f"{path}: {name[:80]!r} claims more numbers than the file has; save it contiguous")
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
     if args.compare and not args.report:
         raise BertSnliError(f"--compare {args.compare}: add --report DIR, where the comparison is written")
     if args.output_dir is None and not Path(args.model).is_dir():
-        raise BertSnliError(f"{args.model}: not a folder; name a model folder, or add --output_dir for a hub model")
+        remedy = "give data with --dataset_name_or_path, and for a model on the Hub add --output_dir"
+        raise BertSnliError(f"{args.model}: is not a model folder; {remedy}")
     check_output_dir(args.output_dir or Path(args.model), overwrite=True)
     if args.report:
         check_output_dir(args.report, overwrite=True)

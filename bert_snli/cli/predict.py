@@ -1,6 +1,7 @@
 """`bert-snli predict`."""
 
 import argparse
+import logging
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ examples:
   bert-snli predict runs/snli --input_file pairs.csv --output_file out.jsonl
   accelerate launch --num_processes 2 -m bert_snli.cli predict runs/snli ...
 """
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,9 @@ def run(args: argparse.Namespace) -> None:
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         raise BertSnliError("give either --premise and --hypothesis, or --input_file")
+    for name in ("premise", "hypothesis") if one_pair else ():
+        if not getattr(args, name).strip():
+            raise BertSnliError(f"--{name}: the text is empty; give a sentence")
     if one_pair and args.output_file:
         raise BertSnliError("--output_file goes with --input_file; leave it out for a single pair")
     if args.output_file and args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
@@ -62,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     predictor = Predictor(model, tokenizer, **options)
     if one_pair:
         if predictor.accelerator.is_main_process:
+            for note in predictor.encoder.describe_problems(args.premise, args.hypothesis):
+                logger.info("note: %s", note)
             for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
                 print(f"{label:15}{probability:8.4f}")
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
+from bert_snli.data.pair_files import missing_column
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT
 
@@ -42,10 +43,9 @@ def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], w
         names = (declared[role],) if role in declared else known
         found = [name for name in names if name in rows.column_names]
         if not found:
-            remedy = "rename the columns, or in an evaluation map them: columns premise=NAME hypothesis=NAME label=NAME"
+            remedy = "name the columns premise, hypothesis, label, or in an evaluation map them: columns premise=NAME"
             remedy = "use text_source raw" if text_source == "parse" else remedy
-            has = ", ".join(rows.column_names[:12])
-            raise BertSnliError(f"{where}: no column {' or '.join(names)}; it has {has}; {remedy}")
+            raise missing_column(where, names, rows.column_names, remedy)
         columns.append(found[0])
     return columns
 
@@ -65,11 +65,12 @@ def label_name(name: str, declared: Mapping[str, str]) -> str:
 
 def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -> dict[Any, int | None]:
     """Map each value to the number of its name in `labels`; None if there is no gold label."""
-    for name in names.values():
-        if name not in (NO_GOLD_LABEL, *labels):
-            what = f"label {name!r} is none of {', '.join(labels)}"
-            remedy = f"rename it, or in an evaluation map it: labels {name}=LABEL, or {name}=- for no gold label"
-            raise BertSnliError(f"{where}: {what}; {remedy}")
+    if unknown := sorted({name for name in names.values() if name not in (NO_GOLD_LABEL, *labels)}):
+        what = f"label {unknown[0]!r} is none of {', '.join(labels)}"
+        if all(name.isdecimal() or name == NO_GOLD_LABEL for name in names.values()):
+            what = f"the labels {', '.join(unknown[:5])} are numbers without names"
+        remedy = f"write {', '.join(labels)} or - (no gold label), or in an evaluation map them: labels"
+        raise BertSnliError(f"{where}: {what}; {remedy} {' '.join(f'{name}=NAME' for name in unknown[:5])}")
     return {value: None if name == NO_GOLD_LABEL else labels.index(name) for value, name in names.items()}
 
 

@@ -137,7 +137,7 @@ class PairEncoder:
         """Encode a batch of `map`: a table gives a table, a DataFrame a DataFrame, a mapping a dict of lists."""
         premises, hypotheses = batch["premise"], batch["hypothesis"]
         if isinstance(premises, str):
-            raise BertSnliError("PairEncoder: got one pair, not a batch; give batched=True to Dataset.map")
+            raise BertSnliError("PairEncoder: got one pair, not a batch; pass batched=True to Dataset.map")
         if isinstance(batch, pa.Table):
             encoded = self.encode(premises.to_pylist(), hypotheses.to_pylist())
             return encoded.append_column("labels", batch["label"]) if "label" in batch.column_names else encoded
@@ -154,13 +154,26 @@ class PairEncoder:
         premise, hypothesis = premise._replace(lengths=p), hypothesis._replace(lengths=h)
         return pack_pairs(premise, hypothesis, self.cls_token_id, self.sep_token_id).cast(self.schema)
 
+    def describe_problems(self, premise: str, hypothesis: str) -> list[str]:
+        """Return notes for the user on a pair: it is truncated, or the vocabulary has no word of a text."""
+        limit, notes = self.budget + NUM_SPECIAL_TOKENS, []
+        encodings = [self.backend.encode(text, add_special_tokens=False) for text in (premise, hypothesis)]
+        if (length := sum(map(len, encodings)) + NUM_SPECIAL_TOKENS) > limit:
+            notes.append(f"the pair has {length} tokens; it is truncated to {limit}, the model's maximum (max_length)")
+        for name, encoding in zip(("premise", "hypothesis"), encodings, strict=True):
+            known = [t for t, id_ in zip(encoding.tokens, encoding.ids, strict=True) if id_ != self.unk_token_id]
+            if not any(character.isalnum() for character in "".join(known)):
+                reason = "use a model that was trained on the language of the text"
+                notes.append(f"{name}: the model knows none of its words, so the prediction is meaningless; {reason}")
+        return notes
+
     def _tokenize(self, texts: Sequence[str]) -> TokenSequences:
         """Tokenize each distinct text once."""
         index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         for text in index:
             if not is_text(text):
-                what = f"{text!r:.80} is not a text that can be written as UTF-8"
-                raise BertSnliError(f"{what}; remove or correct the row")
+                what = f"{text!r:.80} is not a text that UTF-8 can hold"
+                raise BertSnliError(f"{what}; correct or remove the row")
         if self.text_source == "parse":
             words = ((text.lower() if self.uncased else text).split() for text in index)
             sequences = [[self.vocabulary.get(word, self.unk_token_id) for word in text] for text in words]

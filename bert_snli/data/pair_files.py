@@ -1,12 +1,14 @@
-"""Files of pairs to predict, and of predictions."""
+"""Files of pairs to predict and of predictions, and the errors for files of pairs that cannot be read."""
 
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TextIO
 
 from bert_snli.errors import BertSnliError
@@ -15,13 +17,14 @@ from bert_snli.modeling.pair_truncation import is_text
 
 COLUMNS = ("premise", "hypothesis")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JOINED_NAMES = re.compile(r'[\w".]+(?: ?([;|,\t]) ?[\w".]+)+')  # a header line that was not split: premise;hypothesis
 
 
 def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str, str]]:
     """Read premise and hypothesis of each row of a .jsonl, .csv or .tsv file, which error messages call `name`."""
     name = name or f"input_file {path}"
     if path.suffix not in (".jsonl", *DELIMITERS):
-        raise BertSnliError(f"{name}: unknown kind {path.suffix!r}; give .jsonl, .csv or .tsv")
+        raise BertSnliError(f"{name}: unknown file type {path.suffix!r}; give a .jsonl, .csv or .tsv file")
     number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # Excel begins its files with a byte-order mark
@@ -29,27 +32,75 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
                 rows: Iterator[Any] = (json.loads(line) for line in file if line.strip())
             else:
                 rows = csv.DictReader(file, delimiter=DELIMITERS[path.suffix])
+                check_delimiter(rows.fieldnames or (), DELIMITERS[path.suffix], name)
             for number, row in enumerate(rows, start=1):
+                where, row = f"{name}: row {number}", row if isinstance(row, dict) else {}
                 for column in COLUMNS:
-                    if not isinstance(row, dict) or not is_text(row.get(column)):
-                        remedy = f"name the columns {' and '.join(COLUMNS)}, and save the texts as UTF-8"
-                        raise BertSnliError(f"{name}: row {number}: no {column}; {remedy}")
+                    if column not in row:
+                        raise missing_column(where, [column], list(row), "name the columns premise and hypothesis")
+                    has_more = any(row.get(None, ()))
+                    problem = "more cells than column names; write texts with ',' in quotes" if has_more else None
+                    if problem := problem or text_problem(column, row[column]):
+                        raise BertSnliError(f"{where}: {problem}")
                 yield row["premise"], row["hypothesis"]
     except BertSnliError:
         raise
     except OSError as error:
         raise BertSnliError(f"{name}: {error.strerror}; give a .jsonl, .csv or .tsv file") from error
     except (ValueError, RecursionError, csv.Error) as error:
-        reason = getattr(error, "msg", error)  # without the "line 1" of JSON, where each row is its own first line
-        what = f"cannot be read as {path.suffix} after row {number} ({reason})"
-        raise BertSnliError(f"{name}: {what}; correct or remove the row") from error
+        damage = find_damage(path) or f"row {number + 1} cannot be read ({error}); correct or remove the row"
+        raise BertSnliError(f"{name}: {damage}") from error
+
+
+def check_delimiter(header: Sequence[str], delimiter: str, where: str) -> None:
+    """Check that the columns of a table are separated by `delimiter`, and not by another character."""
+    if len(header) == 1 and (match := JOINED_NAMES.fullmatch(header[0])):
+        what = f"its columns are separated by {match[1]!r}, not by {delimiter!r}"
+        raise BertSnliError(f"{where}: {what}; save the file with {delimiter!r} between the columns")
+
+
+def missing_column(where: str, names: Sequence[str], found: Sequence[str], remedy: str) -> BertSnliError:
+    """Return the error for a table without a column of one of `names`."""
+    for name in found:
+        if (lower := name.strip().lower()) in names:
+            return BertSnliError(f"{where}: column {name!r} must be written {lower!r}; rename the column")
+    shown = ", ".join(repr(shorten(name, 40, placeholder=" ...")) for name in found[:12]) or "none"
+    return BertSnliError(f"{where}: no column {' or '.join(names)} (found: {shown}); {remedy}")
+
+
+def text_problem(role: str, value: object) -> str | None:
+    """Say what is wrong with a value of the column `role`, and what to do; None if it is a text."""
+    if is_text(value):
+        return None
+    if value is None:
+        return f"no {role}; correct or remove the row"
+    problem = "not valid Unicode; correct" if isinstance(value, str) else "not a text; write it in quotes"
+    return f"{role} is {value!r:.40}, {problem} or remove the row"
+
+
+def find_damage(path: Path) -> str | None:
+    """Say which line of a file is not UTF-8, or in a .jsonl file not JSON or has no texts, and what to do."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig")
+                row = json.loads(text) if path.suffix == ".jsonl" and text.strip() else {}
+            except UnicodeDecodeError as error:
+                byte = f"byte {error.start + 1} is {error.object[error.start]:#x}"
+                return f"line {number} is not UTF-8 ({byte}); save the file as UTF-8"
+            except (ValueError, RecursionError) as error:
+                return f"line {number} is not JSON ({getattr(error, 'msg', error)}); correct or remove the line"
+            for name in (*COLUMNS, "sentence1", "sentence2"):
+                if isinstance(row, dict) and not isinstance(row.get(name) or "", str):
+                    return f"line {number}: {name} is {row[name]!r:.40}, not a text; write it in quotes"
+    return None
 
 
 def count_pairs(path: Path, *, name: str | None = None) -> int:
     """Count the pairs that `iterate_pairs` gives, and so find errors in the file before the first prediction."""
     count = sum(1 for _ in iterate_pairs(path, name=name))
     if count == 0:
-        raise BertSnliError(f"{name or f'input_file {path}'}: holds no pairs; add rows with {' and '.join(COLUMNS)}")
+        raise BertSnliError(f"{name or f'input_file {path}'}: has no rows; add rows with {' and '.join(COLUMNS)}")
     return count
 
 
@@ -57,7 +108,7 @@ def check_writable(path: Path) -> None:
     """Check before a long computation that its output file can be written."""
     folder = path.resolve().parent
     if (path.exists() and not path.is_file()) or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise BertSnliError(f"output_file {path}: cannot be written; name a file in a folder that exists")
+        raise BertSnliError(f"output_file {path}: cannot be written; give a file in an existing folder")
 
 
 def format_predictions(pairs: Sequence[tuple[str, str]], predictions: Sequence[dict[str, float]]) -> str:

@@ -195,7 +195,7 @@ def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, 
     The same `num_pairs`, which count all rows, and `seed` give the same bytes, with one version of Python.
     """
     if any(size < 3 or size % 3 for size in num_pairs.values()) or sum(num_pairs.values()) > MAX_PAIRS:
-        raise ValueError(f"num_pairs is {dict(num_pairs)}: use multiples of three, at most {MAX_PAIRS} in all")
+        raise ValueError(f"num_pairs {dict(num_pairs)}: give multiples of 3 whose sum is at most {MAX_PAIRS}")
     rng = random.Random(seed)
     known_scenes: set = set()
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bert_snli.choices import HUB_ID, TEXT_SOURCES
 from bert_snli.data.layouts import count_votes, find_columns, name_labels, number_labels
+from bert_snli.data.pair_files import text_problem
 from bert_snli.data.sources import READERS, SPLITS, read_files, read_split
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
@@ -59,7 +60,8 @@ def load_snli(
         ['entailment', 'contradiction', 'neutral']
     """
     if text_source not in TEXT_SOURCES or isinstance(splits, str):
-        raise BertSnliError(f"load_snli: text_source is raw or parse, and splits a list; got {text_source}, {splits}")
+        given = f"got text_source {text_source!r} and splits {splits!r}"
+        raise BertSnliError(f"load_snli: {given}; give text_source raw or parse, and a list of splits")
     in_memory = isinstance(dataset_name_or_path, Mapping)
     label_mapping = {str(number): name for number, name in enumerate(labels)} if in_memory else {}
     loaded, num_dropped = DatasetDict(), {}
@@ -78,8 +80,8 @@ def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[st
     """
     where = f"train_file {path}"
     if not path.is_file() or path.suffix not in READERS:
-        remedy = "give one with premise, hypothesis and label or scores"
-        raise BertSnliError(f"{where}: no such file of the kinds {', '.join(READERS)}; {remedy}")
+        what = f"not an existing file of type {', '.join(READERS)}"
+        raise BertSnliError(f"{where}: {what}; give one with the columns premise, hypothesis and label or scores")
     rows = read_files([path], "train")
     columns = {"label": SCORES} if SCORES in rows.column_names else {}
     pairs = _read_pairs(rows, where, text_source, columns, labels, {})
@@ -118,7 +120,7 @@ def load_evaluation_set(
     path, label_mapping = Path(dataset_name_or_path), label_mapping or {}
     if path.is_file() and path.suffix in READERS:
         if split is not None:
-            raise BertSnliError(f"split {split}: {dataset_name_or_path} is one file; leave split out")
+            raise BertSnliError(f"split {split}: {dataset_name_or_path} is one file without splits; leave split out")
         name, where, rows = path.stem, str(path), read_files([path], "test")
     else:
         name = split or "test"
@@ -159,8 +161,8 @@ def _read_pairs(
             try:
                 if (label := read_label(value)) is None:
                     continue
-                if premise is None or hypothesis is None:
-                    raise ValueError("no premise or no hypothesis; remove or correct the row")
+                if problem := text_problem("premise", premise) or text_problem("hypothesis", hypothesis):
+                    raise ValueError(problem)
             except ValueError as error:
                 raise BertSnliError(f"{where}: row {number + 1}: {error}") from error
             pairs["premise"].append(read_text(premise))
@@ -175,7 +177,7 @@ def _read_pairs(
     rows = rows.with_format(None).select_columns(used)
     pairs = rows.map(read_batch, input_columns=columns, desc="Reading pairs", **options)
     if len(pairs) == 0:
-        raise BertSnliError(f"{where}: no pair with a gold label; give a data set that has some")
+        raise BertSnliError(f"{where}: no row has a gold label; give data with labels")
     return pairs
 
 
@@ -185,7 +187,7 @@ def _order_scores(scores: object, labels: Sequence[str]) -> list[float]:
         values = [scores[label] for label in labels]
         if all(isinstance(value, float | int) and value >= 0 for value in values) and abs(sum(values) - 1) < 1e-3:
             return values
-    raise ValueError(f"{SCORES} must be probabilities of {', '.join(labels)} that add up to 1")
+    raise ValueError(f"{SCORES} must be probabilities of {', '.join(labels)} that add up to 1; correct the row")
 
 
 def read_parse(binary_parse: str) -> str:

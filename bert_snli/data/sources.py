@@ -16,9 +16,11 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetNotFoundError
 
 from bert_snli.choices import HUB_ID
 from bert_snli.data import sample
+from bert_snli.data.pair_files import check_delimiter, find_damage
 from bert_snli.errors import BertSnliError, one_line
 from bert_snli.files import looks_like_path
 
@@ -42,10 +44,10 @@ def is_hub_id(name_or_path: str) -> bool:
 def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Dataset, str]:
     """Read the rows of a split unchanged; also return where they come from, for error messages."""
     if isinstance(dataset, Dataset):
-        raise BertSnliError("dataset: a Dataset without splits; give a DatasetDict")
+        raise BertSnliError("dataset: is a Dataset, which has no splits; give a DatasetDict")
     if isinstance(dataset, Mapping):
         if split not in dataset:
-            raise BertSnliError(f"dataset: no split {split!r}, only {', '.join(map(str, dataset))}")
+            raise BertSnliError(f"dataset: no split {split!r} (found: {', '.join(map(str, dataset))}); add the split")
         return dataset[split], f"dataset[{split!r}]"
     if dataset != SAMPLE and is_hub_id(dataset):
         return load_from_hub(dataset, split=split), f"{dataset} ({split})"
@@ -57,10 +59,9 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Datase
     elif zipfile.is_zipfile(path):
         files = _extract(path, split)
     else:
-        raise BertSnliError(
-            f"dataset_name_or_path {dataset}: no such zip or folder; give Stanford's zip, a folder of its files, "
-            f"a hub id such as {HUB_ID}, or '{SAMPLE}'; to evaluate, also one {', '.join(READERS)} file"
-        )
+        what = "is a single file, not a zip" if path.is_file() else "no such file or folder"
+        remedy = f"give Stanford's zip, a folder of its files, a Hub id such as {HUB_ID}, or '{SAMPLE}'"
+        raise BertSnliError(f"dataset_name_or_path {dataset}: {what}; {remedy}")
     return read_files(files, split), f"{dataset} ({', '.join(file.name for file in files)})"
 
 
@@ -69,24 +70,33 @@ def load_from_hub(name: str, config_name: str | None = None, split: str | None =
     try:
         return load_dataset(name, config_name, split=split)
     except Exception as error:  # errors of `datasets`, `huggingface_hub` and `httpx` have no common base class
-        raise BertSnliError(
-            f"dataset_name_or_path {name}: cannot be loaded from the hub ({one_line(error)}); "
-            f"check the id and the network, or give a file, a folder or '{SAMPLE}'"
-        ) from error
+        what = f"cannot be loaded from the Hub ({one_line(error)}); check its name and its splits"
+        if isinstance(error, DatasetNotFoundError):
+            what = "no such file or folder, and no data set on the Hub that your token can read; check the name"
+        elif isinstance(error, ConnectionError):
+            what = f"no such file or folder, and the Hub cannot be reached ({one_line(error)}); check the network"
+        raise BertSnliError(f"dataset_name_or_path {name}: {what}, or give a folder or '{SAMPLE}'") from error
 
 
 def read_files(files: Sequence[Path], split: str, builder: str | None = None) -> Dataset:
     """Read the rows of files of one format, as a data set with the name `split`. The builder `text` reads lines."""
     if not any(file.stat().st_size for file in files):
-        raise BertSnliError(f"{files[0]}: is empty; give another file")
+        raise BertSnliError(f"{files[0]}: the file is empty; get it again, or give another file")
     builder = builder or READERS[files[0].suffix]
     try:
         options = _table_options(files) if builder == "csv" else {}
         paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
-        return load_dataset(builder, data_files={split: paths}, split=split, **options)
+        rows = load_dataset(builder, data_files={split: paths}, split=split, **options)
+        rows.data.validate(full=True)  # texts that are not UTF-8 fail here, and not at the first access
+        return rows
+    except BertSnliError:
+        raise
     except Exception as error:  # errors of `datasets` and of the libraries that it reads with have no common base class
+        for file in files if builder != "parquet" else ():
+            if damage := find_damage(file):
+                raise BertSnliError(f"{file}: {damage}") from error
         what = f"cannot be read as {files[0].suffix} ({one_line(error.__cause__ or error)})"
-        raise BertSnliError(f"{files[0]}: {what}; save it as UTF-8, or get it again") from error
+        raise BertSnliError(f"{files[0]}: {what}; correct the file, or get it again") from error
 
 
 def _table_options(files: Sequence[Path]) -> dict[str, Any]:
@@ -95,6 +105,7 @@ def _table_options(files: Sequence[Path]) -> dict[str, Any]:
     quoting: Any = csv.QUOTE_MINIMAL if all(map(_is_quoted, files)) else csv.QUOTE_NONE
     with files[0].open(encoding="utf-8-sig", newline="") as file:
         names: list[str] = next(csv.reader(file, delimiter=delimiter, quoting=quoting), [])
+    check_delimiter(names, delimiter, str(files[0]))
     features = Features({name: Value("string") for name in names})
     return {"delimiter": delimiter, "quoting": quoting, "keep_default_na": False, "features": features}
 
@@ -117,11 +128,11 @@ def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: st
         files = [path for path in candidates if path.suffix == suffix]
         if len({path.with_name(SHARD.sub("-shard", path.stem)) for path in files}) > 1:
             both = f"both {files[0].name} and {files[-1].name} look like the {split} split"
-            raise BertSnliError(f"dataset_name_or_path {where}: {both}; give one of them")
+            raise BertSnliError(f"dataset_name_or_path {where}: {both}; keep only one of them in it")
         if files:
             return files
-    what = f"no {', '.join(READERS)} file of the {split} split in it (a name with '{words[-1]}')"
-    raise BertSnliError(f"dataset_name_or_path {where}: {what}; check that it holds SNLI")
+    what = f"no {', '.join(READERS)} file of the {split} split"
+    raise BertSnliError(f"dataset_name_or_path {where}: {what}; add one with '{words[-1]}' in its name")
 
 
 def _extract(archive: Path, split: str) -> list[Path]:
@@ -137,7 +148,7 @@ def _extract(archive: Path, split: str) -> list[Path]:
     try:
         folder = _cached_folder(repr((archive.resolve(), status.st_mtime_ns, status.st_size, split)), extract)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise BertSnliError(f"{archive}: damaged or unsupported zip ({error}); get it again") from error
+        raise BertSnliError(f"{archive}: damaged or unsupported zip ({error}); get the file again") from error
     return sorted(folder.iterdir())
 
 

@@ -41,7 +41,7 @@ def open_text(name_or_path: str, config_name: str | None, text_source: str) -> T
         tokenized = name_or_path == WIKITEXT and bool(TOKENIZED_WIKITEXT.fullmatch(str(config_name)))
         return Text(_read_hub(name_or_path, config_name), name_or_path, tokenized)
     if config_name is not None:
-        raise BertSnliError(f"dataset_config_name {config_name}: only for the hub; leave it out for {name_or_path}")
+        raise BertSnliError(f"dataset_config_name {config_name}: only for the Hub; leave it out for {name_or_path}")
     if splits := _find_text_files(Path(name_or_path)):
         rows = {split: read_files(files, split, "text") for split, files in splits.items()}
         return Text(rows, name_or_path, tokenized=splits["train"][0].suffix == WIKITEXT_SUFFIX)
@@ -56,9 +56,7 @@ def _find_text_files(path: Path) -> dict[str, list[Path]]:
         return {"train": [path]} if is_text else {}
     files = [file for file in sorted(path.rglob("*")) if file.name.lower().partition(".")[0] not in DOCUMENTATION]
     if not any(file.suffix in (*READERS, *TEXT_SUFFIXES, WIKITEXT_SUFFIX) for file in files):
-        raise BertSnliError(
-            f"{path}: holds no text to train on (README and LICENSE files are not read); add it as train.txt"
-        )
+        raise BertSnliError(f"{path}: no text files (README and LICENSE files are not read); add a file train.txt")
     files = [file for file in files if file.parent == path and file.is_file() and not file.name.startswith(".")]
     wikitext = [file for file in files if file.suffix == WIKITEXT_SUFFIX]
     files = wikitext or [file for file in files if file.suffix in TEXT_SUFFIXES]
@@ -83,8 +81,8 @@ def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
     if files and ("train" not in splits or "other" in splits or len(splits) < len(files)):
         names = ", ".join(file.name for file in files)
         raise BertSnliError(
-            f"{folder}: {names} must be one file for each split; name the text to train on train{files[0].suffix}, "
-            f"the text to evaluate on valid{files[0].suffix}, and move other files away"
+            f"{folder}: the files {names} are not one file for each split; name the training text "
+            f"train{files[0].suffix} and the evaluation text valid{files[0].suffix}, and move other files away"
         )
     return splits
 
@@ -92,7 +90,7 @@ def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
 def _read_hub(name: str, config_name: str | None) -> dict[str, Dataset]:
     loaded = load_from_hub(name, config_name)
     if "train" not in loaded or any("text" not in rows.column_names for rows in loaded.values()):
-        raise BertSnliError(f"dataset_name_or_path {name}: must have a split 'train' and a column 'text'; give another")
+        raise BertSnliError(f"dataset_name_or_path {name}: needs a split 'train' and a column 'text'; give another")
     return {split: rows.select_columns(["text"]) for split, rows in loaded.items()}
 
 
@@ -152,9 +150,7 @@ def split_sentences(text: Text, splitter: SentenceSplitter) -> Paragraphs:
     evaluation = splits[eval_split]
     for name, rows in (("train", train), (eval_split, evaluation)):
         if not any(len(sentences) > 1 for sentences in rows["sentences"]):
-            raise BertSnliError(
-                f"{text.name} ({name}): too few lines of two sentences or more (split at ' . '); give a longer text"
-            )
+            raise BertSnliError(f"{text.name} ({name}): no line has two sentences (with ' . ' between); give more text")
     return Paragraphs(train, evaluation, eval_split)
 
 
@@ -167,5 +163,5 @@ def build_vocabulary(paragraphs: Dataset, min_freq: int) -> list[str]:
     special = list(SPECIAL_TOKENS.values())
     words = [word for word, count in counts.items() if count >= min_freq and word not in special]
     if not words:
-        raise BertSnliError(f"min_freq {min_freq}: no word occurs so often; choose a lower value or a longer text")
+        raise BertSnliError(f"min_freq {min_freq}: no token occurs that often; give a lower value or a longer text")
     return special + sorted(words, key=lambda word: (-counts[word], word))

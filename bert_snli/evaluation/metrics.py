@@ -70,7 +70,7 @@ def measure_accuracy(is_correct_R: np.ndarray) -> dict:
 def softmax(logits_RC: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Return the probabilities of logits divided by a temperature, in float64."""
     if not np.isfinite(logits_RC).all():
-        raise BertSnliError("the model's predictions are not finite: it has diverged; use a lower learning rate")
+        raise BertSnliError("the model's logits are NaN or infinite: training diverged; use a lower learning rate")
     return scipy.special.softmax(logits_RC.astype(np.float64) / temperature, axis=1)
 
 

@@ -177,8 +177,8 @@ def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> No
     old = read_json(folder / "report.json")
     is_same = old.get("weights_sha256") == weights_sha256 and (weights_sha256 or old.get("model") == model)
     if (folder / "report.json").exists() and not is_same:
-        content = f"a report on other weights ({old.get('model', 'of an unknown model')})"
-        raise BertSnliError(f"report {folder}: holds {content}; name another folder, or delete that report")
+        content = f"a report on other weights ({old.get('model', 'unknown model')})"
+        raise BertSnliError(f"report {folder}: holds {content}; give another folder, or delete that report")
 
 
 def write_report(report: dict, folder: Path) -> list[Path]:

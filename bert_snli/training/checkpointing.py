@@ -104,14 +104,14 @@ def find_damage(folder: Path) -> str | None:
     try:
         checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         if not isinstance(checksums, dict) or PROGRESS not in checksums:
-            return f"{CHECKSUMS} names no files"
+            return f"{CHECKSUMS} lists no files"
         for name, sha256 in checksums.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if sha256_of_file(folder / name) != sha256:
                 return f"the checksum of {name} is wrong"
         step = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"]
-        return None if folder.name == f"checkpoint-{step}" else f"it is checkpoint-{step}, renamed"
+        return None if folder.name == f"checkpoint-{step}" else f"it was written as checkpoint-{step} and renamed"
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
     except (OSError, ValueError) as error:
@@ -123,9 +123,7 @@ def check_checkpoint_folder(folder: Path, output_dir: Path) -> None:
     if not (folder / PROGRESS).is_file():
         raise BertSnliError(f"resume_from_checkpoint {folder}: not a checkpoint; give a checkpoint-N folder or 'auto'")
     if folder.resolve().parent != output_dir.resolve():
-        raise BertSnliError(
-            f"resume_from_checkpoint {folder}: is not in {output_dir}, the folder of the run; give it as output_dir"
-        )
+        raise BertSnliError(f"resume_from_checkpoint {folder}: is not in {output_dir}; set output_dir to its parent")
 
 
 def find_valid_checkpoint(requested: str, output_dir: Path) -> Path | None:
@@ -140,7 +138,7 @@ def find_valid_checkpoint(requested: str, output_dir: Path) -> Path | None:
             return folder
         damaged.append(f"{folder}: damaged ({damage})")
     if damaged:
-        remedy = "start again with overwrite_output_dir" if is_auto else "give 'auto' or an older one"
+        remedy = "set overwrite_output_dir to start again" if is_auto else "give 'auto' or an older checkpoint"
         raise BertSnliError(f"resume_from_checkpoint {'; '.join(damaged)}; {remedy}")
     return None
 

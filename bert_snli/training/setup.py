@@ -42,9 +42,13 @@ def check_arguments(arguments: BaseTrainingArguments) -> None:
     """Check what can be checked before anything is loaded or written."""
     output_dir, checkpoint = Path(arguments.output_dir), arguments.resume_from_checkpoint
     is_unfinished = (output_dir / RUN).is_file() and not (output_dir / TRAIN_RESULTS).is_file()
+    can_resume = is_unfinished or checkpointing.list_checkpoints(output_dir)
     if checkpoint not in (None, "auto"):
         checkpointing.check_checkpoint_folder(Path(checkpoint), output_dir)
-    elif checkpoint is None or not (is_unfinished or checkpointing.list_checkpoints(output_dir)):
+    elif checkpoint is None and can_resume and not arguments.overwrite_output_dir:
+        remedy = "set resume_from_checkpoint auto to continue it, give another folder, or set overwrite_output_dir"
+        raise BertSnliError(f"{output_dir}: already holds a run; {remedy}")
+    elif not (checkpoint and can_resume):
         check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir)
     if arguments.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise BertSnliError("mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
@@ -57,7 +61,7 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
     """Join the processes of the run. Return also the arguments with the chosen precision and checkpoint."""
     for name in UNSUPPORTED_LAUNCHES:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
-            raise BertSnliError(f"accelerate's {name} is not supported; use distributed_type: MULTI_GPU")
+            raise BertSnliError(f"distributed_type {name}: is not supported; use MULTI_GPU")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     state = PartialState(cpu=on_cpu, timeout=WAITING_LIMIT)
     choices: list = [choose_checkpoint_and_precision(arguments, state.device) if state.is_main_process else None]
@@ -76,8 +80,8 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
     )
     if accelerator.is_main_process:
         name = "fp32" if precision.name == "no" else precision.name
-        speed = precision.matmul_throughput / 1e9
-        logger.info("%s, %s (%s): %.0f GFLOP/s", accelerator.device.type, name, precision.reason, speed)
+        device = f"device {accelerator.device.type}, precision {name} ({precision.reason})"
+        logger.info("%s, %.0f GFLOP/s", device, precision.matmul_throughput / 1e9)
     return accelerator, arguments
 
 
@@ -140,25 +144,19 @@ def resume_or_start(
     settings = arguments.settings() | machine
     if not arguments.resume_from_checkpoint:
         return checkpointing.Progress(settings=settings, data_fingerprint=data_fingerprint)
-    folder = Path(arguments.resume_from_checkpoint)
+    folder, where = Path(arguments.resume_from_checkpoint), f"resume_from_checkpoint {arguments.resume_from_checkpoint}"
     progress = checkpointing.read_progress(folder)
     saved = progress.settings
     changed = sorted(name for name in settings | saved if settings.get(name) != saved.get(name))
     fixed = [name for name in changed if name not in (*CHANGEABLE_ON_RESUME, *machine)]
     if fixed:
         before, now = saved.get(fixed[0]), settings.get(fixed[0])
-        raise BertSnliError(
-            f"resume_from_checkpoint {folder}: was made with {fixed[0]} {before}, not {now}; use the same options"
-        )
+        raise BertSnliError(f"{where}: was written with {fixed[0]} {before}, not {now}; use the same options")
     if progress.data_fingerprint != data_fingerprint:
-        raise BertSnliError(
-            f"resume_from_checkpoint {folder}: was made with other pairs, labels or tokens; use the same data"
-        )
+        raise BertSnliError(f"{where}: was written with other pairs, labels or tokens; use the same data")
     if {"num_train_epochs", "max_steps"} & set(changed) and total_updates <= progress.step:
-        raise BertSnliError(
-            f"resume_from_checkpoint {folder}: is at step {progress.step} of {total_updates}; increase max_steps or "
-            "num_train_epochs to continue"
-        )
+        reached = f"is at step {progress.step} of {total_updates}"
+        raise BertSnliError(f"{where}: {reached}; increase max_steps or num_train_epochs to continue")
     checkpointing.load_checkpoint(accelerator, folder)
     scheduler.load_state_dict(progress.scheduler)
     if machine.keys() & set(changed):  # the random states of the checkpoint do not fit
@@ -167,6 +165,6 @@ def resume_or_start(
         logger.info("resuming from %s", folder.name)
         if changed:
             changes = ", ".join(f"{name} was {saved.get(name, 'unknown')}, is {settings[name]}" for name in changed)
-            logger.warning("not bit-exact: %s; the batches are the same, but rounding or the schedule differ", changes)
+            logger.warning("resume is not bit-exact: %s; rounding or the learning rate schedule differ", changes)
     progress.settings = settings
     return progress

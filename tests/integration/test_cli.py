@@ -181,7 +181,7 @@ def test_dashes_in_the_name_of_an_option_are_underscores():
         (["--model_name_or_path", "README.md"], "README.md: no such folder"),
         (["--num_processes", "two"], "accelerate launch: argument --num_processes/--num-processes: invalid"),
         (["--max_length", "4"], "--max_length 4: must be from 5 to 40"),
-        (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such zip or folder"),
+        (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file or folder"),
         (["--resume_from_checkpoint", "nowhere"], "not a checkpoint; give"),
         (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU"),
         (["--seed", "-1"], "--seed -1: give a number from 0"),
@@ -326,7 +326,7 @@ def test_error_in_two_processes_exits_with_2(pretrained: Path, tmp_path: Path, r
         tmp_path / "nowhere.zip",
     )
     assert done.returncode == 2
-    assert "nowhere.zip: no such zip or folder" in done.stderr
+    assert "nowhere.zip: no such file or folder" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -366,7 +366,7 @@ def test_predict_writes_a_prediction_for_each_row_of_a_file(suffix: str, model_f
     [
         (["--premise", "a"], "give either --premise and --hypothesis, or --input_file"),
         (["--input_file", "nowhere.csv"], "--input_file nowhere.csv"),
-        (["--input_file", "pairs.xlsx"], "unknown kind '.xlsx'"),
+        (["--input_file", "pairs.xlsx"], "unknown file type '.xlsx'"),
         (["--premise", "a", "--hypothesis", "b", "--max_length", "41"], "--max_length 41: must be from 5 to 40"),
         (["--premise", "a", "--input_file", "pairs.csv"], "give either --premise and --hypothesis, or --input_file"),
         (["--premise", "a", "--hypothesis", "b", "--output_file", "x"], "--output_file goes with --input_file"),
@@ -404,7 +404,7 @@ def test_report_folder_that_is_a_file_is_refused(
 ):
     (tmp_path / "report").write_text("mine")
     command = ["evaluate", model_folder, "--dataset_name_or_path", corpus, "--output_dir", tmp_path / "report"]
-    assert "is a file; name a folder" in error_line(command, capsys)
+    assert "is a file; give a folder" in error_line(command, capsys)
 
 
 def test_output_folder_below_a_file_is_refused(
@@ -412,7 +412,7 @@ def test_output_folder_below_a_file_is_refused(
 ):
     (tmp_path / "file").write_text("mine")
     command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
-    assert "file: is a file; name a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
+    assert "file: is a file; give a folder" in error_line([*command, "--output_dir", tmp_path / "file" / "run"], capsys)
 
 
 def test_extra_is_named_when_one_of_its_packages_is_missing(

@@ -207,7 +207,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "grown", "--format", "d2l-torch", "--output_dir", "out"], "50 tokens for 64 embedding rows"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "d2l"], "--overwrite_output_dir"),
         (["verify", "nowhere"], "conversion_certificate.json: No such file"),
-        (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model itself"),
+        (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model folder itself"),
         (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
         (
             ["export", "matching", "--format", "d2l-torch", "--output_dir", "out"],
@@ -300,7 +300,7 @@ INVALID_SOURCES = {
     "no blocks": (change_state_dict(lambda s: [s.pop(n) for n in list(s) if "blks" in n]), "no Transformer block"),
     "d2l 0.11": (
         change_state_dict(lambda s: [s.pop(n) for n in list(s) if "pos_embedding" in n or "attention.W_q.bias" in n]),
-        "the BERT of d2l 0.11, another architecture",
+        "d2l 0.11's BERT",
     ),
     "integer tensor": (
         change_state_dict(lambda s: s.__setitem__("hidden.0.bias", torch.zeros(16, dtype=torch.int32))),

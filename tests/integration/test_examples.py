@@ -149,7 +149,7 @@ def test_output_folder_with_files_is_refused(
     (tmp_path / "used" / "model.safetensors").write_bytes(b"hours of work")
     assert run_script(script, "encoder", *others, tmp_path / "used") == 2
     error = capsys.readouterr().err
-    assert "used: already holds files; name another folder" in error and error.count("\n") == 1
+    assert "used: already holds files; give another folder" in error and error.count("\n") == 1
     assert [path.read_bytes() for path in (tmp_path / "used").iterdir()] == [b"hours of work"]
 
 

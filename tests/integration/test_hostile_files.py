@@ -155,7 +155,7 @@ MALICIOUS = {
         "xxx[.]{3}$",
     ),
     "one number expanded to a large tensor": (add_repeated_number, "claims more numbers than the file holds"),
-    "compressed members": (compress_members, "compressed inside"),
+    "compressed members": (compress_members, "its members are compressed"),
     "duplicate member": (add_duplicate_member, "two members of one name"),
     "one flipped byte": (flip_byte, "checksum of"),
     "a claim of terabytes, legacy format": (claim_terabytes, "cannot be read as a PyTorch checkpoint"),
@@ -205,11 +205,14 @@ def make_member(name: str, content: bytes = b"", mode: int = 0) -> tuple[zipfile
 
 
 MALICIOUS_ARCHIVES = {
-    "a member outside the folder": (make_member("../../vocab.json", b"[]"), "points outside"),
-    "an absolute member": (make_member("/tmp/evil", b"x"), "points outside"),
-    "a Windows drive": (make_member("C:\\evil", b"x"), "points outside"),
-    "a symbolic link": (make_member("pretrained.params2", b"/etc/passwd", stat.S_IFLNK | 0o777), "points outside"),
-    "a zip bomb": (make_member("other/pretrained.params"), "would take 100,000,000 bytes"),
+    "a member outside the folder": (make_member("../../vocab.json", b"[]"), "outside the archive"),
+    "an absolute member": (make_member("/tmp/evil", b"x"), "outside the archive"),
+    "a Windows drive": (make_member("C:\\evil", b"x"), "outside the archive"),
+    "a symbolic link": (
+        make_member("pretrained.params2", b"/etc/passwd", stat.S_IFLNK | 0o777),
+        "outside the archive",
+    ),
+    "a zip bomb": (make_member("other/pretrained.params"), "would unpack to 100,000,000 bytes"),
 }
 
 

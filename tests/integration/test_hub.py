@@ -388,13 +388,13 @@ def remove_nsp_head(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "change", "message"),
     [
-        ("converted", remove_nsp_head, "a pretrained model that lacks nsp_head."),
+        ("converted", remove_nsp_head, "its weights have no nsp_head."),
         (
             "converted",
             lambda folder: (folder / "modeling_d2l_bert.py").write_text("import os"),
-            "modeling_d2l_bert.py: not as certified",
+            "modeling_d2l_bert.py: changed since conversion",
         ),
-        ("model", lambda folder: (folder / "modeling_d2l_bert.py").unlink(), "copy: holds no modeling_d2l_bert.py"),
+        ("model", lambda folder: (folder / "modeling_d2l_bert.py").unlink(), "copy: has no modeling_d2l_bert.py"),
     ],
     ids=["nsp_head", "changed_code", "missing_code"],
 )

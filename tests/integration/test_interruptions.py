@@ -194,10 +194,13 @@ def flip_bit(path: Path) -> None:
         pytest.param("progress.json", Path.unlink, "progress.json is missing", id="missing-progress"),
         pytest.param("checksums.json", Path.unlink, "checksums.json is missing", id="missing-checksums"),
         pytest.param("checksums.json", truncate, "checksums.json or a file in it cannot be read", id="half-list"),
-        pytest.param("checksums.json", lambda path: path.write_text("{}"), "names no files", id="empty-checksums"),
-        pytest.param("checksums.json", lambda path: path.write_text("[1]"), "names no files", id="list-of-checksums"),
+        pytest.param("checksums.json", lambda path: path.write_text("{}"), "lists no files", id="empty-checksums"),
+        pytest.param("checksums.json", lambda path: path.write_text("[1]"), "lists no files", id="list-of-checksums"),
         pytest.param(
-            ".", lambda path: path.rename(path.parent / "checkpoint-9"), "it is checkpoint-6, renamed", id="renamed"
+            ".",
+            lambda path: path.rename(path.parent / "checkpoint-9"),
+            "written as checkpoint-6",
+            id="renamed",
         ),
     ],
 )
@@ -226,7 +229,7 @@ def test_resume_is_refused_when_all_checkpoints_are_damaged(base_model: Path, co
         truncate(folder / "model.safetensors")
     before = read_metrics(run)
     with pytest.raises(
-        BertSnliError, match=r"checkpoint-6: damaged .*checkpoint-4: damaged .*start again with overwrite_output_dir"
+        BertSnliError, match=r"checkpoint-6: damaged .*checkpoint-4: damaged .*set overwrite_output_dir to start again"
     ):
         run_finetune(base_model, corpus, run, **CHANGES, resume_from_checkpoint="auto")
     assert read_metrics(run) == before
@@ -246,7 +249,7 @@ def test_auto_restarts_a_run_without_checkpoints_and_refuses_a_finished_one(
 
 def test_resume_with_a_larger_max_steps_continues_and_says_so(base_model: Path, corpus: Path, run: Path, caplog):
     run_finetune(base_model, corpus, run, **{**CHANGES, "max_steps": 8}, resume_from_checkpoint="auto")
-    assert "not bit-exact: max_steps was 7, is 8; the batches are the same" in caplog.text
+    assert "resume is not bit-exact: max_steps was 7, is 8; rounding" in caplog.text
     assert [entry["step"] for entry in read_metrics(run)] == [3, 4, 4, 6, 8, 8]
 
 
@@ -275,7 +278,7 @@ def test_resume_is_refused_with_other_labels(split: str, base_model: Path, corpu
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     other = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment", "-": "-"}
     file.write_text("".join(json.dumps({**row, "gold_label": other[row["gold_label"]]}) + "\n" for row in rows))
-    with pytest.raises(BertSnliError, match="checkpoint-2: was made with other pairs"):
+    with pytest.raises(BertSnliError, match="checkpoint-2: was written with other pairs"):
         run_finetune(base_model, tmp_path / "corpus", tmp_path / "run", **changes, resume_from_checkpoint="auto")
 
 

@@ -227,7 +227,7 @@ def test_onnx_runtime_uses_the_thread_count_of_pytorch(exported_matching: Export
     [
         (["--format", "d2l-torch", "--quantize", "int8"], "--quantize int8: only for --format onnx"),
         (["--format", "onnx", "--quantize", "int4"], "invalid choice: 'int4'"),
-        (["--format", "onnx", "--output_dir", "MODEL"], "is the model itself; name another folder"),
+        (["--format", "onnx", "--output_dir", "MODEL"], "is the model folder itself; give another folder"),
     ],
 )
 def test_wrong_export_option_is_refused_in_one_line(

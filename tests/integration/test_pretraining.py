@@ -235,16 +235,19 @@ def test_extended_vocabulary_keeps_the_known_ids_and_weights(
         (["--hidden_size", 0], "--hidden_size 0: give a number above 0"),
         (["--max_length", 600], "--max_length 600: the model has 512 positions"),
         (["--max_length", 4], "--max_length 4: give 5 or more"),
-        (["--dataset_name_or_path", "nowhere/text.txt"], "nowhere/text.txt: no such zip or folder"),
-        (["--dataset_name_or_path", "someone/text"], "someone/text: cannot be loaded from the hub"),
+        (["--dataset_name_or_path", "nowhere/text.txt"], "nowhere/text.txt: no such file or folder"),
+        (
+            ["--dataset_name_or_path", "someone/text"],
+            "the Hub cannot be reached",
+        ),
         (["--extend_vocab_from", "sample"], "--extend_vocab_from: needs --model_name_or_path"),
         (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
         (["--num_train_epochs", 0], "--num_train_epochs 0: give 1 or more"),
         (["--initializer_range", "inf"], "--initializer_range inf: give a number"),
-        (["--min_freq", 10_000], "--min_freq 10000: no word occurs so often"),
+        (["--min_freq", 10_000], "--min_freq 10000: no token occurs that often"),
         (["--hidden_size", 2**40], "the model does not fit into memory"),
-        (["--dataset_name_or_path", "a" * 300], "cannot be loaded from the hub"),
-        (["--dataset_config_name", "wikitext-2-v1"], "--dataset_config_name wikitext-2-v1: only for the hub"),
+        (["--dataset_name_or_path", "a" * 300], "cannot be loaded from the Hub"),
+        (["--dataset_config_name", "wikitext-2-v1"], "--dataset_config_name wikitext-2-v1: only for the Hub"),
         (
             ["--learning_rate", 1e30, "--warmup_steps", 0, "--max_steps", 1, *TINY],
             "the evaluation after step 1 is not finite",
@@ -260,14 +263,14 @@ def test_invalid_option_is_reported_in_one_line(more: list, message: str, wiki: 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train.txt", "valid.txt", "dev.txt"], "dev.txt, train.txt, valid.txt must be one file for each split"),
-        (["train.md", "train.txt"], "train.md, train.txt must be one file for each split"),
-        (["valid.txt", "test.txt"], "test.txt, valid.txt must be one file for each split; name the text to train on"),
-        (["train.txt", "valid.txt", "notes.txt"], "notes.txt, train.txt, valid.txt must be one file for each split"),
-        (["notes.txt", "valid.txt"], "notes.txt, valid.txt must be one file for each split"),
-        (["README.md", "LICENSE.txt"], "holds no text to train on (README and LICENSE files are not read); add it as"),
-        ([], "holds no text to train on (README and LICENSE files are not read); add it as train.txt"),
-        (["wiki.valid.tokens", "wiki.test.tokens"], "wiki.test.tokens, wiki.valid.tokens must be one file for each"),
+        (["train.txt", "valid.txt", "dev.txt"], "dev.txt, train.txt, valid.txt are not one file for each split"),
+        (["train.md", "train.txt"], "train.md, train.txt are not one file for each split"),
+        (["valid.txt", "test.txt"], "test.txt, valid.txt are not one file for each split; name the training text"),
+        (["train.txt", "valid.txt", "notes.txt"], "notes.txt, train.txt, valid.txt are not one file for each split"),
+        (["notes.txt", "valid.txt"], "notes.txt, valid.txt are not one file for each split"),
+        (["README.md", "LICENSE.txt"], "no text files (README and LICENSE files are not read); add a"),
+        ([], "no text files (README and LICENSE files are not read); add a file train.txt"),
+        (["wiki.valid.tokens", "wiki.test.tokens"], "wiki.test.tokens, wiki.valid.tokens are not one file for each"),
     ],
 )
 def test_folder_of_text_with_an_unclear_train_split_is_refused(
@@ -302,9 +305,9 @@ def test_base_model_without_pretraining_heads_is_refused(
     ("content", "message"),
     [
         (b"", "text.txt: is empty"),
-        (b"one line without an end\n" * 3, "too few lines of two sentences"),
-        (b"one line . of two\n" * 1, "too few lines of two sentences"),
-        (b"one line . of two\n" + b"one line .\n" * 9, "(held-out): too few lines of two sentences"),
+        (b"one line without an end\n" * 3, "no line has two sentences"),
+        (b"one line . of two\n" * 1, "no line has two sentences"),
+        (b"one line . of two\n" + b"one line .\n" * 9, "(held-out): no line has two sentences"),
         (b"\xff\xfe broken . text \xff . here\n", "save it as UTF-8"),
     ],
     ids=["empty", "single-sentences", "one-paragraph", "no-held-out-paragraph", "not-utf-8"],
@@ -343,11 +346,11 @@ def test_resume_is_refused_with_other_options_or_training_text(wiki: Path, tmp_p
     command = options(None, tmp_path, tmp_path / "run", "--max_steps", 4, "--save_steps", 2)
     pretrain_model(PRETRAIN.parse(command))
     resume = ["pretrain", *command, "--resume_from_checkpoint", "auto"]
-    assert "was made with --hidden_size 16, not 32" in error_line([*resume, "--hidden_size", "32"], capsys)
-    assert "was made with --do_lower_case None, not False" in error_line([*resume, "--do_lower_case", "false"], capsys)
+    assert "written with --hidden_size 16, not 32" in error_line([*resume, "--hidden_size", "32"], capsys)
+    assert "written with --do_lower_case None, not False" in error_line([*resume, "--do_lower_case", "false"], capsys)
     text = (wiki / "wiki.train.tokens").read_text()
     (tmp_path / "wiki.train.tokens").write_text(text.replace(" person", " zebra"), encoding="utf-8")
-    assert "was made with other pairs, labels or tokens" in error_line(resume, capsys)
+    assert "was written with other pairs, labels or tokens" in error_line(resume, capsys)
 
 
 def test_resume_is_refused_with_another_evaluation_set(wiki: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -358,7 +361,7 @@ def test_resume_is_refused_with_another_evaluation_set(wiki: Path, tmp_path: Pat
     text = "".join(reversed((data / "wiki.valid.tokens").read_text().splitlines(keepends=True)))
     (data / "wiki.valid.tokens").write_text(text, encoding="utf-8")
     resume = ["pretrain", *command, "--resume_from_checkpoint", "auto"]
-    assert "was made with other pairs, labels or tokens" in error_line(resume, capsys)
+    assert "was written with other pairs, labels or tokens" in error_line(resume, capsys)
 
 
 def test_vocabulary_of_a_tokenizer_with_other_rules_is_not_extended(

@@ -121,7 +121,7 @@ def test_report_on_other_weights_is_not_overwritten(
     other = save_random_classifier(tmp_path / "other", seed=1)
     before = (report_dir / "report.json").read_bytes()
     command = ["evaluate", other, "--dataset_name_or_path", markup_dataset, "--report", report_dir]
-    message = f"--report {report_dir}: holds a report on other weights ({reported_model}); name another folder"
+    message = f"--report {report_dir}: holds a report on other weights ({reported_model}); give another folder"
     assert message in error_line(command, capsys)
     assert (report_dir / "report.json").read_bytes() == before and not list(other.glob("eval_results_*"))
 
@@ -148,8 +148,8 @@ def test_rerun_replaces_the_report_and_prints_the_p_value(
         (["--columns", "premise"], "--columns: premise: write NAME=VALUE"),
         (["--columns", "text=premise"], "--columns text=premise: write premise|hypothesis|label=NAME"),
         (["--compare", "x"], "--compare x: add --report DIR"),
-        (["--report", __file__], "is a file; name a folder"),
-        (["--output_dir", f"{__file__}/deep/er"], "test_report.py: is a file; name a folder"),
+        (["--report", __file__], "is a file; give a folder"),
+        (["--output_dir", f"{__file__}/deep/er"], "test_report.py: is a file; give a folder"),
         (["--split", "nowhere"], "no .jsonl, .txt, .tsv, .csv, .parquet file of the nowhere split"),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",

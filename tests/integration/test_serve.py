@@ -234,7 +234,7 @@ def test_predictions_of_a_file_equal_those_of_predict(
     [
         ("pairs.csv", "premise,conclusion\na,b\n", "pairs.csv: row 1: no hypothesis; name the columns"),
         ("pairs.jsonl", '{"premise": "a"', "pairs.jsonl: cannot be read as .jsonl"),
-        ("pairs.tsv", "premise\thypothesis\n", "pairs.tsv: holds no pairs"),
+        ("pairs.tsv", "premise\thypothesis\n", "pairs.tsv: has no rows"),
         (
             "pairs.csv",
             "premise,hypothesis\n" + "a,b\n" * (MAX_ROWS + 1),
@@ -374,14 +374,14 @@ def test_mistake_in_serve_is_one_line(
         (trained_classifier, "--port", used_port): f"--port {used_port}: is taken",
         (trained_classifier, "--port", 70000): "--port 70000: is taken or not permitted",
         (trained_classifier, "--host", "203.0.113.1"): "--host 203.0.113.1: not an address of this machine",
-        (pretrained,): "a pretrained model without a trained classifier; fine-tune it first",
+        (pretrained,): "a model without a trained classifier; fine-tune it first",
         ("./nowhere",): "no such folder",
         (pretrained, "--space", tmp_path / "space"): "fine-tune it first",
         (
             trained_classifier,
             "--space",
             tmp_path / "full",
-        ): f"error: {tmp_path}/full: already holds files; name another folder",
+        ): f"error: {tmp_path}/full: already holds files; give another folder",
     }.items():
         line = error_line(["serve", *options], capsys)
         assert message in line

@@ -108,7 +108,7 @@ def test_resume_is_refused_with_other_teacher_predictions(
     changes = {"text_source": "raw", "train_file": str(file), "save_steps": 2}
     run_finetune(base_model, corpus, tmp_path / "run", max_steps=2, **changes)
     write_pairs(file, corpus, as_predictions(probabilities[:, ::-1]))
-    with pytest.raises(BertSnliError, match="checkpoint-2: was made with other pairs"):
+    with pytest.raises(BertSnliError, match="checkpoint-2: was written with other pairs"):
         run_finetune(base_model, corpus, tmp_path / "run", max_steps=4, resume_from_checkpoint="auto", **changes)
 
 

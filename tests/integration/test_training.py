@@ -208,9 +208,9 @@ def two_steps(base_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_batch_size": 16}, "was made with train_batch_size 32, not 16"),
+        ({"train_batch_size": 16}, "was written with train_batch_size 32, not 16"),
         ({"output_dir": "elsewhere"}, "is not in .*elsewhere"),
-        ({"learning_rate": 1e-3}, "was made with learning_rate 0.0001, not 0.001"),
+        ({"learning_rate": 1e-3}, "was written with learning_rate 0.0001, not 0.001"),
         ({"damage": "model.safetensors"}, r"damaged \(the checksum of model.safetensors is wrong\); give 'auto'"),
         ({"damage": "checksums.json"}, r"damaged \(checksums.json or a file in it cannot be read"),
     ],

@@ -150,6 +150,8 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.uploads[path.removeprefix("/lfs/")] = body
             return self._json({})
         parts = [unquote(part) for part in path.strip("/").split("/")]
+        if "datasets" in parts[:2]:  # there are none
+            return self._error(404, "RepoNotFound")
         if parts[:2] == ["api", "models"]:
             return self._api("/".join(parts[2:4]), parts[4:], body)
         if path.endswith(".git/info/lfs/objects/batch"):

@@ -183,7 +183,7 @@ def replace_certificate(content: str) -> Callable[[Path], None]:
 DAMAGES = {
     "two attention matrices swapped": (
         change_weights(swap_query_and_key),
-        "attention.query.weight not as certified",
+        "attention.query.weight changed since conversion",
     ),
     "one bias zeroed": (
         change_weights(lambda t: t["bert.encoder.layer.1.attention.output.bias"].fill(0)),
@@ -195,40 +195,46 @@ DAMAGES = {
     ),
     "one weight transposed": (
         change_weights(lambda t: t.__setitem__(QUERY, t[QUERY].T)),
-        "query.weight not as certified",
+        "query.weight changed since conversion",
     ),
-    "one bit flipped": (change_weights(flip_one_bit), "lm_head.decoder.weight not as certified"),
-    "a tensor removed": (change_weights(lambda t: t.pop("nsp_head.bias")), "nsp_head.bias not as certified"),
-    "another number of heads": (change_config(num_attention_heads=4), "config.json: not as certified: changed"),
-    "another classifier head": (change_config(classifier_head="matching"), "config.json: not as certified: changed"),
-    "vocabulary shifted": (shift_vocabulary, "tokenizer.json: not as certified: changed"),
-    "another padding token": (change_config(pad_token_id=7), "config.json: not as certified: changed"),
+    "one bit flipped": (change_weights(flip_one_bit), "lm_head.decoder.weight changed since conversion"),
+    "a tensor removed": (
+        change_weights(lambda t: t.pop("nsp_head.bias")),
+        "nsp_head.bias changed since conversion",
+    ),
+    "another number of heads": (change_config(num_attention_heads=4), "config.json: changed since conversion"),
+    "another classifier head": (change_config(classifier_head="matching"), "config.json: changed since conversion"),
+    "vocabulary shifted": (shift_vocabulary, "tokenizer.json: changed since conversion"),
+    "another padding token": (change_config(pad_token_id=7), "config.json: changed since conversion"),
     "code changed": (
         lambda model: (model / "modeling_d2l_bert.py").write_text("import os"),
-        "bert.py: not as certified",
+        "bert.py: changed since conversion",
     ),
     "code removed": (
         lambda model: (model / "modeling_d2l_bert.py").unlink(),
-        "bert.py: not as certified: missing",
+        "bert.py: missing since conversion",
     ),
-    "tokenizer changed": (remove_normalizer, "tokenizer.json: not as certified"),
-    "millions of blocks": (change_config(num_hidden_layers=2_000_000), "config.json: not as certified: changed"),
+    "tokenizer changed": (remove_normalizer, "tokenizer.json: changed since conversion"),
+    "millions of blocks": (change_config(num_hidden_layers=2_000_000), "config.json: changed since conversion"),
     "certificate with a list as files": (
         replace_certificate('{"format_version": 2, "files": []}'),
-        "not a certificate that can be",
+        "cannot be read as a certificate",
     ),
-    "certificate nested too deeply": (replace_certificate("[" * 10**5), "not a certificate that can be read"),
-    "architectures of a wrong type": (change_config(architectures={"a": 1}), "config.json: not as certified: changed"),
+    "certificate nested too deeply": (replace_certificate("[" * 10**5), "cannot be read as a certificate"),
+    "architectures of a wrong type": (
+        change_config(architectures={"a": 1}),
+        "config.json: changed since conversion",
+    ),
     "configuration of a wrong type": (
         lambda model: (model / "config.json").write_text("[]"),
-        "config.json: not as certified: changed",
+        "config.json: changed since conversion",
     ),
     "certificate of another version": (
         replace_certificate('{"format_version": 1}'),
-        "not a certificate that can be read (another format version); convert again",
+        "cannot be read as a certificate (another format version); convert again",
     ),
     "weights removed": (lambda model: (model / "model.safetensors").unlink(), "model.safetensors: cannot be read"),
-    "certificate truncated": (replace_certificate("{"), "not a certificate that can be read"),
+    "certificate truncated": (replace_certificate("{"), "cannot be read as a certificate"),
 }
 
 
@@ -287,7 +293,7 @@ def test_convert_detects_wrong_values_in_weights_file(d2l_checkpoint: Path, tmp_
         save(model, folder)
 
     monkeypatch.setattr(D2LBertForPreTraining, "save_pretrained", zero_one_bias_and_save)
-    with pytest.raises(BertSnliError, match="not as certified"):
+    with pytest.raises(BertSnliError, match="since conversion"):
         convert_checkpoint(d2l_checkpoint, tmp_path / "model", num_attention_heads=2)
     assert not (tmp_path / "model").exists()
 

@@ -52,8 +52,8 @@ def test_atomic_folder_follows_the_umask_without_changing_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overwrite": False}, "{}: already holds files; name another folder or set overwrite_output_dir"),
-        ({}, "{}: already holds files; name another folder"),
+        ({"overwrite": False}, "{}: already holds files; give another folder or set overwrite_output_dir"),
+        ({}, "{}: already holds files; give another folder"),
         ({"overwrite": True}, None),
     ],
 )
@@ -67,5 +67,5 @@ def test_output_folder_with_files_is_refused_unless_it_may_be_overwritten(
         with pytest.raises(BertSnliError) as error:
             check_output_dir(tmp_path, **options)
         assert str(error.value) == message.format(tmp_path)
-    with pytest.raises(BertSnliError, match="file: is a file; name a folder"):
+    with pytest.raises(BertSnliError, match="file: is a file; give a folder"):
         check_output_dir(tmp_path / "file" / "run", **options)

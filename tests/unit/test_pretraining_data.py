@@ -123,7 +123,7 @@ def test_special_tokens_in_a_text_do_not_change_the_order_of_the_vocabulary():
     """WikiText's text contains `<unk>`."""
     paragraphs = Dataset.from_dict({"sentences": [["b <unk> a", "<unk> b c"]]})
     assert build_vocabulary(paragraphs, 1) == [*SPECIALS, "b", "a", "c"]
-    with pytest.raises(BertSnliError, match="^min_freq 3: no word occurs so often"):
+    with pytest.raises(BertSnliError, match="^min_freq 3: no token occurs that often"):
         build_vocabulary(paragraphs, 3)
 
 
