@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_snli import inference
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs, flat_columns
-from bert_snli.data.snli import load_snli, load_train_file
+from bert_snli.data.snli import SNLI, load_snli, load_train_file
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
@@ -32,7 +32,7 @@ from bert_snli.training.command_line import FINETUNE as COMMAND
 from bert_snli.training.objectives import ClassificationObjective
 from bert_snli.training.run import TrainingResult, run_command, run_training
 from bert_snli.training.setup import check_arguments as check_training_arguments
-from bert_snli.training.setup import choose_attention, fingerprint, open_accelerator
+from bert_snli.training.setup import choose_attention, fingerprint, format_count, open_accelerator
 from bert_snli.training.task import TrainingTask
 
 IN_MEMORY = "(in memory)"  # recorded instead of a path if a model or a dataset is given as an object
@@ -89,9 +89,13 @@ def finetune_model(
     if arguments.hub_model_id and accelerator.is_main_process:
         check_login(arguments.hub_model_id)
     with accelerator.main_process_first():
-        train, evaluation, num_dropped = load_encoded(arguments, dataset, labels, encoder)
+        train, evaluation, snli = load_encoded(arguments, dataset, labels, encoder)
+    split, num_dropped = arguments.eval_split, snli.num_dropped["train"]
     if accelerator.is_main_process:
-        logger.info("%s training pairs (%s rows without a gold label dropped)", f"{len(train):,}", f"{num_dropped:,}")
+        train_pairs = format_count(len(train), "training pair", len(snli.splits["train"]))
+        eval_pairs = format_count(len(evaluation), f"{split} pair", len(snli.splits[split]))
+        dropped = format_count(num_dropped, "row")
+        logger.info("%s (%s without a gold label dropped), %s", train_pairs, dropped, eval_pairs)
         logger.info("classifier head: %s", config.classifier_head)
     classifier = load_base_model(arguments, config, model)
     task = make_task(arguments, accelerator, classifier, tokenizer, train, evaluation)
@@ -137,8 +141,8 @@ def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = No
 
 def load_encoded(
     arguments: FinetuneArguments, dataset: DatasetDict | None, labels: Sequence[str], encoder: PairEncoder
-) -> tuple[Dataset, Dataset, int]:
-    """Return the encoded training and evaluation pairs, and the number of training rows without a gold label."""
+) -> tuple[Dataset, Dataset, SNLI]:
+    """Return the encoded training and evaluation pairs, and the data that they are from."""
     source = arguments.dataset_name_or_path if dataset is None else dataset
     splits = [arguments.eval_split] if arguments.train_file else ["train", arguments.eval_split]
     snli = load_snli(source, splits=splits, text_source=arguments.text_source, labels=labels)
@@ -152,7 +156,7 @@ def load_encoded(
         pairs = snli.splits[split]
         pairs = pairs.select(range(len(pairs) if limit is None else min(limit, len(pairs))))
         encoded.append(encode_pairs(pairs, encoder))
-    return encoded[0], encoded[1], snli.num_dropped["train"]
+    return encoded[0], encoded[1], snli
 
 
 def load_base_model(

@@ -29,7 +29,7 @@ from bert_snli.training.arguments import DEFAULT_SIZES, PretrainArguments
 from bert_snli.training.command_line import PRETRAIN as COMMAND
 from bert_snli.training.objectives import PretrainingObjective
 from bert_snli.training.run import TrainingResult, run_command, run_training
-from bert_snli.training.setup import check_arguments, choose_attention, fingerprint, open_accelerator
+from bert_snli.training.setup import check_arguments, choose_attention, fingerprint, format_count, open_accelerator
 from bert_snli.training.task import TrainingTask
 
 EVALUATION_SEED = 0  # of evaluation pairs and masks: independent of the run, so that runs can be compared
@@ -66,10 +66,11 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
         text = open_text(arguments.dataset_name_or_path, arguments.dataset_config_name, arguments.text_source)
         paragraphs = split_sentences(text, SentenceSplitter(base_tokenizer, text.tokenized))
         tokenizer = make_tokenizer(arguments, base_tokenizer, paragraphs.train)
-        train, evaluation = load_pairs(arguments, paragraphs, tokenizer, accelerator.device)
+        (train, num_train), (evaluation, num_eval) = load_pairs(arguments, paragraphs, tokenizer, accelerator.device)
     if accelerator.is_main_process:
-        sizes = f"{len(train):,} training pairs, {len(evaluation):,} evaluation pairs ({paragraphs.eval_split})"
-        logger.info("%s; %s tokens in the vocabulary", sizes, f"{len(tokenizer):,}")
+        train_pairs = format_count(len(train), "training pair", num_train)
+        eval_pairs = format_count(len(evaluation), f"{paragraphs.eval_split} pair", num_eval)
+        logger.info("%s, %s; %s in the vocabulary", train_pairs, eval_pairs, format_count(len(tokenizer), "token"))
     set_seed(arguments.seed)
     model = base[0] if base else make_model(arguments, tokenizer)
     if len(tokenizer) != model.config.vocab_size:
@@ -138,16 +139,17 @@ def make_tokenizer(
 
 def load_pairs(
     arguments: PretrainArguments, paragraphs: Paragraphs, tokenizer: PreTrainedTokenizerFast, device: torch.device
-) -> tuple[MaskedPairs, MaskedPairs]:
-    """Return the pairs to train on and to evaluate on, on `device`."""
+) -> tuple[tuple[MaskedPairs, int], tuple[MaskedPairs, int]]:
+    """Return the pairs to train on and to evaluate on, on `device`, each with the number of pairs before the limit."""
     if arguments.max_length > tokenizer.model_max_length:
         limit = tokenizer.model_max_length
         raise BertSnliError(f"max_length {arguments.max_length}: the model has {limit} positions; give at most {limit}")
 
-    def load(rows: Dataset, limit: int | None, seed: int, static_masks: bool) -> MaskedPairs:
+    def load(rows: Dataset, limit: int | None, seed: int, static_masks: bool) -> tuple[MaskedPairs, int]:
         corpus = encode_corpus(rows, tokenizer)
-        pairs = pair_up(corpus, draw_pairs(corpus, seed), tokenizer, arguments.max_length)[:limit]
-        return MaskedPairs(pairs, tokenizer, seed=seed, static_masks=static_masks, device=device)
+        pairs = pair_up(corpus, draw_pairs(corpus, seed), tokenizer, arguments.max_length)
+        masked = MaskedPairs(pairs[:limit], tokenizer, seed=seed, static_masks=static_masks, device=device)
+        return masked, len(pairs)
 
     return (
         load(paragraphs.train, arguments.max_train_samples, arguments.seed, arguments.static_masks),

@@ -23,11 +23,11 @@ from bert_snli.files import atomic_folder, check_output_dir
 from bert_snli.rendering import render
 from bert_snli.serving.explanation import MAX_CHARACTERS, SPECIAL, ExplainedPredictor, Explanation, check_pair
 
-TITLE = "Does it follow?"
+TITLE = "Natural language inference with {model}"
 MEANINGS = {
-    "entailment": "If the premise is true, so is the hypothesis.",
+    "entailment": "If the premise is true, the hypothesis is true.",
     "contradiction": "If the premise is true, the hypothesis is false.",
-    "neutral": "The premise leaves it open.",
+    "neutral": "The premise does not say whether the hypothesis is true.",
 }
 EXAMPLES = [
     ["A woman in a red coat is walking her dog along the beach.", "A woman is outside with an animal."],
@@ -40,6 +40,16 @@ MAX_FILE_SIZE = "5mb"
 MAX_ROWS = 10_000
 NUM_DISPLAYED_ROWS = 100
 DELETE_FILES_AFTER = 3600  # seconds, for uploads and downloads on the server's disk
+# Greys the prediction while the boxes hold other texts than the predicted ones. The event of a new prediction comes
+# before it is shown, so the comparison waits for the next frame.
+MARK_STALE = """(premise, hypothesis) => {
+    requestAnimationFrame(() => {
+        const shown = document.querySelector("#prediction .bs-prediction");
+        const isStale = shown?.dataset.premise !== premise || shown?.dataset.hypothesis !== hypothesis;
+        shown?.classList.toggle("bs-stale", isStale);
+    });
+    return [];
+}"""
 FONTS = ["system-ui", "sans-serif"]
 # The files of a model folder that inference needs.
 MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "*.py")
@@ -76,8 +86,9 @@ def build_app(predictor: ExplainedPredictor) -> gr.Blocks:
         summary, predictions_file, table = predict_file(predictor, Path(path))
         return summary, gr.File(str(predictions_file), visible=True), table
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DELETE_FILES_AFTER, DELETE_FILES_AFTER)) as app:
-        gr.HTML(render("page_header.html", title=TITLE, predictor=predictor, config=predictor.model.config))
+    title = TITLE.format(model=predictor.name)
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(DELETE_FILES_AFTER, DELETE_FILES_AFTER)) as app:
+        gr.HTML(render("page_header.html", title=title, predictor=predictor, config=predictor.model.config))
         with gr.Tab("One pair"), gr.Row(elem_classes="bs-pair"):
             _add_pair_tab(explain, app)
         with gr.Tab("A file of pairs"):
@@ -102,16 +113,19 @@ def _add_pair_tab(explain: Callable[[str, str], str], app: gr.Blocks) -> None:
     """Add the sentences and examples on the left, the prediction on the right; on a phone the examples come last."""
     first_premise, first_hypothesis = EXAMPLES[0]
     with gr.Column(min_width=280):
-        premise = gr.Textbox(first_premise, label="Premise", lines=2, max_lines=8, max_length=MAX_CHARACTERS)
-        hypothesis = gr.Textbox(first_hypothesis, label="Hypothesis", lines=2, max_lines=8, max_length=MAX_CHARACTERS)
-        button = gr.Button(TITLE, variant="primary")
+        # In a box of one line, which grows with the text, Enter submits and Shift+Enter starts a new line.
+        size = {"lines": 1, "max_lines": 8, "max_length": MAX_CHARACTERS}
+        premise = gr.Textbox(first_premise, label="Premise", **size)
+        hypothesis = gr.Textbox(first_hypothesis, label="Hypothesis", **size)
+        button = gr.Button("Predict", variant="primary")
     with gr.Column(min_width=280):
         output = gr.HTML(elem_id="prediction", container=True, padding=True)
     inputs = [premise, hypothesis]
     events = [app.load, button.click, premise.submit, hypothesis.submit]
     gr.on(events, explain, inputs, output, api_visibility="private", show_progress="minimal")
+    gr.on([premise.change, hypothesis.change, output.change], None, inputs, js=MARK_STALE, api_visibility="private")
     with gr.Column(min_width=280):
-        title, names = "Examples, by their hypothesis", [hypothesis for _, hypothesis in EXAMPLES]
+        title, names = "Examples: choose a hypothesis", [hypothesis for _, hypothesis in EXAMPLES]
         options = {"run_on_click": True, "cache_examples": False, "api_visibility": "private"}
         gr.Examples(EXAMPLES, inputs, output, explain, label=title, example_labels=names, **options)
 

@@ -31,6 +31,8 @@ class DisplayedToken(NamedTuple):
 class Explanation:
     """A prediction for one pair."""
 
+    premise: str  # as the user typed it, like the hypothesis
+    hypothesis: str
     scores: dict[str, float]  # probability of each label, the highest first
     tokens: dict[str, list[DisplayedToken]]  # of premise and hypothesis
     length: int  # of the whole pair in tokens, including the special ones
@@ -84,7 +86,7 @@ class ExplainedPredictor(Predictor):
             ],
         }
         (scores,) = self([(premise, hypothesis)])
-        return Explanation(scores, tokens, sum(map(len, tokens.values())), self.max_length)
+        return Explanation(premise, hypothesis, scores, tokens, sum(map(len, tokens.values())), self.max_length)
 
     def _match_tokens(self, text: str, shares: list[float]) -> list[DisplayedToken]:
         """Split `text` at its tokens. The first ones have `shares`; the model does not read the others."""

@@ -73,7 +73,8 @@ class TrainingLoop:
         self._start_interval(progress.interval_sums)
         self.clock = time.perf_counter()
         hidden = None if self.accelerator.is_local_main_process else True  # None: hidden if stderr is no terminal
-        with tqdm(total=len(self.task.pairs), desc=f"Epoch {progress.epoch + 1}", unit="pair", disable=hidden) as bar:
+        name = f"Epoch {progress.epoch + 1}"
+        with tqdm(total=len(self.task.pairs), desc=name, unit=" examples", disable=hidden) as bar:
             bar.update(sum(map(len, batches[: progress.batch])))
             while progress.batch < len(batches) and progress.step < self.total_updates:
                 rows = batches[progress.batch]
@@ -83,7 +84,7 @@ class TrainingLoop:
                 bar.update(len(rows))
                 is_last = progress.batch == len(batches) or progress.step == self.total_updates
                 if is_last or progress.step % arguments.logging_steps == 0:
-                    bar.set_postfix({name: f"{value:.3f}" for name, value in self._log_interval().items()})
+                    self._show_interval(bar, self._log_interval())
                 if arguments.save_steps and progress.step % arguments.save_steps == 0:
                     self._save_checkpoint()
                 self._stop_if_requested(request)
@@ -130,25 +131,32 @@ class TrainingLoop:
             )
         return sums
 
-    def _log_interval(self) -> dict[str, float]:
-        """Write a line of metrics on the updates since the last line. Return their metrics."""
+    def _show_interval(self, bar: tqdm, entry: dict[str, Any]) -> None:
+        """Show the loss in the bar, which shows examples/s. Print both in a line if stderr is not a terminal."""
+        loss = f"{entry['train_loss']:.3f}"
+        if not bar.disable:
+            bar.set_postfix(loss=loss)
+        elif self.accelerator.is_main_process:
+            step, rate = f"{entry['step']:,} of {self.total_updates:,}", entry["train_samples_per_second"]
+            logger.info("step %s: loss %s, %s examples/s", step, loss, f"{rate:,.0f}")
+
+    def _log_interval(self) -> dict[str, Any]:
+        """Write and return a line of metrics on the updates since the last line."""
         progress, sums = self.progress, self._reduce_interval_sums()
         epoch_sums = progress.epoch_sums or [0.0] * len(sums)
         progress.epoch_sums = [total + value for total, value in zip(epoch_sums, sums, strict=True)]
-        metrics = self.task.objective.metrics(sums)
-        self._log(
-            {
-                "step": progress.step,
-                "epoch": self._epochs_done(),
-                **{f"train_{name}": value for name, value in metrics.items()},
-                # In fp16 it may be infinite, which JSON does not allow.
-                "grad_norm": float(self.grad_norm) if self.grad_norm.isfinite() else None,
-                "learning_rate": self.scheduler.get_last_lr()[0],
-                "train_samples_per_second": self.interval_rows / (progress.seconds - self.interval_start),
-            }
-        )
+        entry = {
+            "step": progress.step,
+            "epoch": self._epochs_done(),
+            **{f"train_{name}": value for name, value in self.task.objective.metrics(sums).items()},
+            # In fp16 it may be infinite, which JSON does not allow.
+            "grad_norm": float(self.grad_norm) if self.grad_norm.isfinite() else None,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "train_samples_per_second": self.interval_rows / (progress.seconds - self.interval_start),
+        }
+        self._log(entry)
         self._start_interval([])
-        return metrics
+        return entry
 
     def _epochs_done(self) -> float:
         return self.progress.epoch + self.progress.batch / self.sampler.batches_per_epoch

@@ -24,7 +24,7 @@ from bert_snli.training.checkpointing import restore_output_dir
 from bert_snli.training.command_line import TrainingCommand
 from bert_snli.training.loop import TrainingLoop
 from bert_snli.training.run_report import CONFUSION_MATRIX, RUN_REPORT, TRAINING_PLOT, write_run_report
-from bert_snli.training.setup import make_optimizer, make_scheduler, resume_or_start
+from bert_snli.training.setup import format_count, make_optimizer, make_scheduler, resume_or_start
 from bert_snli.training.task import TrainingTask
 
 # Files of an earlier run that a new run replaces at its end.
@@ -54,6 +54,10 @@ def run_training(
     """
     loop = make_loop(arguments, accelerator, task)
     output_dir, is_main = Path(arguments.output_dir), accelerator.is_main_process
+    if is_main:
+        updates, pairs = format_count(loop.total_updates, "update"), format_count(arguments.train_batch_size, "pair")
+        epochs = loop.total_updates / loop.sampler.batches_per_epoch
+        logger.info("training: %s of up to %s (epochs: %.3g)", updates, pairs, epochs)
     with files.lock_folder(output_dir) if is_main else files.explain_write_errors(output_dir):
         if is_main:
             start_output_dir(loop, prepare_output_dir)
@@ -192,7 +196,7 @@ def run_command(
         if PartialState().is_main_process:
             results = result.metrics
             values = ", ".join(f"{label} {results[name]:.3f}" for name, label in labels.items())
-            speed = f"{results['train_samples_per_second']:,.0f} pairs/s"
+            speed = f"{results['train_samples_per_second']:,.0f} examples/s"
             print(f"{result.output_dir}: epoch {results['saved_epoch']:g}: {values}; {speed}; see report.md there")
 
     return run_and_leave(command.prog, run, command.option_names)

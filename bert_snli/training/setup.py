@@ -64,6 +64,10 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
             raise BertSnliError(f"distributed_type {name}: is not supported; use MULTI_GPU")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     state = PartialState(cpu=on_cpu, timeout=WAITING_LIMIT)
+    if state.is_main_process:
+        model, train_file = arguments.model_name_or_path or "new weights", getattr(arguments, "train_file", None)
+        data = train_file or arguments.dataset_name_or_path
+        logger.info("model: %s; data: %s; output folder: %s", model, data, arguments.output_dir)
     choices: list = [choose_checkpoint_and_precision(arguments, state.device) if state.is_main_process else None]
     ((checkpoint, precision),) = broadcast_object_list(choices)
     arguments = replace(arguments, resume_from_checkpoint=checkpoint, mixed_precision=precision.name)
@@ -80,8 +84,9 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
     )
     if accelerator.is_main_process:
         name = "fp32" if precision.name == "no" else precision.name
-        device = f"device {accelerator.device.type}, precision {name} ({precision.reason})"
-        logger.info("%s, %.0f GFLOP/s", device, precision.matmul_throughput / 1e9)
+        place = f"device: {accelerator.device.type}; processes: {accelerator.num_processes}"
+        speed = f"{precision.matmul_throughput / 1e9:,.0f} GFLOP/s"
+        logger.info("%s; precision: %s (%s); matmul throughput: %s", place, name, precision.reason, speed)
     return accelerator, arguments
 
 
@@ -95,6 +100,12 @@ def choose_checkpoint_and_precision(
     if checkpoint and precision == "auto":
         precision = checkpointing.read_progress(checkpoint).settings["mixed_precision"]
     return (str(checkpoint) if checkpoint else None), choose_precision(precision, device)
+
+
+def format_count(number: int, noun: str, total: int | None = None) -> str:
+    """Return `2,000 training pairs`, or `2,000 of 89,906 training pairs` if `total` is larger."""
+    of_total = f" of {total:,}" if total not in (None, number) else ""
+    return f"{number:,}{of_total} {noun}{'' if (total or number) == 1 else 's'}"
 
 
 def choose_attention(requested: str | None, device: torch.device) -> str:

@@ -514,7 +514,7 @@ def test_accelerate_launch_of_the_command_makes_one_run_of_two_processes(
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
     results = json.loads((tmp_path / "run" / "train_results.json").read_text())
     assert (results["num_processes"], results["train_steps"]) == (2, 2)
-    assert sum("train loss" in line and "pairs/s" in line for line in done.stdout.splitlines()) == 1
+    assert sum("train loss" in line and "examples/s" in line for line in done.stdout.splitlines()) == 1
 
 
 def test_multi_gpu_is_refused_without_a_gpu(pretrained: Path, tmp_path: Path, capsys):

@@ -56,7 +56,7 @@ def page(browser, address: str) -> Iterator[Page]:
 def submit(page: Page, premise: str, hypothesis: str) -> None:
     page.get_by_label("Premise").fill(premise)
     page.get_by_label("Hypothesis").fill(hypothesis)
-    page.get_by_role("button", name="Does it follow?").click()
+    page.get_by_role("button", name="Predict").click()
 
 
 @pytest.mark.parametrize("label", D2L_LABELS)
@@ -74,6 +74,36 @@ def test_submitted_pair_shows_its_label_and_probabilities(page: Page, label: str
         max(percentages),
         label,
     )
+
+
+def test_enter_submits_and_shift_enter_starts_a_new_line(page: Page):
+    premise, hypothesis = KNOWN_PAIRS["contradiction"]
+    page.get_by_label("Premise").fill(premise)
+    page.get_by_label("Hypothesis").fill(hypothesis)
+    page.get_by_label("Hypothesis").press("Shift+Enter")
+    expect(page.get_by_label("Hypothesis")).to_have_value(f"{hypothesis}\n")
+    expect(page.locator(".bs-stale")).to_have_count(1)
+    page.get_by_label("Hypothesis").press("Enter")
+    expect(page.locator(".bs-label")).to_have_text("contradiction")
+    expect(page.get_by_label("Hypothesis")).to_have_value(f"{hypothesis}\n")
+    expect(page.locator(".bs-stale")).to_have_count(0)
+
+
+def test_prediction_is_grey_while_the_text_differs(page: Page):
+    expect(page).to_have_title("Natural language inference with trained_classifier")
+    expect(page.locator(".bs-prediction")).to_have_count(1)
+    expect(page.locator(".bs-stale")).to_have_count(0)
+    box = page.get_by_label("Hypothesis")
+    box.press("End")
+    box.press("x")
+    expect(page.locator(".bs-stale")).to_have_css("opacity", "0.4")
+    box.press("Backspace")  # the text is the predicted one again
+    expect(page.locator(".bs-stale")).to_have_count(0)
+    box.press("x")
+    expect(page.locator(".bs-stale")).to_have_count(1)
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator("[data-sentence=hypothesis]")).to_contain_text("x")
+    expect(page.locator(".bs-stale")).to_have_count(0)
 
 
 def test_click_on_an_example_fills_in_the_pair(page: Page):
@@ -119,7 +149,7 @@ def test_predictions_of_an_uploaded_file_can_be_downloaded(page: Page, tmp_path:
     expect(rows).to_have_count(0)
     path.write_text('{"premise": "\\ud800<img src=x onerror=window.hit=1>", "hypothesis": "A dog."}')
     page.locator("input[type=file]").set_input_files(path)
-    expect(page.get_by_test_id("toast-body")).to_contain_text("<img src=x onerror=window.hit=1>' is not a text")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("pairs.jsonl: row 1: ")
     assert page.evaluate("window.hit") is None
 
 
