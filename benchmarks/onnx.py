@@ -2,7 +2,7 @@
 
     python benchmarks/onnx.py MODEL SNLI [--split validation] [--settings]    # a fine-tuned folder; data of finetune
 
-Prints the table of docs/onnx.md and writes it as JSON. Pairs are encoded beforehand, sorted by length and computed 256
+Prints the table of docs/guide/onnx.md and writes it as JSON. Pairs are encoded beforehand, sorted by length and computed 256
 at a time; latency is that of one pair's logits. Backends take turns, so that a busy machine is unfair to none; what
 counts is the median. OMP_NUM_THREADS sets the threads of both libraries. `--settings` adds the other ways of int8.
 """
