@@ -72,7 +72,7 @@ imports: $(VENV)/dev.stamp  ## Check who may import whom
 check: lint types imports test  ## Run what CI runs first; it goes on with test-slow
 
 docs: $(VENV)/docs.stamp  ## Build the documentation site into ./site; warnings are errors
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## Remove .venv, .cache, the site and what the demo wrote
 	rm -rf $(VENV) .cache site quickstart
