@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-slow conformance test-all coverage soak lint format types imports check clean
+.PHONY: help install install-dev demo test test-slow conformance test-all coverage soak lint format types imports check docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -21,6 +21,11 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/user.stamp
+
+$(VENV)/docs.stamp: $(VENV)/user.stamp
+	@echo "Installing into $(VENV), with the tools of the documentation ..."
+	@$(INSTALL) -e ".[docs]"
+	@touch $@
 
 install: $(VENV)/user.stamp  ## Make .venv with what users need
 
@@ -66,5 +71,8 @@ imports: $(VENV)/dev.stamp  ## Check who may import whom
 
 check: lint types imports test  ## Run what CI runs first; it goes on with test-slow
 
-clean:  ## Remove .venv, .cache and what the demo wrote
-	rm -rf $(VENV) .cache quickstart
+docs: $(VENV)/docs.stamp  ## Build the documentation site into ./site; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:  ## Remove .venv, .cache, the site and what the demo wrote
+	rm -rf $(VENV) .cache site quickstart

@@ -2,9 +2,10 @@
 
     python benchmarks/onnx.py MODEL SNLI [--split validation] [--settings]    # a fine-tuned folder; data of finetune
 
-Prints the table of docs/onnx.md and writes it as JSON. Pairs are encoded beforehand, sorted by length and computed 256
-at a time; latency is that of one pair's logits. Backends take turns, so that a busy machine is unfair to none; what
-counts is the median. OMP_NUM_THREADS sets the threads of both libraries. `--settings` adds the other ways of int8.
+Prints the table of docs/guide/onnx.md and writes it as JSON. Pairs are encoded first, sorted by length and computed in
+batches of 256. The latency is that of the logits of one pair. Backends take turns, so that other load affects all of
+them; the table has medians. OMP_NUM_THREADS sets the threads of both libraries. `--settings` adds the table of
+docs/experiments/onnx.md.
 """
 
 from __future__ import annotations

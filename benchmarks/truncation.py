@@ -2,8 +2,8 @@
 
     python benchmarks/truncation.py MODEL SNLI [--split validation]        # a fine-tuned folder; any source of finetune
 
-Prints the table of docs/truncation.md and draws its figure. The model is one and the same at every length: what changes
-is only how much of a pair it gets to see.
+Prints the table of docs/experiments/truncation.md and draws its figure. The model is the same at every length. Only
+the part of a pair that it reads changes.
 """
 
 from __future__ import annotations
