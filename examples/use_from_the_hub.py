@@ -1,4 +1,4 @@
-"""Use a pushed model with nothing but `transformers`: python use_from_the_hub.py USER/NAME (or a model folder)."""
+"""Use a pushed model with `transformers` alone: python use_from_the_hub.py USER/NAME (or a model folder)."""
 
 import sys
 
@@ -8,17 +8,17 @@ if len(sys.argv) != 2:
     sys.exit("usage: python use_from_the_hub.py USER/NAME")
 name = sys.argv[1]
 
-# The model's code lies beside its weights; trust_remote_code lets it run. The tokenizer needs no code.
+# The repository holds the model's code next to its weights. trust_remote_code=True allows it to run.
 nli = pipeline("text-classification", name, trust_remote_code=True, top_k=None)
 for premise, hypothesis in (
     ("A man is sleeping in a park.", "A person is outside."),
     ("A man is sleeping in a park.", "A man is running a marathon."),
 ):
     print(premise, "|", hypothesis)
-    for answer in nli({"text": premise, "text_pair": hypothesis}):
-        print(f"  {answer['label']:15}{answer['score']:.3f}")
+    for prediction in nli({"text": premise, "text_pair": hypothesis}):
+        print(f"  {prediction['label']:15}{prediction['score']:.3f}")
 
-# The same by hand.
+# The same without a pipeline.
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True)
 inputs = tokenizer("A man is sleeping in a park.", "A person is outside.", return_tensors="pt")

@@ -1,9 +1,9 @@
-"""Have a teacher answer pairs, and write them with its probabilities for `bert-snli finetune --train_file`.
+"""Write a teacher's predictions for pairs, as soft labels for `bert-snli finetune --train_file`.
 
     python examples/teacher/ask_teacher.py teacher snli_1.0.zip pairs.jsonl taught.jsonl
 
-The pairs that have a gold label come first; of theirs, a share of the probability is the label's own. Computed in bf16
-where the machine is faster at it: to some two digits.
+The output holds the pairs with a gold label first. Their probabilities are the mean of the gold label and the teacher's
+prediction, weighted by `--gold`. The script uses bf16 where it is faster; probabilities then have about two digits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROWS_AT_ONCE, BATCH = 10_000, 100
 
 
 def ask(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """The probability of each of `D2L_LABELS` (rows, 3), computed by length."""
+    """Return the probability of each of `D2L_LABELS`, shape (rows, 3). Batches hold pairs of similar length."""
     encoded = tokenizer(*zip(*pairs, strict=True), truncation=True, max_length=128)
     order = np.argsort([len(ids) for ids in encoded["input_ids"]])
     probabilities_R3 = np.empty((len(pairs), len(D2L_LABELS)))
@@ -46,11 +46,11 @@ def ask(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher", help="a classifier of transformers with SNLI's labels")
+    parser.add_argument("teacher", help="a transformers classifier with the labels of SNLI")
     parser.add_argument("dataset_name_or_path", help="a source of SNLI")
     parser.add_argument("pairs_file", type=Path, help=".jsonl of premise and hypothesis")
     parser.add_argument("output_file", type=Path)
-    parser.add_argument("--gold", type=float, default=0.5, help="share of a gold label in its pair's probabilities")
+    parser.add_argument("--gold", type=float, default=0.5, help="weight of the gold label (default: 0.5)")
     options = parser.parse_args(argv)
     check_writable(options.output_file)
     model, tokenizer = open_encoder(options.teacher, AutoModelForSequenceClassification)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for begin in range(0, len(pairs), ROWS_AT_ONCE):
             asked = pairs[begin : begin + ROWS_AT_ONCE]
             probabilities_R3 = ask(model, tokenizer, asked)
-            known_R3 = gold_R3[begin : begin + len(asked)]  # none for the others
+            known_R3 = gold_R3[begin : begin + len(asked)]  # pairs of the file have no gold label
             mixed = options.gold * known_R3 + (1 - options.gold) * probabilities_R3[: len(known_R3)]
             probabilities_R3[: len(known_R3)] = mixed
             file.write(format_predictions(asked, [_named(row) for row in probabilities_R3.tolist()]))

@@ -1,8 +1,8 @@
-"""Give the words of a model a larger encoder's vectors, to start from what it knows of them.
+"""Initialise the token embeddings of a model with vectors of a larger encoder.
 
-A word's vector is the mean of the encoder's hidden states over all layers and all pieces of the word, wherever the
-training split has it (Bommasani et al., 2020; each sentence once), projected onto as many principal components as the
-model is wide.
+The vector of a word is the mean of the encoder's hidden states over all layers, all subword tokens of the word and all
+its occurrences in the training split (Bommasani et al., 2020). Each sentence counts once. The vectors are projected
+onto `hidden_size` principal components.
 
     bert-snli pretrain --dataset_name_or_path snli_1.0.zip --min_freq 1 --max_steps 1 --output_dir models/random
     python examples/teacher/embed_words.py MODEL models/random snli_1.0.zip models/words
@@ -30,17 +30,17 @@ from bert_snli.modeling import D2LBertForPreTraining
 from encoders import open_encoder
 
 BATCH = 128  # sentences
-STD = 0.1  # of the numbers of the vectors
+STD = 0.1  # standard deviation of the new embeddings
 
 
 @torch.inference_mode()
 def mean_states(
     encoder: PreTrainedModel, pieces: PreTrainedTokenizerBase, sentences: list[list[str]], numbers: dict[str, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean state (V, E) of the pieces of each word in `sentences`, and how many pieces there are (V,).
+    """Return the mean hidden state of each word in `sentences`, (V, E), and its number of subword tokens, (V,).
 
-    `numbers` are the rows of the words; a sentence is a list of them. Shape suffixes: V words, E width of the encoder,
-    B sentences, L positions, P pieces of words.
+    A sentence is a list of words. `numbers` maps a word to its row. Shape suffixes: V words, E hidden size of the
+    encoder, B sentences, L positions, P subword tokens.
     """
     sums_VE = torch.zeros(len(numbers), encoder.config.hidden_size, dtype=torch.float64)
     counts_V = torch.zeros(len(numbers), dtype=torch.float64)
@@ -62,7 +62,7 @@ def mean_states(
 
 
 def principal_components(vectors_VE: torch.Tensor, width: int) -> tuple[torch.Tensor, float]:
-    """The vectors' coordinates (V, width) along the directions in which they differ most, and the share of variance."""
+    """Project the vectors onto `width` principal components, (V, width); also return the explained variance."""
     centred_VE = vectors_VE - vectors_VE.mean(dim=0)
     _, spread, directions = torch.linalg.svd(centred_VE, full_matrices=False)
     share = spread[:width].square().sum() / spread.square().sum()
@@ -71,11 +71,11 @@ def principal_components(vectors_VE: torch.Tensor, width: int) -> tuple[torch.Te
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("encoder", help="an encoder of transformers")
-    parser.add_argument("model_name_or_path", help="a pretrained folder, no wider than the encoder")
+    parser.add_argument("encoder", help="a transformers encoder")
+    parser.add_argument("model_name_or_path", help="pretrained folder, hidden size at most that of encoder")
     parser.add_argument("dataset_name_or_path", help="a source of SNLI")
     parser.add_argument("output_dir")
-    parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what starts from it")
+    parser.add_argument("--credit", help="name and licence of the encoder, for the model card (default: its name)")
     options = parser.parse_args(argv)
     check_output_dir(Path(options.output_dir))
     encoder, pieces = open_encoder(options.encoder, AutoModel)
@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder.eval().to(device)
     width = encoder.config.hidden_size
     if width < config.hidden_size:
-        raise BertSnliError(f"{options.encoder}: {width} wide, the model {config.hidden_size}; take a wider encoder")
+        raise BertSnliError(
+            f"{options.encoder}: hidden size {width} is below the model's {config.hidden_size}; use a larger encoder"
+        )
     if choose_precision("auto", device).name == "bf16":
         encoder.bfloat16()
 
@@ -109,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"Its {int(seen_V.sum()):,} words started from vectors of {called}, {config.hidden_size} principal components."
     )
     write_history(Path(options.output_dir), [*read_history(Path(options.model_name_or_path)), step])
-    print(f"{int(seen_V.sum()):,} of {len(seen_V):,} words have a vector; {share:.0%} of their variance is kept")
+    print(f"{int(seen_V.sum()):,} of {len(seen_V):,} words have a vector; explained variance {share:.0%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the scripts beside this one open a model of `transformers` that somebody else made."""
+"""Load a third-party `transformers` model, for the other scripts in this folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bert_snli.errors import BertSnliError
 
 
 def open_encoder(name_or_path: str, auto_class: Any, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that `auto_class` makes of a folder or a name on the hub, and its tokenizer.
+    """Load a model folder or Hub id with `auto_class`; return the model and its tokenizer.
 
     Raises:
-        BertSnliError: there is none, it is damaged, or it has other sizes than `options` ask for.
+        BertSnliError: the model does not exist, is damaged, or has other sizes than `options`.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
@@ -22,5 +22,5 @@ def open_encoder(name_or_path: str, auto_class: Any, **options: Any) -> tuple[Pr
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise BertSnliError(
-            f"{name_or_path}: cannot be opened ({reason:.300}); give a model that transformers opens"
+            f"{name_or_path}: cannot be opened ({reason:.300}); give a model that transformers can load"
         ) from error

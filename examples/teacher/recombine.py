@@ -1,8 +1,8 @@
-"""New pairs of the sentences that a training split has, for a teacher to label: no label is read.
+"""Make new pairs from the sentences of a training split, for a teacher to label. The script reads no labels.
 
-Captions of one photograph go with the hypotheses of the others and with each other; each premise goes with some
-hypotheses written for photographs like its own; and, with `--of_hypotheses`, some hypotheses of a photograph go with
-others of it. Needs a source with `captionID`, such as Stanford's zip.
+It pairs the captions of a photograph with its hypotheses and with each other, and each premise with some hypotheses of
+similar photographs. `--of_hypotheses` adds pairs of hypotheses of one photograph. The source must have the column
+`captionID`, as Stanford's zip has.
 
     python examples/teacher/recombine.py snli_1.0.zip pairs.jsonl
 """
@@ -25,21 +25,21 @@ from bert_snli.console import run
 from bert_snli.data.pair_files import check_writable
 from bert_snli.data.sources import read_split
 
-NEIGHBOURS = 30  # photographs that count as like one, by the words of their premises
-OF_OTHERS = 3  # hypotheses of theirs for each premise
+NEIGHBOURS = 30  # photographs with the most similar premises, by TF-IDF
+OF_OTHERS = 3  # hypotheses of similar photographs for each premise
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset_name_or_path", help="a source of SNLI whose rows have captionID")
-    parser.add_argument("output_file", type=Path, help=".jsonl of premise and hypothesis")
-    parser.add_argument("--of_hypotheses", type=int, default=0, help="pairs of hypotheses of each photograph")
+    parser.add_argument("dataset_name_or_path", help="a source of SNLI with the column captionID")
+    parser.add_argument("output_file", type=Path, help="the .jsonl file to write, with premise and hypothesis")
+    parser.add_argument("--of_hypotheses", type=int, default=0, help="pairs of hypotheses for each photograph")
     options = parser.parse_args(argv)
     check_writable(options.output_file)
     rows, _ = read_split(options.dataset_name_or_path, "train")
     random = np.random.default_rng(0)
 
-    premises: dict[str, dict] = defaultdict(dict)  # dicts keep an order; sets do not
+    premises: dict[str, dict] = defaultdict(dict)  # a dict, because a set has no order
     hypotheses: dict[str, dict] = defaultdict(dict)
     for row in rows:
         image = row["captionID"].partition("#")[0]
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for own in map(list, hypotheses.values() if options.of_hypotheses else ()):
         for place in random.permutation(len(own) * (len(own) - 1))[: options.of_hypotheses]:
             first, second = divmod(place, len(own) - 1)
-            made[own[first], own[second + (second >= first)]] = None  # never itself
+            made[own[first], own[second + (second >= first)]] = None  # a hypothesis is not paired with itself
     new = [pair for pair in made if pair not in known]
     with open(options.output_file, "w", encoding="utf-8") as file:
         for place in random.permutation(len(new)):

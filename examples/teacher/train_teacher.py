@@ -1,4 +1,4 @@
-"""Fine-tune an encoder of `transformers` as a teacher, on premise and hypothesis together; its word embeddings stay.
+"""Fine-tune a `transformers` encoder as a teacher. It reads premise and hypothesis together; its embeddings are frozen.
 
 python examples/teacher/train_teacher.py MODEL snli_1.0.zip teacher
 """
@@ -29,16 +29,16 @@ from encoders import open_encoder
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """The share of labels that are the most probable ones."""
+    """Return the accuracy."""
     return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model_name_or_path", help="an encoder of transformers")
+    parser.add_argument("model_name_or_path", help="a transformers encoder")
     parser.add_argument("dataset_name_or_path", help="a source of SNLI")
     parser.add_argument("output_dir")
-    parser.add_argument("--credit", help="what the encoder is and its licence, for the card of what learns from it")
+    parser.add_argument("--credit", help="name and licence of the encoder, for the model card (default: its name)")
     parser.add_argument("--num_train_epochs", type=float, default=1.5)
     parser.add_argument("--max_train_samples", type=int)
     options = parser.parse_args(argv)
