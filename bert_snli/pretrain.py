@@ -66,11 +66,11 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
         text = open_text(arguments.dataset_name_or_path, arguments.dataset_config_name, arguments.text_source)
         paragraphs = split_sentences(text, SentenceSplitter(base_tokenizer, text.tokenized))
         tokenizer = make_tokenizer(arguments, base_tokenizer, paragraphs.train)
-        (train, num_train), (evaluation, num_eval) = load_pairs(arguments, paragraphs, tokenizer, accelerator.device)
+        train, evaluation = load_pairs(arguments, paragraphs, tokenizer, accelerator.device)
     if accelerator.is_main_process:
-        train_pairs = format_count(len(train), "training pair", num_train)
-        eval_pairs = format_count(len(evaluation), f"{paragraphs.eval_split} pair", num_eval)
-        logger.info("%s, %s; %s in the vocabulary", train_pairs, eval_pairs, format_count(len(tokenizer), "token"))
+        train_pairs = format_count(len(train), "training pair")
+        eval_pairs = format_count(len(evaluation), f"{paragraphs.eval_split} pair")
+        logger.info("%s, %s, %s in the vocabulary", train_pairs, eval_pairs, format_count(len(tokenizer), "token"))
     set_seed(arguments.seed)
     model = base[0] if base else make_model(arguments, tokenizer)
     if len(tokenizer) != model.config.vocab_size:
@@ -139,17 +139,16 @@ def make_tokenizer(
 
 def load_pairs(
     arguments: PretrainArguments, paragraphs: Paragraphs, tokenizer: PreTrainedTokenizerFast, device: torch.device
-) -> tuple[tuple[MaskedPairs, int], tuple[MaskedPairs, int]]:
-    """Return the pairs to train on and to evaluate on, on `device`, each with the number of pairs before the limit."""
+) -> tuple[MaskedPairs, MaskedPairs]:
+    """Return the pairs to train on and to evaluate on, on `device`."""
     if arguments.max_length > tokenizer.model_max_length:
         limit = tokenizer.model_max_length
         raise BertSnliError(f"max_length {arguments.max_length}: the model has {limit} positions; give at most {limit}")
 
-    def load(rows: Dataset, limit: int | None, seed: int, static_masks: bool) -> tuple[MaskedPairs, int]:
+    def load(rows: Dataset, limit: int | None, seed: int, static_masks: bool) -> MaskedPairs:
         corpus = encode_corpus(rows, tokenizer)
-        pairs = pair_up(corpus, draw_pairs(corpus, seed), tokenizer, arguments.max_length)
-        masked = MaskedPairs(pairs[:limit], tokenizer, seed=seed, static_masks=static_masks, device=device)
-        return masked, len(pairs)
+        pairs = pair_up(corpus, draw_pairs(corpus, seed), tokenizer, arguments.max_length)[:limit]
+        return MaskedPairs(pairs, tokenizer, seed=seed, static_masks=static_masks, device=device)
 
     return (
         load(paragraphs.train, arguments.max_train_samples, arguments.seed, arguments.static_masks),

@@ -78,9 +78,8 @@ def test_pretrain_prints_counts_that_agree_with_its_limits(wiki: Path, tmp_path:
     assert pretrain.main([str(word) for name, value in arguments.items() for word in (f"--{name}", value)]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"bert-snli: model: new weights; data: {wiki}; output folder: {tmp_path / 'run'}"
-    counts = r"bert-snli: 40 of (\d+) training pairs, 20 of (\d+) validation pairs; \d+ tokens in the vocabulary"
-    (numbers,) = [match.groups() for line in lines if (match := re.fullmatch(counts, line))]
-    assert int(numbers[0]) > int(numbers[1]) > 20
+    counts = r"bert-snli: 40 training pairs, 20 validation pairs, \d+ tokens in the vocabulary"
+    assert any(re.fullmatch(counts, line) for line in lines), lines
     assert any(re.fullmatch(r"bert-snli: step 1 of 1: loss \d+\.\d{3}, [\d,]+ examples/s", line) for line in lines)
 
 
