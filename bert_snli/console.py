@@ -106,10 +106,11 @@ class OneLineErrorParser(argparse.ArgumentParser):
 def add_dashes(message: str, options: Iterable[str]) -> str:
     """Write parameters as options: `learning_rate` becomes `--learning_rate`.
 
-    A name with an underscore is replaced anywhere, but not within a path. A plain word is one only at the beginning.
+    A name with an underscore is replaced anywhere, but not within a path. A plain word is replaced only at the
+    beginning, and after `or set`.
     """
     for name in sorted(options, key=len, reverse=True):
-        where = r"(?<![\w/.-])" if "_" in name else "^"
+        where = r"(?<![\w/.-])" if "_" in name else "(?:^|(?<=or set ))"
         message = re.sub(rf"{where}{name}(?![\w/.-]\w|=)", f"--{name}", message)
     return message
 

@@ -184,7 +184,8 @@ def _rename_weights(
         name, shape = names.d2l(checkpoint.framework), tuple(parameters[names.hugging_face].shape)
         array, saved_name = checkpoint.arrays[name], checkpoint.saved_names[name]
         if array.shape != ((1, *shape) if names.leading_one else shape):
-            raise BertSnliError(f"{path}: {saved_name} has shape {array.shape}, but the other tensors need {shape}")
+            what = f"{saved_name} has shape {array.shape}, but the other tensors need {shape}"
+            raise BertSnliError(f"{path}: {what}; get the file again")
         if array.dtype.name not in ("float16", "float32", "float64"):
             raise BertSnliError(f"{path}: {saved_name} is of type {array.dtype}; save float16, float32 or float64")
         if not np.isfinite(array).all():

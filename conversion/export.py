@@ -48,12 +48,14 @@ def export_checkpoint(
         what = f"has no pretraining layers, which d2l's {MLP_CLASSIFIER} has"
         raise BertSnliError(f"{model}: {what}; export the model that it was fine-tuned from")
     if config.layer_norm_eps != LAYER_NORM_EPS:
-        raise BertSnliError(f"{model}: layer_norm_eps is {config.layer_norm_eps}; d2l has {LAYER_NORM_EPS} only")
+        what = f"layer_norm_eps is {config.layer_norm_eps}, but d2l's is always {LAYER_NORM_EPS}"
+        raise BertSnliError(f"{model}: {what}; give a model with {LAYER_NORM_EPS}")
     checkpoint = rename_to_d2l(model / WEIGHTS, read_weights(model), model_kind, config.num_hidden_layers, framework)
     tokens = read_tokens(model)
     num_rows = len(checkpoint.arrays["encoder.token_embedding.weight"])
     if len(tokens) != num_rows:
-        raise BertSnliError(f"{model}: {len(tokens)} tokens for {num_rows} embedding rows; resize the model first")
+        what = f"{len(tokens)} tokens for {num_rows} embedding rows"
+        raise BertSnliError(f"{model}: {what}; resize its embeddings to its tokenizer first")
     with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
         write(folder / PARAMS, checkpoint.arrays)
         (folder / VOCABULARY).write_text(json.dumps(tokens), encoding="utf-8")

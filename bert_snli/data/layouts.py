@@ -43,7 +43,7 @@ def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], w
         names = (declared[role],) if role in declared else known
         found = [name for name in names if name in rows.column_names]
         if not found:
-            remedy = "name the columns premise, hypothesis, label, or in an evaluation map them: columns premise=NAME"
+            remedy = "name the columns premise, hypothesis, label, or set columns premise=NAME in an evaluation"
             remedy = "use text_source raw" if text_source == "parse" else remedy
             raise missing_column(where, names, rows.column_names, remedy)
         columns.append(found[0])
@@ -69,8 +69,9 @@ def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -
         what = f"label {unknown[0]!r} is none of {', '.join(labels)}"
         if all(name.isdecimal() or name == NO_GOLD_LABEL for name in names.values()):
             what = f"the labels {', '.join(unknown[:5])} are numbers without names"
-        remedy = f"write {', '.join(labels)} or - (no gold label), or in an evaluation map them: labels"
-        raise BertSnliError(f"{where}: {what}; {remedy} {' '.join(f'{name}=NAME' for name in unknown[:5])}")
+        remedy = f"write {', '.join(labels)} or - (no gold label)"
+        mapping = " ".join(f"{name}=NAME" for name in unknown[:5])
+        raise BertSnliError(f"{where}: {what}; {remedy}, or set labels {mapping} in an evaluation")
     return {value: None if name == NO_GOLD_LABEL else labels.index(name) for value, name in names.items()}
 
 

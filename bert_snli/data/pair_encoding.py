@@ -172,8 +172,7 @@ class PairEncoder:
         index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         for text in index:
             if not is_text(text):
-                what = f"{text!r:.80} is not a text that UTF-8 can hold"
-                raise BertSnliError(f"{what}; correct or remove the row")
+                raise BertSnliError(f"{text!r:.80}: is not a text that can be written as UTF-8; correct or remove it")
         if self.text_source == "parse":
             words = ((text.lower() if self.uncased else text).split() for text in index)
             sequences = [[self.vocabulary.get(word, self.unk_token_id) for word in text] for text in words]

@@ -95,7 +95,8 @@ def read_files(files: Sequence[Path], split: str, builder: str | None = None) ->
         for file in files if builder != "parquet" else ():
             if damage := find_damage(file):
                 raise BertSnliError(f"{file}: {damage}") from error
-        what = f"cannot be read as {files[0].suffix} ({one_line(error.__cause__ or error)})"
+        reason = one_line(error.__cause__ or error)
+        what = "has no rows" if "no data" in reason else f"cannot be read as {files[0].suffix} ({reason})"
         raise BertSnliError(f"{files[0]}: {what}; correct the file, or get it again") from error
 
 

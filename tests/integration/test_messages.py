@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 
 from bert_snli.cli import main
 from bert_snli.data.snli import load_evaluation_set, load_train_file
@@ -42,11 +43,7 @@ FILES = {
         b"Premise,hypothesis,label\nA dog runs.,It sits.,neutral\n",
         ["column 'Premise' must be written 'premise'; rename the column"],
     ),
-    "too many cells": (
-        "pairs.csv",
-        HEADER.encode() + b"A dog.,It sits.,neutral\nA dog, a cat,It sits.,neutral\n",
-        [],
-    ),
+    "only a header": ("pairs.csv", HEADER.encode(), ["pairs.csv: has no rows; "]),
     "not UTF-8": (
         "pairs.csv",
         HEADER.encode() + "A dog.,It runs.,neutral\nA café.,It is open.,neutral\n".encode("latin-1"),
@@ -87,14 +84,41 @@ def test_error_in_a_file_of_pairs_says_where_it_is(
     assert not (tmp_path / "run").exists()
 
 
-def test_labels_that_are_numbers_are_refused_with_their_values(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        ("predict", "--input_file", "row 2: more cells than column names; write texts with ',' in quotes"),
+        ("evaluate", "--dataset_name_or_path", "Expected 3 fields in line 3, saw 4); correct the file"),
+    ],
+)
+def test_row_with_too_many_cells_is_named(
+    command: str, option: str, message: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (source := tmp_path / "pairs.csv").write_text(HEADER + "A dog.,It sits.,neutral\nA dog, a cat,It sits.,neutral\n")
+    line = error_line([command, model_folder, option, source], capsys)
+    assert str(source) in line and message in line
+
+
+def test_columns_without_a_known_name_are_named_by_an_option(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (source := tmp_path / "pairs.csv").write_text("text,claim,class\nA dog.,It sits.,neutral\n")
+    message = "name the columns premise, hypothesis, label, or set --columns premise=NAME in an evaluation"
+    assert message in error_line(["evaluate", model_folder, "--dataset_name_or_path", source], capsys)
+
+
+def test_labels_that_are_numbers_are_refused_with_their_values(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     (source := tmp_path / "pairs.csv").write_text(HEADER + NUMBERS)
     message = "pairs.csv: the labels 0, 1, 2 are numbers without names; write entailment, contradiction, neutral or - "
     with pytest.raises(BertSnliError, match=message) as caught:
         load_evaluation_set(str(source))
-    assert str(caught.value).endswith("or in an evaluation map them: labels 0=NAME 1=NAME 2=NAME")
+    assert str(caught.value).endswith(", or set labels 0=NAME 1=NAME 2=NAME in an evaluation")
     with pytest.raises(BertSnliError, match=message):
         load_train_file(source)
+    line = error_line(["evaluate", model_folder, "--dataset_name_or_path", source], capsys)
+    assert line.endswith("or set --labels 0=NAME 1=NAME 2=NAME in an evaluation")
 
 
 # The Hub
@@ -157,6 +181,7 @@ def test_swapped_arguments_are_named(model_folder: Path, tmp_path: Path, capsys:
         ("predict", data, "--input_file", data): f"{data}: is a file, not a model folder; give the folder",
         ("predict", data, "--input_file", model_folder): f"--input_file {model_folder}: unknown file type ''; give a",
         (*finetune, data): f"{data}: is a file, not a model folder; give the folder",
+        ("finetune", data, *finetune[1:-1]): f"{data}: is a file, not a model folder; give the folder",
         (
             *finetune,
             model_folder,
@@ -168,9 +193,14 @@ def test_swapped_arguments_are_named(model_folder: Path, tmp_path: Path, capsys:
     assert not out.exists()
 
 
-def test_gpu_ids_are_refused_without_a_gpu(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_gpu_ids_are_refused_without_a_gpu(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = ["finetune", "--model_name_or_path", pretrained, "--output_dir", tmp_path / "run", "--gpu_ids", "0"]
-    assert "--gpu_ids 0: this machine has no GPU" in error_line(command, capsys)
+    assert "--gpu_ids 0: this machine has no GPU that PyTorch can use; leave --gpu_ids out" in error_line(
+        command, capsys
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -244,7 +244,9 @@ def test_columns_and_labels_can_be_declared(custom_table: Path):
 
 
 def test_undeclared_label_is_refused(custom_table: Path):
-    with pytest.raises(BertSnliError, match=r"the labels 0, 1, 2, 9 are numbers .* map them: labels 0=NAME 1=NAME"):
+    with pytest.raises(
+        BertSnliError, match=r"the labels 0, 1, 2, 9 are numbers without names; .* or set labels 0=NAME 1=NAME"
+    ):
         load_evaluation_set(str(custom_table), columns=DECLARED_COLUMNS)
 
 

@@ -227,7 +227,7 @@ def test_parse_tokens_are_looked_up_without_tokenization():
 @pytest.mark.parametrize("text_source", ["raw", "parse"])
 def test_value_that_is_not_text_is_refused(text_source: str, value: object):
     encoder = PairEncoder(build_tokenizer(SPECIALS, model_max_length=16), 16, text_source=text_source)
-    with pytest.raises(BertSnliError, match="is not a text that can be written as UTF-8"):
+    with pytest.raises(BertSnliError, match="is not a text that can be written as UTF-8; correct or remove it"):
         encoder({"premise": ["a", value], "hypothesis": ["b", "c"]})
 
 
