@@ -178,7 +178,7 @@ def test_dashes_in_the_name_of_an_option_are_underscores():
         (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
         (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
         (["--model_name_or_path", "tests/nowhere"], "tests/nowhere: no such folder"),
-        (["--model_name_or_path", "README.md"], "README.md: no such folder"),
+        (["--model_name_or_path", "README.md"], "README.md: is a file, not a model folder; give the folder"),
         (["--num_processes", "two"], "accelerate launch: argument --num_processes/--num-processes: invalid"),
         (["--max_length", "4"], "--max_length 4: must be from 5 to 40"),
         (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file or folder"),
@@ -546,7 +546,7 @@ def test_input_file_error_names_the_row(model_folder: Path, tmp_path: Path, caps
     source = tmp_path / "pairs.jsonl"
     source.write_text('{"premise": "a", "hypothesis": "b"}\n' * 10 + '{"premise": "a\n')
     line = error_line(["predict", model_folder, "--input_file", source], capsys)
-    assert f"{source}: cannot be read as .jsonl after row 10 (" in line and "line 1" not in line
+    assert f"{source}: line 11 is not JSON (Invalid control character at); correct or remove the line" in line
 
 
 def test_pretrained_model_is_refused_by_evaluate_and_predict(

@@ -142,7 +142,7 @@ def test_mlp_classifier_converts(framework: str, reference_bert: ReferenceBERT, 
         torch.testing.assert_close(model(tokens).logits, expected)
     assert main(["verify", str(tmp_path / "model")]) == 0
     assert main(["export", str(tmp_path / "model"), "--format", "d2l-torch", "--output_dir", str(tmp_path / "b")]) == 2
-    assert "also holds the pretraining layers" in capsys.readouterr().err
+    assert "has no pretraining layers, which d2l's mlp classifier has; export the model" in capsys.readouterr().err
 
 
 def test_data_parallel_checkpoint_with_views_and_parameters_converts(reference_bert: ReferenceBERT, tmp_path: Path):
@@ -204,11 +204,14 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "nowhere", "--format", "d2l-torch", "--output_dir", "out"], "nowhere/config.json: No such file"),
         (["export", ".", "--format", "d2l-torch", "--output_dir", "out"], "config.json"),
         (["export", "masked", "--format", "d2l-torch", "--output_dir", "out"], "D2LBertForMaskedLM"),
-        (["export", "grown", "--format", "d2l-torch", "--output_dir", "out"], "50 tokens for 64 embedding rows"),
+        (
+            ["export", "grown", "--format", "d2l-torch", "--output_dir", "out"],
+            "50 tokens for 64 embedding rows; resize its",
+        ),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "d2l"], "--overwrite_output_dir"),
         (["verify", "nowhere"], "conversion_certificate.json: No such file"),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "./model"], "is the model folder itself"),
-        (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12"),
+        (["export", "eps", "--format", "d2l-torch", "--output_dir", "out"], "layer_norm_eps is 1e-12, but d2l's is"),
         (
             ["export", "matching", "--format", "d2l-torch", "--output_dir", "out"],
             "fine-tune a pretrained model with classifier_head pooler",
@@ -300,7 +303,7 @@ INVALID_SOURCES = {
     "no blocks": (change_state_dict(lambda s: [s.pop(n) for n in list(s) if "blks" in n]), "no Transformer block"),
     "d2l 0.11": (
         change_state_dict(lambda s: [s.pop(n) for n in list(s) if "pos_embedding" in n or "attention.W_q.bias" in n]),
-        "d2l 0.11's BERT",
+        r"d2l 0.11's BERT \(no learned positions\); give a checkpoint of d2l 0.12",
     ),
     "integer tensor": (
         change_state_dict(lambda s: s.__setitem__("hidden.0.bias", torch.zeros(16, dtype=torch.int32))),
@@ -314,11 +317,11 @@ INVALID_SOURCES = {
     "flat embedding": (set_shape("encoder.token_embedding.weight", 800), r"token_embedding.weight has shape \(800,\)"),
     "tensor instead of a dict": (
         lambda folder: torch.save(torch.zeros(3), folder / "pretrained.params"),
-        "something else than named",
+        "it contains objects that are not named tensors",
     ),
     "number among the tensors": (
         change_state_dict(lambda s: s.__setitem__("epoch", 3)),
-        "something else than named",
+        "it contains objects that are not named tensors",
     ),
 }
 
@@ -386,4 +389,4 @@ def test_archive_with_two_checkpoints_is_rejected(d2l_checkpoint: Path, tmp_path
             for path in d2l_checkpoint.iterdir():
                 file.write(path, f"{folder}/{path.name}")
     assert main(["convert", str(archive), "--output_dir", str(tmp_path / "model")]) == 2
-    assert "holds 2 files named pretrained.params" in capsys.readouterr().err
+    assert "has 2 files named pretrained.params; unpack it and give the folder" in capsys.readouterr().err

@@ -303,7 +303,7 @@ def test_full_disk_leaves_the_previous_checkpoint_to_resume_from(base_model: Pat
 
 def test_output_folder_that_cannot_be_written_is_reported_in_one_line(base_model: Path, corpus: Path, tmp_path: Path):
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(BertSnliError, match=r"run: cannot be written \(Is a directory\); name another"):
+    with pytest.raises(BertSnliError, match=r"run: cannot be written \(Is a directory\); give another folder"):
         run_finetune(base_model, corpus, tmp_path / "run", **CHANGES, overwrite_output_dir=True)
 
 

@@ -268,7 +268,9 @@ def test_backend_without_its_file_is_refused(exported_matching: Exported, capsys
     model, onnx_folder = exported_matching
     error = error_line(["predict", model, *pair, "--backend", "onnx"], capsys)
     assert f"--backend onnx: no model.onnx in {model}; export the model first" in error
-    assert "holds only model.onnx" in error_line(["predict", onnx_folder, *pair, "--backend", "torch"], capsys)
+    assert "has no PyTorch weights, only model.onnx" in error_line(
+        ["predict", onnx_folder, *pair, "--backend", "torch"], capsys
+    )
 
 
 class MissingPackage(MetaPathFinder):
@@ -311,7 +313,9 @@ def test_export_cannot_be_exported_served_pushed_or_finetuned(
         ["push", exported_matching.onnx, "--repo_id", "user/name", "--dry_run", "--output_dir", tmp_path / "out"],
     ]
     for command in commands:
-        assert "holds only model.onnx, which predict and evaluate run" in error_line(command, capsys)
-    with pytest.raises(BertSnliError, match="holds only model.onnx"):
+        assert "has no PyTorch weights, only model.onnx, which predict and evaluate can run" in error_line(
+            command, capsys
+        )
+    with pytest.raises(BertSnliError, match="has no PyTorch weights, only model.onnx"):
         finetune_model(FinetuneArguments(str(exported_matching.onnx), str(corpus), str(tmp_path / "out")))
     assert list(tmp_path.iterdir()) == []

@@ -86,7 +86,7 @@ def test_invalid_row_leaves_the_output_file_unchanged(model_folder: Path, tmp_pa
     target = tmp_path / "out.jsonl"
     target.write_text("earlier output\n")
     assert main(["predict", str(model_folder), "--input_file", str(source), "--output_file", str(target)]) == 2
-    assert "row 4: no hypothesis" in capsys.readouterr().err
+    assert "row 4: no column hypothesis (found: 'premise'); name the columns" in capsys.readouterr().err
     assert target.read_text() == "earlier output\n"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["out.jsonl", "pairs.jsonl"]
 

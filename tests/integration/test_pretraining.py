@@ -263,14 +263,26 @@ def test_invalid_option_is_reported_in_one_line(more: list, message: str, wiki: 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train.txt", "valid.txt", "dev.txt"], "dev.txt, train.txt, valid.txt are not one file for each split"),
-        (["train.md", "train.txt"], "train.md, train.txt are not one file for each split"),
-        (["valid.txt", "test.txt"], "test.txt, valid.txt are not one file for each split; name the training text"),
-        (["train.txt", "valid.txt", "notes.txt"], "notes.txt, train.txt, valid.txt are not one file for each split"),
-        (["notes.txt", "valid.txt"], "notes.txt, valid.txt are not one file for each split"),
+        (
+            ["train.txt", "valid.txt", "dev.txt"],
+            "the files dev.txt, train.txt, valid.txt are not one file for each split",
+        ),
+        (["train.md", "train.txt"], "the files train.md, train.txt are not one file for each split"),
+        (
+            ["valid.txt", "test.txt"],
+            "the files test.txt, valid.txt are not one file for each split; name the training text",
+        ),
+        (
+            ["train.txt", "valid.txt", "notes.txt"],
+            "the files notes.txt, train.txt, valid.txt are not one file for each split",
+        ),
+        (["notes.txt", "valid.txt"], "the files notes.txt, valid.txt are not one file for each split"),
         (["README.md", "LICENSE.txt"], "no text files (README and LICENSE files are not read); add a"),
         ([], "no text files (README and LICENSE files are not read); add a file train.txt"),
-        (["wiki.valid.tokens", "wiki.test.tokens"], "wiki.test.tokens, wiki.valid.tokens are not one file for each"),
+        (
+            ["wiki.valid.tokens", "wiki.test.tokens"],
+            "the files wiki.test.tokens, wiki.valid.tokens are not one file for each",
+        ),
     ],
 )
 def test_folder_of_text_with_an_unclear_train_split_is_refused(
@@ -304,11 +316,14 @@ def test_base_model_without_pretraining_heads_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "text.txt: is empty"),
+        (b"", "text.txt: the file is empty; get it again, or give another file"),
         (b"one line without an end\n" * 3, "no line has two sentences"),
         (b"one line . of two\n" * 1, "no line has two sentences"),
         (b"one line . of two\n" + b"one line .\n" * 9, "(held-out): no line has two sentences"),
-        (b"\xff\xfe broken . text \xff . here\n", "save it as UTF-8"),
+        (
+            b"\xff\xfe broken . text \xff . here\n",
+            "text.txt: line 1 is not UTF-8 (byte 1 is 0xff); save the file as UTF-8",
+        ),
     ],
     ids=["empty", "single-sentences", "one-paragraph", "no-held-out-paragraph", "not-utf-8"],
 )

@@ -270,8 +270,12 @@ def test_predictions_of_a_file_equal_those_of_predict(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pairs.csv", "premise,conclusion\na,b\n", "pairs.csv: row 1: no hypothesis; name the columns"),
-        ("pairs.jsonl", '{"premise": "a"', "pairs.jsonl: cannot be read as .jsonl"),
+        (
+            "pairs.csv",
+            "premise,conclusion\na,b\n",
+            "pairs.csv: row 1: no column hypothesis (found: 'premise', 'conclusion'); name the columns",
+        ),
+        ("pairs.jsonl", '{"premise": "a"', "pairs.jsonl: line 1 is not JSON ("),
         ("pairs.tsv", "premise\thypothesis\n", "pairs.tsv: has no rows"),
         (
             "pairs.csv",

@@ -172,5 +172,5 @@ def test_train_file_that_is_not_a_file_is_refused(
     corpus: Path,
     tmp_path: Path,
 ):
-    with pytest.raises(BertSnliError, match="^train_file .*: no such file"):
+    with pytest.raises(BertSnliError, match="^train_file .*: not an existing file of type .jsonl, "):
         run_finetune(base_model, corpus, tmp_path / "run", train_file=str(tmp_path / name))

@@ -288,5 +288,5 @@ def test_link_in_the_folder_is_refused(model: Path, tmp_path: Path):
     def add_link(folder: Path) -> None:
         (folder / "confusion_matrix_x.png").symlink_to("/etc/hostname")
 
-    with pytest.raises(BertSnliError, match="confusion_matrix_x.png: a link"):
+    with pytest.raises(BertSnliError, match="confusion_matrix_x.png: is a symbolic link; replace it with the file"):
         stage(copy_model_folder(model, tmp_path / "run", add_link), "user/name", tmp_path / "staged")

@@ -94,8 +94,11 @@ MALFORMED_FILES = {
     "no arrays": (encode_list([], []), "0 names for 0 arrays"),
     "no names": (encode_list([ONE], []), "0 names for 1 arrays"),
     "too few names": (encode_list([ONE, ONE], ["a"]), "1 names for 2 arrays"),
-    "duplicate name": (encode_list([ONE, ONE], ["a", "a"]), "two arrays of the name 'a'"),
-    "names that differ only in the prefix": (encode_list([ONE, ONE], ["arg:a", "aux:a"]), "two arrays of the name 'a'"),
+    "duplicate name": (encode_list([ONE, ONE], ["a", "a"]), "two arrays have the name 'a'"),
+    "names that differ only in the prefix": (
+        encode_list([ONE, ONE], ["arg:a", "aux:a"]),
+        "two arrays have the name 'a'",
+    ),
     "name that is not UTF-8": (encode_list([ONE], ["a"])[:-1] + b"\xff", "not UTF-8"),
     "name longer than the file": (
         encode_list([ONE], ["a"])[:-9] + struct.pack("<Q", 2**63) + b"a",

@@ -73,7 +73,7 @@ def test_seed_determines_every_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 2, 100, 300_000])
 def test_size_that_is_not_a_positive_multiple_of_three_or_too_large_is_refused(tmp_path: Path, size: int) -> None:
-    with pytest.raises(ValueError, match=f"'dev': {size}.*multiples of three"):
+    with pytest.raises(ValueError, match=f"'dev': {size}.*give multiples of 3 whose sum is at most"):
         write_sample(tmp_path, num_pairs={"dev": size})
 
 
