@@ -212,30 +212,31 @@ def pretraining(run: Run) -> Iterator[Row]:
 BASE = {"size": "base", "batch_sizes": (512, 2048)}
 COMPILED = {"torch_compile": True}
 HEADS = ("pooler", "matching")
-STAGES = [  # seconds are guesses for an H100
+STAGES = [  # seconds on an H200
     Stage("rates", 12, rates),
     Stage("logits", 25, logits),
     Stage("evaluation logits", 8, evaluation_logits),
     Stage("gradients", 8, gradients),
-    Stage("losses", 20, partial(loss_curves, precisions=("no", "bf16", "fp16"))),
+    Stage("losses", 35, partial(loss_curves, precisions=("no", "bf16", "fp16"))),
     Stage("bits", 40, bits),
-    Stage("commands", 20, commands),
-    Stage("small, d2l, fp32", 25, partial(peer, name=training.PEERS[0])),
-    Stage("small, transformers, bf16", 15, partial(peer, name=training.PEERS[2])),
-    *(Stage(f"small, {head}, bf16", 12, partial(ours, head=head, precision="bf16")) for head in HEADS),
-    *(Stage(f"small, {head}, fp32", 12, partial(ours, head=head, precision="no")) for head in HEADS),
+    Stage("commands", 15, commands),
+    Stage("small, d2l, fp32", 30, partial(peer, name=training.PEERS[0])),
+    Stage("small, transformers, bf16", 40, partial(peer, name=training.PEERS[2])),
+    *(Stage(f"small, {head}, bf16", 25, partial(ours, head=head, precision="bf16")) for head in HEADS),
+    *(Stage(f"small, {head}, fp32", 20, partial(ours, head=head, precision="no")) for head in HEADS),
     Stage("prediction", 8, prediction),
     Stage("pretraining", 20, pretraining),
-    Stage("base, transformers, bf16", 20, partial(peer, name=training.PEERS[2], **BASE)),
-    *(Stage(f"base, {head}, bf16", 12, partial(ours, head=head, precision="bf16", **BASE)) for head in HEADS),
-    Stage("losses, compiled", 30, partial(loss_curves, precisions=("no",), **COMPILED)),
+    Stage("base, transformers, bf16", 35, partial(peer, name=training.PEERS[2], **BASE)),
+    *(Stage(f"base, {head}, bf16", 20, partial(ours, head=head, precision="bf16", **BASE)) for head in HEADS),
+    Stage("updates", 20, updates),
+    # Compilation takes one to two minutes in each stage.
+    Stage("losses, compiled", 80, partial(loss_curves, precisions=("no",), **COMPILED)),
     *(
-        Stage(f"small, {head}, bf16, compiled", 30, partial(ours, head=head, precision="bf16", **COMPILED))
+        Stage(f"small, {head}, bf16, compiled", 130, partial(ours, head=head, precision="bf16", **COMPILED))
         for head in HEADS
     ),
-    Stage("updates", 15, updates),  # late, as a profiler may slow down what follows
-    Stage("updates, compiled", 25, partial(updates, **COMPILED)),
-    Stage("base, pooler, bf16, compiled", 45, partial(ours, head="pooler", precision="bf16", **BASE, **COMPILED)),
+    Stage("updates, compiled", 80, partial(updates, **COMPILED)),
+    Stage("base, pooler, bf16, compiled", 130, partial(ours, head="pooler", precision="bf16", **BASE, **COMPILED)),
 ]
 
 

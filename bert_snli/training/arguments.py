@@ -193,7 +193,9 @@ class FinetuneArguments(BaseTrainingArguments):
         "Skip computation that does not affect the logits, and train only the embeddings of tokens in the training "
         "data. Same result up to floating-point rounding. On a CPU, dropout draws other random numbers.",
     )
-    torch_compile: bool = option(False, "Compile the model with torch.compile. Intended for GPUs.")
+    torch_compile: bool = option(
+        False, "Compile the model with torch.compile, which takes one to two minutes. For long runs on GPUs."
+    )
     eval_split: str = option("validation", "Split to evaluate on after each epoch; d2l: test.", ("validation", "test"))
     push_to_hub: bool = option(False, "Push the model to the Hub at the end of the run.")
     hub_model_id: str | None = option(None, "Repository for push_to_hub.", metavar="USER/NAME")

@@ -197,6 +197,6 @@ def run_command(
             results = result.metrics
             values = ", ".join(f"{label} {results[name]:.3f}" for name, label in labels.items())
             speed = f"{results['train_samples_per_second']:,.0f} examples/s"
-            print(f"{result.output_dir}: epoch {results['saved_epoch']:g}: {values}; {speed}; see report.md there")
+            print(f"{result.output_dir}: epoch {results['saved_epoch']:g}: {values}; {speed}; see report.md")
 
     return run_and_leave(command.prog, run, command.option_names)
