@@ -69,7 +69,7 @@ types: $(VENV)/dev.stamp  ## Check the types
 imports: $(VENV)/dev.stamp  ## Check who may import whom
 	@$(BIN)/lint-imports
 
-check: lint types imports test  ## Run what CI runs first; it goes on with test-slow
+check: lint types imports test  ## Run the first checks of CI: lint, types, import contracts, quick tests
 
 docs: $(VENV)/docs.stamp  ## Build the documentation site into ./site; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file, `conversion` is another benchmark
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # in this folder, `conversion` is a benchmark
 from bert_snli import finetune
 
 aten = torch.ops.aten

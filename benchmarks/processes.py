@@ -4,7 +4,7 @@
 
 Each process has one thread. A step of B pairs on n processes takes compute * B / n + update + exchange(n). The first
 two are fitted to steps of several sizes on one process; the third is measured between two, and is 2 (n - 1) / n times
-the bytes of the gradient over the bandwidth. The prediction for two processes stands beside their measurement; for
+the bytes of the gradient over the bandwidth. The prediction for two processes is next to their measurement; for
 other links the bandwidth is theirs. Nothing is taken off for an exchange that overlaps the backward pass.
 """
 

@@ -64,7 +64,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class OneLineErrorParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that answers a wrong option with one line instead of the whole usage.
+    """An `ArgumentParser` that reports a wrong option in one line, without the usage.
 
     `--learning-rate` is accepted for `--learning_rate`. `remedies` says what to do instead of an option that other
     programs have. `other_options` are valid, but the caller reads them.

@@ -49,7 +49,7 @@ def run_training(name: str, argv: list[str]) -> int:
 
     def train() -> None:
         command = TRAINING_COMMANDS[name]
-        command.parse(split_arguments(argv, command.arguments_class)[1])  # answers --help and mistakes at once
+        command.parse(split_arguments(argv, command.arguments_class)[1])  # prints help and errors within a second
         say_loading()
         from bert_snli import launch
 

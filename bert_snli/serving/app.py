@@ -194,8 +194,8 @@ def serve(model_name_or_path: str, *, host: str | None = None, port: int | None 
     if host is not None:
         check_host(host)
     app = start(ExplainedPredictor(model_name_or_path), host, port)
-    log(f"Serving {model_name_or_path} at {app.local_url} (Ctrl-C stops it)")
     try:
+        log(f"Serving {model_name_or_path} at {app.local_url} (Ctrl-C stops it)")
         threading.Event().wait()
     except KeyboardInterrupt:
         log("Stopped.")

@@ -126,7 +126,7 @@ def test_hard_pairs_names_missing_data_or_output_folder_in_one_line(
     ("script", "others"),
     [
         ("train_teacher", ["snli.zip", "teacher"]),
-        ("ask_teacher", ["snli.zip", "pairs.jsonl", "taught.jsonl"]),
+        ("predict_soft_labels", ["snli.zip", "pairs.jsonl", "taught.jsonl"]),
         ("embed_words", ["start", "snli.zip", "words"]),
     ],
 )
@@ -156,7 +156,7 @@ def test_output_folder_with_files_is_refused(
 def test_classifier_without_the_labels_of_snli_is_no_teacher(
     encoder: Path, corpus: Path, tmp_path: Path, run_script: RunScript, capsys: pytest.CaptureFixture
 ):
-    assert run_script("ask_teacher", encoder, corpus, tmp_path / "pairs.jsonl", tmp_path / "taught.jsonl") == 2
+    assert run_script("predict_soft_labels", encoder, corpus, tmp_path / "pairs.jsonl", tmp_path / "taught.jsonl") == 2
     assert "encoder: has no label contradiction" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -214,7 +214,7 @@ def test_teacher_predictions_are_mixed_with_gold_labels(
     teacher.save_pretrained(tmp_path / "teacher")
     assert run_script("recombine", corpus, tmp_path / "pairs.jsonl") == 0
     arguments = (tmp_path / "teacher", corpus, tmp_path / "pairs.jsonl", taught, "--gold", 0.75)
-    assert run_script("ask_teacher", *arguments) == 0
+    assert run_script("predict_soft_labels", *arguments) == 0
 
     train = load_snli(str(corpus), splits=["train"]).splits["train"]
     known = set(zip(train["premise"], train["hypothesis"], strict=True))

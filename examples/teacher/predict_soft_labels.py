@@ -1,6 +1,6 @@
 """Write a teacher's predictions for pairs, as soft labels for `bert-snli finetune --train_file`.
 
-    python examples/teacher/ask_teacher.py teacher snli_1.0.zip pairs.jsonl taught.jsonl
+    python examples/teacher/predict_soft_labels.py teacher snli_1.0.zip pairs.jsonl taught.jsonl
 
 The output holds the pairs with a gold label first. Their probabilities are the mean of the gold label and the teacher's
 prediction, weighted by `--gold`. The script uses bf16 where it is faster; probabilities then have about two digits.
@@ -30,7 +30,7 @@ from encoders import open_encoder
 ROWS_AT_ONCE, BATCH = 10_000, 100
 
 
-def ask(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+def predict(model, tokenizer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """Return the probability of each of `D2L_LABELS`, shape (rows, 3). Batches hold pairs of similar length."""
     encoded = tokenizer(*zip(*pairs, strict=True), truncation=True, max_length=128)
     order = np.argsort([len(ids) for ids in encoded["input_ids"]])
@@ -67,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     gold_R3 = np.eye(len(D2L_LABELS))[train["label"][:]]
     with open_output(options.output_file) as file, tqdm(total=len(pairs), unit="pair") as bar:
         for begin in range(0, len(pairs), ROWS_AT_ONCE):
-            asked = pairs[begin : begin + ROWS_AT_ONCE]
-            probabilities_R3 = ask(model, tokenizer, asked)
-            known_R3 = gold_R3[begin : begin + len(asked)]  # pairs of the file have no gold label
+            batch = pairs[begin : begin + ROWS_AT_ONCE]
+            probabilities_R3 = predict(model, tokenizer, batch)
+            known_R3 = gold_R3[begin : begin + len(batch)]  # pairs of the file have no gold label
             mixed = options.gold * known_R3 + (1 - options.gold) * probabilities_R3[: len(known_R3)]
             probabilities_R3[: len(known_R3)] = mixed
-            file.write(format_predictions(asked, [_named(row) for row in probabilities_R3.tolist()]))
-            bar.update(len(asked))
+            file.write(format_predictions(batch, [_named(row) for row in probabilities_R3.tolist()]))
+            bar.update(len(batch))
     step = (
         f"The teacher gave its probabilities for {len(pairs):,} pairs; those of the {len(gold_R3):,} with a label "
         f"were mixed with it ({options.gold:.0%} label)."
