@@ -190,7 +190,7 @@ def test_card_of_a_pretrained_model_has_its_metrics_and_how_to_use_it(pretrained
         f"| validation | {results['eval_mlm_loss']:.4f} | {results['eval_mlm_accuracy']:.4f} |",
         f"| 1 | {json.loads((pretrained / 'metrics.jsonl').read_text().splitlines()[0])['train_mlm_loss']:.4f} |",
         "hf download user/pretrained --local-dir pretrained\n",
-        "bert-snli finetune --model_name_or_path pretrained --output_dir",
+        "bert-snli finetune pretrained --output_dir",
         "It was pretrained with `bert-snli`",
     ):
         assert part in card, part
