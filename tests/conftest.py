@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 # The libraries read these variables when they are first imported, which the imports below do.
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
@@ -51,6 +52,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bert_snli.data.sample import write_sample
 
     return write_sample(tmp_path_factory.mktemp("corpus"), num_pairs={"train": 300, "dev": 60, "test": 60})
+
+
+@pytest.fixture(scope="session")
+def quickstart_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder that `bert-snli quickstart` writes in a minute. All workers of pytest-xdist share it: copy it."""
+    from bert_snli.cli import main
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "quickstart"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            assert main(["quickstart", "--output_dir", str(folder)]) == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -15,18 +15,10 @@ SHORT = "--max_steps 2 --max_eval_samples 20".split()
 RUN = {page: blocks for page, path in PAGES.items() if (blocks := [b for b in code_blocks(path) if not b.not_run])}
 
 
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `bert-snli quickstart`."""
-    folder = tmp_path_factory.mktemp("docs") / "quickstart"
-    assert main(["quickstart", "--output_dir", str(folder)]) == 0
-    return folder
-
-
 @pytest.fixture
-def folder(quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(quickstart_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the models and files that the pages name."""
-    shutil.copytree(quickstart, tmp_path / "quickstart")
+    quickstart = shutil.copytree(quickstart_folder, tmp_path / "quickstart")
     shutil.copytree(quickstart / "converted", tmp_path / "models" / "small")
     shutil.copytree(quickstart / "finetuned", tmp_path / "runs" / "snli")
     shutil.copytree(quickstart / "mini_snli", tmp_path / "zipped" / "snli_1.0")

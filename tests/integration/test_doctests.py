@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 
 import bert_snli
 import conversion
-from bert_snli.cli import main
 from tests.support.hub_server import hub_client, running_hub
 
 PUBLIC = {name: getattr(package, name) for package in (bert_snli, conversion) for name in package.__all__}
@@ -27,12 +27,12 @@ def examples_of(name: str) -> list[doctest.DocTest]:
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A working directory in which `bert-snli quickstart` has run, and a Hub to push to."""
+def quickstart(quickstart_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A working directory with the folder of `bert-snli quickstart`, and a Hub to push to."""
     before, folder = Path.cwd(), tmp_path_factory.mktemp("examples")
+    shutil.copytree(quickstart_folder, folder / "quickstart")
     os.chdir(folder)
     try:
-        assert main(["quickstart"]) == 0
         with running_hub() as hub, hub_client(hub.endpoint, folder / "home"):
             yield
     finally:
