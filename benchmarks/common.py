@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: contenders in fresh processes that take turns, and their report."""
+"""Run contenders of a speed benchmark in new processes, one after the other, and report the results."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ UNUSED_BY_BENCHMARKS = (
 
 
 def import_d2l():
-    """Import the book's package, `pip install --no-deps d2l==1.0.3`.
+    """Import d2l's package, `pip install --no-deps d2l==1.0.3`.
 
-    A module of `UNUSED_BY_BENCHMARKS` that is not installed is replaced by an empty one while d2l is imported.
+    A module of `UNUSED_BY_BENCHMARKS` that is not installed is replaced by an empty module during the import.
 
     Raises:
         ModuleNotFoundError: d2l is not installed.
@@ -98,7 +98,7 @@ def measure(step: Callable[[], int], seconds: float, warm_up: int) -> dict[str, 
 
 
 def make_start(folder: Path, data: str, size: str, vocabulary: int = VOCABULARY) -> None:
-    """A pretrained model of the book's shape in `folder`: random weights, the words of `data` and fillers."""
+    """Write a pretrained model with d2l's sizes to `folder`: random weights, the tokens of `data` and filler tokens."""
     import random
 
     from bert_snli.data.snli import load_snli
@@ -121,7 +121,7 @@ def in_turns(
     arguments: Callable[[str], Sequence[str]],
     environment: dict[str, str] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """What `python ARGUMENTS` of each contender prints last, as JSON, in each round; each is a fresh process."""
+    """Run `python ARGUMENTS` of each contender in each round. Return the JSON values that the processes print last."""
     from tqdm.auto import tqdm
 
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
@@ -135,12 +135,12 @@ def in_turns(
 
 
 def median(rounds: Sequence[dict[str, Any]], figure: str) -> float:
-    """Of one figure over the rounds."""
+    """Return the median of one measurement over the rounds."""
     return statistics.median(entry[figure] for entry in rounds)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the properties of the machine that affect the results."""
     import torch
     import transformers
 
@@ -167,13 +167,13 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def publish(path: Path, title: str, table: str, report: dict[str, Any]) -> None:
-    """Print the machine and the table; write both as `path`.md, and everything as `path`.json."""
+    """Print the machine and the table. Write both to `path`.md, and all values to `path`.json."""
     facts = ", ".join(f"{name}: {value}" for name, value in report["machine"].items())
     text = f"{title}\n\n{table}\n\n{facts}\n"
     path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

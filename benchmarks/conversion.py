@@ -1,8 +1,8 @@
-"""Time and peak memory of converting a checkpoint of bert.base's shape (random weights, 60,005 tokens).
+"""Measure the time and the peak memory of converting a checkpoint of bert.base's shape (random weights, 60,005 tokens).
 
     python benchmarks/conversion.py [--rounds 3]
 
-Each round is a new process. The import of transformers is measured separately: it is the same for every command.
+Each round is a new process. The import of transformers is measured separately, because all commands need it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="conversions to take the medians of")
+    parser.add_argument("--rounds", type=int, default=3, help="number of conversions; the results are medians")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         size = make_checkpoint(Path(folder) / "d2l")

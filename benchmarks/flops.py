@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, for the model FLOPs utilization in the table of `gpu.py`."""
+"""Count the floating-point operations of a training step, for the model FLOPs utilization in the table of `gpu.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def training_flops(config: D2LBertConfig, lengths: Iterable[int]) -> float:
 
 
 def encoder_flops(config: D2LBertConfig, length: int) -> float:
-    """FLOPs of the encoder in a forward pass over one row."""
+    """Return the FLOPs of the encoder in a forward pass over one row."""
     hidden = config.hidden_size
     weights = 4 * hidden**2 + 2 * hidden * config.intermediate_size
     return config.num_hidden_layers * (2.0 * weights * length + 4.0 * hidden * length**2)

@@ -1,15 +1,15 @@
-"""Is the code right on a GPU, and how fast is it? One command and one process, in at most eight minutes.
+"""Check the results of the code on a GPU and measure its speed, in one process and at most eight minutes.
 
     python benchmarks/gpu.py [SNLI] [--output_file gpu_benchmark] [--deadline 480] [--stages NAME ...]
     python benchmarks/gpu.py --smoke          # all stages with tiny sizes on a CPU
 
-SNLI is Stanford's zip or a folder of its jsonl files, of which the first 67,000, 2,000 and 10,000 lines are read;
-without it the pairs are generated. The stages first check (gpu_checks.py), then time. Results are written before and
-after each stage, as JSON and as Markdown. A stage that fails is recorded with the end of its traceback, and a stage for
-which too little time is left is skipped. "ok" in a table says whether a result is within its tolerance.
+SNLI is Stanford's zip or a folder of its jsonl files. The first 67,000, 2,000 and 10,000 lines are read. Without SNLI,
+the pairs are generated. The first stages check results (gpu_checks.py), the others measure speed. Results are written
+as JSON and Markdown before and after each stage. If a stage fails, the end of its traceback is recorded. If too little
+time is left for a stage, it is skipped. "ok" in a table says whether a result is within its tolerance.
 
 The script needs no network. Where PyTorch, transformers, accelerate, pandas, matplotlib, scikit-learn and psutil are
-installed and there is no package index, fetch the rest elsewhere and carry the folder `wheels` along:
+installed and there is no package index, download the other packages on another machine and copy the folder `wheels`:
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
         --platform manylinux2014_x86_64 --dest wheels \\
@@ -62,7 +62,7 @@ BATCH_SIZES = (512, 2048, 8192)
 
 
 def rates(run: Run) -> Iterator[Row]:
-    """The rates of the card: matrix products, and copies in its memory."""
+    """Measure the throughput of matrix products and of memory copies."""
     for precision in ("bf16", "fp16", "tf32", "no"):
         yield {"what": f"matrix product, {precision.replace('no', 'fp32')}", "T/s": run.peak(precision) / 1e12}
     number = run.pick(2**28, 2**16)
@@ -72,7 +72,7 @@ def rates(run: Run) -> Iterator[Row]:
 
 
 def commands(run: Run) -> Iterator[Row]:
-    """`bert-snli finetune` for one epoch, then `evaluate` and `predict` with its model."""
+    """Run `bert-snli finetune` for one epoch, then `evaluate` and `predict` with the model."""
     model, source, target = (run.folder / name for name in ("command", "pairs.jsonl", "answers.jsonl"))
     lines = [json.dumps({"premise": premise, "hypothesis": hypothesis}) for premise, hypothesis in run.test_pairs()]
     source.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -105,7 +105,7 @@ def commands(run: Run) -> Iterator[Row]:
 
 
 def updates(run: Run, **options) -> Iterator[Row]:
-    """How an update uses the GPU: kernel launches, copies, waits, and whether the host or the device is the limit."""
+    """Profile an update: kernel launches, copies, waits, and whether the host or the device is the bottleneck."""
     number, on_gpu = run.pick(20, 2), run.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     for head in ("pooler", "matching"):
@@ -137,7 +137,7 @@ def updates(run: Run, **options) -> Iterator[Row]:
 
 
 def waiting_lines(step: Callable[[], int]) -> list[str]:
-    """The lines of Python from which `step` makes the host wait for the GPU."""
+    """Return the Python lines in `step` at which the host waits for the GPU."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -150,7 +150,7 @@ def waiting_lines(step: Callable[[], int]) -> list[str]:
 
 
 def throughput(run: Run, size: str, head: str, precision: str, batch_size: int, step: Callable[[], int]) -> Row:
-    """Examples/s, and the share of the measured peak that the unpadded pairs need (model FLOPs utilization)."""
+    """Return examples/s, and the model FLOPs utilization for unpadded pairs, relative to the measured peak."""
     on_gpu = run.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -163,7 +163,7 @@ def throughput(run: Run, size: str, head: str, precision: str, batch_size: int, 
 
 
 def peer(run: Run, name: str, size: str = "small", batch_sizes: Sequence[int] = BATCH_SIZES) -> Iterator[Row]:
-    """The throughput of another training loop."""
+    """Measure the throughput of another training loop."""
     if name.startswith("d2l") and importlib.util.find_spec("d2l") is None:
         raise Skipped("d2l is not installed; the head of this script says how to install it")
     for batch_size in run.pick(batch_sizes, (16,)):
@@ -177,7 +177,7 @@ def peer(run: Run, name: str, size: str = "small", batch_sizes: Sequence[int] = 
 def ours(
     run: Run, head: str, precision: str, size: str = "small", batch_sizes: Sequence[int] = BATCH_SIZES, **options
 ) -> Iterator[Row]:
-    """The throughput of `bert-snli finetune`."""
+    """Measure the throughput of `bert-snli finetune`."""
     loop = run.loop(size, classifier_head=head, mixed_precision=precision, **options)
     for batch_size in run.pick(batch_sizes, (16,)):
         updated = map(partial(training.update, loop), training.spread(loop, batch_size))
@@ -185,7 +185,7 @@ def ours(
 
 
 def prediction(run: Run) -> Iterator[Row]:
-    """Pairs/s from text to probabilities, and the time that one pair takes."""
+    """Measure pairs/s from text to probabilities, and the latency of one pair."""
     pairs = list(islice(cycle(run.test_pairs()), run.pick(10_000, 60)))
     for head in ("pooler", "matching"):
         predictor = Predictor(run.classifier(head), run.tokenizer, accelerator=Accelerator(cpu=run.smoke))
@@ -200,7 +200,7 @@ def prediction(run: Run) -> Iterator[Row]:
 
 
 def pretraining(run: Run) -> Iterator[Row]:
-    """The throughput of `bert-snli pretrain` on the sentences of SNLI."""
+    """Measure the throughput of `bert-snli pretrain` on the sentences of SNLI."""
     for precision in ("no", "bf16"):
         release()
         size, batch_size = run.pick(("small", 512), ("tiny", 16))
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("data", nargs="?", type=Path, help="Stanford's zip, or a folder of its jsonl files")
     parser.add_argument("--output_file", type=Path, default=Path("gpu_benchmark"))
     parser.add_argument("--deadline", type=float, default=480, help="seconds for all stages")
-    parser.add_argument("--stages", nargs="+", choices=[stage.name for stage in STAGES], help="only these")
+    parser.add_argument("--stages", nargs="+", choices=[stage.name for stage in STAGES], help="run only these stages")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on a CPU")
     args = parser.parse_args()
     deadline = time.monotonic() + args.deadline

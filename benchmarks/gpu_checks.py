@@ -1,4 +1,4 @@
-"""What the stages of gpu.py share, and those that check results on the GPU against the CPU."""
+"""Stages of gpu.py that compare results on the GPU with the CPU, and code that all stages share."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def release() -> None:
 
 @dataclass
 class Run:
-    """What the stages share. Each part is made on first use."""
+    """Data, models and measurements that the stages share. Each is created on first use."""
 
     device: torch.device
     smoke: bool
@@ -59,12 +59,12 @@ class Run:
     classifiers: dict[str, D2LBertForSequenceClassification] = field(default_factory=dict)
 
     def pick(self, real, tiny):
-        """Choose between the real size and that of the smoke test."""
+        """Return the size for a real run or for the smoke test."""
         return tiny if self.smoke else real
 
     @cached_property
     def data(self) -> str:
-        """A folder with the first rows of SNLI; reading all of it would take too long."""
+        """Return a folder with the first rows of SNLI. Reading all rows would take too long."""
         target = self.folder / "data"
         rows = {"train": self.pick(67_000, 600), "dev": self.pick(2_000, 60), "test": self.pick(10_000, 60)}
         if self.source is None:
@@ -79,7 +79,7 @@ class Run:
         return str(target)
 
     def start(self, size: str = "small") -> str:
-        """A pretrained model with random weights."""
+        """Return the folder of a pretrained model with random weights."""
         path = self.folder / size
         if not path.exists():
             torch.manual_seed(0)
@@ -92,25 +92,25 @@ class Run:
 
     @cached_property
     def encoded(self):
-        """The training pairs, encoded."""
+        """Return the encoded training pairs."""
         return training.encode(self.start(), self.data)[0]
 
     def padded(self, rows: int, device: torch.device) -> PaddedPairs:
-        """The first training pairs on a device."""
+        """Return the first training pairs on a device."""
         return PaddedPairs(self.encoded.select(range(rows)), self.tokenizer.pad_token_id, device=device)
 
     def test_pairs(self) -> list[tuple[str, str]]:
-        """Premises and hypotheses as raw text."""
+        """Return premises and hypotheses as raw text."""
         test = load_snli(self.data, splits=["test"]).splits["test"]
         return list(zip(test["premise"], test["hypothesis"], strict=True))
 
     def loop(self, size: str = "small", **options):
-        """A training loop on up to 65,536 pairs, prepared."""
+        """Prepare a training loop on up to 65,536 pairs."""
         options = {"max_train_samples": 2**16, "train_batch_size": self.pick(512, 16), **options}
         return training.prepare_loop(self.start(size), self.data, **options)
 
     def classifier(self, head: str) -> D2LBertForSequenceClassification:
-        """A copy of a random classifier on the CPU; the logits of a label have a standard deviation of 2 over pairs.
+        """Return a random classifier on the CPU. The logits of a label have a standard deviation of 2 over pairs.
 
         With small random weights, as those of `start`, all pairs would have nearly the same logits.
         """
@@ -138,7 +138,7 @@ class Run:
         return copy.deepcopy(self.classifiers[head])
 
     def peak(self, precision: str) -> float:
-        """FLOP/s of a large matrix product of random numbers; `precision` is a key of `DTYPES`."""
+        """Measure the FLOP/s of a large random matrix product. `precision` is a key of `DTYPES`."""
         if precision not in self.peaks:
             size = self.pick(8192, 128)
             left, right = (torch.randn(size, size, device=self.device).to(DTYPES[precision]) for _ in range(2))
@@ -155,14 +155,14 @@ class Run:
         return self.measure(step, warm_up=5)["examples_per_second"]
 
     def measure(self, step: Callable[[], int], warm_up: int = 20) -> dict[str, float]:
-        """Measure `step` for 2 s, after 2 s and at least `warm_up` calls in which CUDA loads its kernels."""
+        """Measure `step` for 2 s, after a warm-up of 2 s and at least `warm_up` calls."""
         seconds = self.pick(2, 0.1)
         measure(step, seconds, self.pick(warm_up, 1))
         return measure(step, seconds, 0)
 
 
 def forwards(model: D2LBertForSequenceClassification) -> Iterator[tuple[Row, nn.Module]]:
-    """The model's own forward and the fast one, with each attention."""
+    """Return the model's own forward pass and the fast one, with each attention implementation."""
     for attention in ("eager", "sdpa"):
         model.set_attn_implementation(attention)
         yield {"attention": attention, "forward": "own"}, model
@@ -170,7 +170,7 @@ def forwards(model: D2LBertForSequenceClassification) -> Iterator[tuple[Row, nn.
 
 
 def compute_logits(run: Run, forward: nn.Module, device: torch.device, bf16: bool = False) -> torch.Tensor:
-    """Logits of the first 2,048 pairs, as float64 on the CPU."""
+    """Compute the logits of the first 2,048 pairs. Return them in float64 on the CPU."""
     pairs = run.padded(run.pick(2048, 64), device)
     logits = torch.zeros(len(pairs), 3, dtype=torch.float64)
     for rows in batches_by_length(pairs.lengths, 256):
@@ -182,7 +182,7 @@ def compute_logits(run: Run, forward: nn.Module, device: torch.device, bf16: boo
 
 
 def logits(run: Run) -> Iterator[Row]:
-    """Logits against those of the model's own forward in float64 on the CPU."""
+    """Compare logits with those of the model's own forward pass in float64 on the CPU."""
     for head in CLASSIFIER_HEADS:
         model = run.classifier(head)
         expected = compute_logits(run, copy.deepcopy(model).double(), CPU)
@@ -199,7 +199,7 @@ def logits(run: Run) -> Iterator[Row]:
 
 
 def evaluation_logits(run: Run) -> Iterator[Row]:
-    """Logits as `bert-snli evaluate` computes them, in several batches, against float64 on the CPU."""
+    """Compare the logits of `bert-snli evaluate`, in several batches, with float64 on the CPU."""
     for head in CLASSIFIER_HEADS:
         model = run.classifier(head)
         expected = compute_logits(run, copy.deepcopy(model).double(), CPU)
@@ -215,7 +215,7 @@ def evaluation_logits(run: Run) -> Iterator[Row]:
 
 
 def compute_gradients(run: Run, forward: nn.Module, model: nn.Module, device: torch.device, bf16: bool = False) -> dict:
-    """Gradients of one batch by name, as float64 on the CPU."""
+    """Compute the gradients of one batch. Return them by name, in float64 on the CPU."""
     pairs = run.padded(run.pick(256, 64), device)
     batch = pairs[MicroBatch(list(range(len(pairs))), has_labels=True)]
     labels = batch.pop("labels")
@@ -227,7 +227,7 @@ def compute_gradients(run: Run, forward: nn.Module, model: nn.Module, device: to
 
 
 def gradients(run: Run) -> Iterator[Row]:
-    """The gradient of each parameter against that of the model's own forward in float64 on the CPU."""
+    """Compare each parameter's gradient with that of the model's own forward pass in float64 on the CPU."""
     for head in CLASSIFIER_HEADS:
         model = run.classifier(head)
         reference = copy.deepcopy(model).double()
@@ -248,7 +248,7 @@ def gradients(run: Run) -> Iterator[Row]:
 
 
 def losses(run: Run, *, cpu: bool = False, **options) -> torch.Tensor:
-    """The losses of 30 updates of a random classifier, without dropout."""
+    """Return the losses of 30 updates of a random classifier, without dropout."""
     release()
     start = run.folder / "classifier"
     if not start.exists():
@@ -274,7 +274,7 @@ def losses(run: Run, *, cpu: bool = False, **options) -> torch.Tensor:
 
 
 def loss_curves(run: Run, precisions: Sequence[str], **options) -> Iterator[Row]:
-    """The losses of 30 updates against those of the CPU in fp32."""
+    """Compare the losses of 30 updates with those of the CPU in fp32."""
     expected = losses(run, cpu=True)
     for precision in precisions:
         if precision == "fp16" and run.smoke:  # Accelerate's fp16 needs a GPU
@@ -286,9 +286,9 @@ def loss_curves(run: Run, precisions: Sequence[str], **options) -> Iterator[Row]
 
 
 def bits(run: Run) -> Iterator[Row]:
-    """Whether a second run and a resumed one give the same bits; with dropout.
+    """Check whether a second run and a resumed run are bit-identical, with dropout.
 
-    They should with eager attention. PyTorch's backward pass of sdpa, the default on a GPU, is not deterministic.
+    They should be with eager attention. PyTorch's backward pass of sdpa, the default on a GPU, is not deterministic.
     """
     steps = run.pick(20, 4)
 

@@ -1,10 +1,10 @@
-"""The hard pairs of a split: those whose label a classifier of hypotheses alone gets wrong (Gururangan et al., 2018).
+"""Write the hard pairs of a split: a classifier that reads only the hypothesis fails on them (Gururangan et al., 2018).
 
     python benchmarks/hard_pairs.py snli_1.0.zip hard.jsonl [--split test]
     bert-snli evaluate runs/snli --dataset_name_or_path hard.jsonl
 
-The published SNLI-hard is what fastText missed, trained on all of SNLI. This is a logistic regression on words and
-pairs of neighbouring words, trained on the training split of the source: another subset of the same kind.
+The published SNLI-hard has the pairs on which a fastText classifier fails. This script uses a logistic regression on
+words and pairs of neighbouring words, so it gives a similar subset, but not the same one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""`bert-snli finetune` with its matrix products rounded to bf16, on a machine that has none: where does it end?
+"""Run `bert-snli finetune` with matrix products rounded to bf16 on a machine without bf16, to measure the accuracy.
 
     python benchmarks/imitated_bf16.py OPTIONS OF FINETUNE
 
-Operands and results of every product, on the way forward and back, are rounded to bf16 and its sums are taken in fp32,
-as units for bf16 do. The rest is fp32, where autocast keeps more in bf16 (softmax and what stands between products).
+The operands and the result of each product in the forward and backward pass are rounded to bf16, and sums are in fp32,
+as in bf16 hardware. Everything else is fp32. Autocast also computes softmax and elementwise operations in bf16.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default)
 
 
 def rounded(value):
-    """A tensor in fp32 with bf16's numbers."""
+    """Round a tensor to bf16. Return it in fp32."""
     return value.bfloat16().float() if isinstance(value, torch.Tensor) else value
 
 
 class ImitatedBF16(TorchDispatchMode):
-    """Rounds before and after each product."""
+    """Rounds the operands and the result of each product."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function in PRODUCTS and args[-1].dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""PyTorch and ONNX Runtime, fp32 and int8, on one machine in one run: size, difference, accuracy, pairs/s, latency.
+"""Compare PyTorch and ONNX Runtime in fp32 and int8: size, difference, accuracy, pairs/s and latency.
 
     python benchmarks/onnx.py MODEL SNLI [--split validation] [--settings]    # a fine-tuned folder; data of finetune
 
@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from bert_snli.console import quiet_libraries
 from bert_snli.data.batching import MicroBatch, PaddedPairs
-from bert_snli.data.pair_encoding import encode_pairs, encoder_of
+from bert_snli.data.pair_encoding import encode_pairs, make_encoder
 from bert_snli.data.snli import load_snli
 from bert_snli.files import ONNX_FILE
 from bert_snli.inference import (
@@ -52,14 +52,14 @@ BATCH_SIZE = 256
 
 
 class Backend(NamedTuple):
-    """Who computes, and bytes of the weights on disk."""
+    """A backend, and the size of its weights on disk in bytes."""
 
     compute: LogitsFunction
     size: int
 
 
 def backends_of(model: str, folder: Path, *, settings: bool) -> dict[str, Backend]:
-    """PyTorch and the exported files, which are written into `folder`."""
+    """Export the model into `folder`. Return the backends for PyTorch and for the exported files."""
     classifier = load_classifier(model)
     backends = {
         TORCH: Backend(
@@ -77,7 +77,7 @@ def backends_of(model: str, folder: Path, *, settings: bool) -> dict[str, Backen
 
 
 def measure(backends: dict[str, Backend], encoded, gold: np.ndarray, pad_token_id: int, rounds: int) -> dict[str, dict]:
-    """The figures of each backend; the first round, in which everything warms up, gives the logits."""
+    """Measure each backend. The first round is a warm-up, and gives the logits."""
     pairs = PaddedPairs(encoded, pad_token_id)
     pairs.labels = None
     singles = [
@@ -109,7 +109,7 @@ def measure(backends: dict[str, Backend], encoded, gold: np.ndarray, pad_token_i
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the properties of the machine that affect the results."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -127,7 +127,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(results: dict[str, dict]) -> str:
-    """The figures in Markdown."""
+    """Format the results as a Markdown table."""
     lines = [
         "| | MB | max difference of a logit | same label | accuracy | pairs/s | one pair, ms |",
         "|---|---|---|---|---|---|---|",
@@ -146,8 +146,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--rounds", type=int, default=3, help="to take the medians of, after one to warm up")
-    parser.add_argument("--settings", action="store_true", help="the other ways of int8 as well")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds after a warm-up; the results are medians")
+    parser.add_argument("--settings", action="store_true", help="measure also other int8 settings")
     parser.add_argument("--output_file", type=Path, default=Path("onnx_benchmark.json"))
     args = parser.parse_args()
     quiet_libraries()
@@ -157,7 +157,7 @@ def main() -> None:
         config = backends[TORCH].compute.config
         labels = classifier_labels(config, args.model)
         snli = load_snli(args.data, splits=[args.split], labels=labels).splits[args.split]
-        encoded = encode_pairs(snli, encoder_of(config, tokenizer))
+        encoded = encode_pairs(snli, make_encoder(config, tokenizer))
         results = measure(backends, encoded, np.array(snli["label"]), tokenizer.pad_token_id, args.rounds)
     report = {"split": args.split, "pairs": len(encoded), "machine": machine(), "results": results}
     args.output_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

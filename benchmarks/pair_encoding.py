@@ -1,9 +1,9 @@
-"""The pair encoder against d2l's dataset class with its 4 worker processes, on the same pairs, in one run.
+"""Compare the pair encoder with d2l's dataset class (4 worker processes) on the same pairs.
 
     python benchmarks/pair_encoding.py MODEL SNLI        # a converted folder; Stanford's zip, or any source of finetune
 
-Time is from texts to encoded pairs, loading not counted; the median of `--rounds`, alternating. Memory is the largest
-growth of all processes together (PSS: what they share is counted once), measured separately, each in a new process.
+The time is measured from texts to encoded pairs, without loading, as the median of alternating rounds. The memory is
+the largest growth of all processes together (PSS, which counts shared memory once), measured in separate processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIDES = ("d2l", "parse", "raw")
 
 
 class Memory(threading.Thread):
-    """Watches this process and its children."""
+    """Measures the memory of this process and its children."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -52,7 +52,7 @@ class Memory(threading.Thread):
 
 
 def measure(side: str, model: str, data: str, watch: bool) -> dict:
-    """Encode every pair as `side` does, and once more."""
+    """Encode all pairs twice with the method `side`, and measure both times."""
     from bert_snli.console import quiet_libraries
     from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
     from bert_snli.data.snli import load_snli

@@ -42,7 +42,7 @@ def text_classification(model: str) -> tuple[Callable, Callable]:
 
 
 def own_pipeline(model: str) -> tuple[Callable, Callable]:
-    """As `text_classification`."""
+    """Return the same two functions as `text_classification`."""
     from transformers import pipeline
 
     nli = pipeline("natural-language-inference", model=model, top_k=None, trust_remote_code=True)
@@ -54,7 +54,7 @@ def own_pipeline(model: str) -> tuple[Callable, Callable]:
 
 
 def command(model: str) -> tuple[Callable, Callable]:
-    """As `text_classification`; the first function does what the command does when the model is open."""
+    """Return the same two functions as `text_classification`. The first one runs the command without loading."""
     from bert_snli.data.pair_files import count_pairs, format_predictions, iterate_pairs, open_output
     from bert_snli.fast.machine import keep_freed_memory
     from bert_snli.inference import load_classifier, load_tokenizer
@@ -78,7 +78,7 @@ METHODS = {PIPELINE: text_classification, OWN_PIPELINE: own_pipeline, OURS: comm
 
 
 def work(name: str, model: str, source: Path) -> dict:
-    """Measure a method on the file, the second time, and on single pairs."""
+    """Measure a method on the file (the second run) and on single pairs."""
     import numpy as np
 
     from bert_snli.console import quiet_libraries

@@ -1,16 +1,16 @@
-"""Pretraining side by side, in one run: the book's step and `bert-snli pretrain`.
+"""Compare the pretraining step of d2l with `bert-snli pretrain`.
 
     pip install --no-deps d2l==1.0.3
     python benchmarks/pretraining.py TEXT [--size first|small] [--batch_size 512] [--rounds 3]
 
-TEXT is what `bert-snli pretrain --dataset_name_or_path` takes. Both are given the same sentences, cut into words; each
-contender is a fresh process, they take turns, and what counts is the median. It trains for at least `--seconds`, after
-half as long to warm up: memory that is touched for the first time costs time, and a run of minutes gets to know all.
+TEXT is what `bert-snli pretrain --dataset_name_or_path` takes. Both get the same tokenized sentences. Each
+contender runs in a new process, the contenders take turns, and the results are medians. Each trains for at least
+`--seconds`, after a warm-up of half this time, because the first use of memory is slow.
 
-- `d2l`: its own `_WikiTextDataset`, `BERTModel`, `_get_batch_loss_bert` and Adam at 0.01, put together as `train_bert`
-  in the book's text is (d2l 15.10.1; the package has not got it).
-- `bert-snli`: the step of `bert-snli pretrain` on batches of all lengths in random order, in fp32; and in bf16 where
-  `--mixed_precision auto` takes that, as the machine multiplies it faster. The book's products are fp32's.
+- `d2l`: d2l's `_WikiTextDataset`, `BERTModel`, `_get_batch_loss_bert` and Adam at 0.01, combined as in `train_bert`,
+  which is in the text of the book (15.10.1) but not in the package.
+- `bert-snli`: the step of `bert-snli pretrain` on batches of all lengths in random order, in fp32; and in bf16 if
+  `--mixed_precision auto` chooses bf16 on this machine. d2l always uses fp32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PRECISIONS = {FP32: "no", BF16: "bf16"}
 
 
 def recipe_for(data: str, size: str, batch_size: int, precision: str = "no"):
-    """What both train: sizes, words, lengths."""
+    """Return the settings of both contenders: sizes, vocabulary and lengths."""
     from bert_snli.training.arguments import PretrainArguments
 
     return PretrainArguments(
@@ -54,7 +54,7 @@ def recipe_for(data: str, size: str, batch_size: int, precision: str = "no"):
 
 
 def sentences(recipe):
-    """The text, cut into words and sentences."""
+    """Split the text into tokens and sentences."""
     from bert_snli.data.text import SentenceSplitter, open_text, split_sentences
     from bert_snli.pretrain import make_empty_tokenizer
 
@@ -63,7 +63,7 @@ def sentences(recipe):
 
 
 def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, float]:
-    """The book's step, its batches, and the seconds that its preparation took."""
+    """Return d2l's step, its batches, and the seconds of the preparation."""
     from torch import nn
 
     d2l = import_d2l()
@@ -100,7 +100,7 @@ def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, flo
 
 
 def ours(data: str, size: str, batch_size: int, precision: str) -> tuple[Callable, Iterator, float]:
-    """The step of `bert-snli pretrain`, batches of all lengths, and the seconds that the preparation took."""
+    """Return the step of `bert-snli pretrain`, batches of all lengths, and the seconds of the preparation."""
     from accelerate import Accelerator
 
     from bert_snli import pretrain
@@ -131,7 +131,7 @@ def ours(data: str, size: str, batch_size: int, precision: str) -> tuple[Callabl
 
 
 def work(name: str, data: str, size: str, batch_size: int, seconds: float) -> dict:
-    """Train as `name` does; returns pairs, seconds, and the largest memory in bytes."""
+    """Train the contender `name`. Return the pairs, the seconds, and the peak memory in bytes."""
     import resource
 
     import datasets

@@ -1,11 +1,11 @@
-"""What more processes bring: computing a step against exchanging its gradient, measured here and drawn out from there.
+"""Measure the time of a step and of its gradient exchange, and predict the speed with more processes.
 
     python benchmarks/processes.py MODEL SNLI [--steps 40]
 
 Each process has one thread. A step of B pairs on n processes takes compute * B / n + update + exchange(n). The first
 two are fitted to steps of several sizes on one process; the third is measured between two, and is 2 (n - 1) / n times
 the bytes of the gradient over the bandwidth. The prediction for two processes is next to their measurement; for
-other links the bandwidth is theirs. Nothing is taken off for an exchange that overlaps the backward pass.
+other networks, their bandwidth is used. The prediction ignores that the exchange can overlap the backward pass.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIZES = (16, 64, 256, 1024)
 
 
 def step_seconds(model: str, data: str, folder: Path, batch: int, processes: int, steps: int) -> float:
-    """Median seconds of a step of `batch` pairs, from the lines of metrics, the first left out."""
+    """Return the median seconds of a step of `batch` pairs, from all lines of metrics except the first."""
     output_dir = folder / f"{batch}-{processes}"
     options = {
         "model_name_or_path": model,
@@ -67,7 +67,7 @@ def step_seconds(model: str, data: str, folder: Path, batch: int, processes: int
 
 
 def gradient_bytes(checkpoint: Path) -> int:
-    """Of all weights that are trained, which is what a checkpoint holds of the model: only words in use among them."""
+    """Return the size of the gradient in bytes. A checkpoint holds only the trained weights, so its size is used."""
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no mapping
     rows = [name for name in shapes if name.startswith("embedding_rows.")]
@@ -76,7 +76,7 @@ def gradient_bytes(checkpoint: Path) -> int:
 
 
 def exchange(rank: int, size: int, port: int, rounds: int, path: str) -> None:
-    """One of two processes that sum `size` bytes over gloo; writes the median of seconds."""
+    """Run one of two processes that sum `size` bytes over gloo, and write the median seconds."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     gradient, seconds = torch.ones(size // 4), []

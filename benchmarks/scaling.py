@@ -1,10 +1,10 @@
-"""Time and memory of `bert-snli finetune` against the number of pairs, for 1 and 2 processes that share the cores.
+"""Measure time and memory of `bert-snli finetune` by the number of pairs, for 1 and 2 processes.
 
     python benchmarks/scaling.py SNLI [--sizes 1000 10000 100000 550000] [--processes 1 2]
 
-Each run is the whole command on bert.small's shape with 60,005 words, one epoch in batches of 512; SNLI's training
-pairs are repeated where there are fewer. Encoding is counted (first time) and so are evaluation and saving; memory is
-the largest of its processes.
+Each run is the whole command with the sizes of bert.small and 60,005 tokens, for one epoch in batches of 512. SNLI's
+training pairs are repeated if a size needs more. The time includes encoding without a cache, evaluation and saving. The
+memory is that of the largest process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.common import machine, make_start, markdown, publish
 
 
 def repeated(data: str, size: int, folder: Path) -> Path:
-    """A folder of parquet files as the hub has them, with so many training pairs and 1,000 to evaluate."""
+    """Write a folder of parquet files as on the Hub, with the given number of training pairs and 1,000 to evaluate."""
     from datasets import concatenate_datasets
 
     from bert_snli.data.snli import load_snli
@@ -42,7 +42,7 @@ def repeated(data: str, size: int, folder: Path) -> Path:
 
 
 def measure(model: Path, data: Path, output_dir: Path, processes: int) -> dict:
-    """One run of the command."""
+    """Measure one run of the command."""
     command = [sys.executable, "-m", "bert_snli.cli", "finetune", "--num_processes", str(processes)]
     options = {
         "model_name_or_path": model,

@@ -1,4 +1,4 @@
-"""A benchmark in stages: each is run and recorded independently of the others."""
+"""Run a benchmark in stages. A stage that fails does not stop the other stages."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TRACEBACK_LINES = 8
 
 
 class Skipped(Exception):
-    """A stage that cannot run; the message says why."""
+    """Raised by a stage that cannot run. The message is the reason."""
 
 
 class Stage(NamedTuple):
-    """`rows` measures and yields the rows of a table; `needs` is roughly how many seconds that takes."""
+    """A stage. `rows` measures and yields the rows of a table. `needs` is the expected time in seconds."""
 
     name: str
     needs: float
@@ -39,7 +39,7 @@ def run_stages(
     """Run the stages one after the other; returns their records.
 
     Args:
-        subject: what the stages measure, their argument.
+        subject: the argument of each stage.
         deadline: time of `time.monotonic()` at which to stop.
         save: called with all records so far, before and after each stage.
         prepare: called before each stage.
@@ -72,7 +72,7 @@ def run_stages(
 
 
 def describe(records: Sequence[Record]) -> str:
-    """The records as Markdown: a table of the stages, then the rows of each."""
+    """Format the records as Markdown: a table of the stages, then the rows of each stage."""
     header = ["stage", "status", "seconds", "reason"]
     parts = [markdown(header, [[_cell(record[name]) for name in header] for record in records])]
     for record in records:
@@ -86,7 +86,7 @@ def describe(records: Sequence[Record]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value in a table; the last line of a text, which is the message of a traceback."""
+    """Format a value for a table. Of a text, only the last line is shown: the message of a traceback."""
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if isinstance(value, float):
@@ -95,7 +95,7 @@ def _cell(value: Any) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader never sees half of it."""
+    """Write a file so that a reader never sees an incomplete file."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""How often the tokens of raw text equal the leaves of SNLI's parses, and whether leaves stay unchanged.
+"""Count how often the tokens of raw text equal those of SNLI's parse trees, which must themselves stay unchanged.
 
     python benchmarks/tokenizer_agreement.py snli_1.0.zip [--show]
 
@@ -22,7 +22,7 @@ AT_ONCE = 4096
 
 
 def sentences(archive: zipfile.ZipFile, part: str) -> Iterator[tuple[str, str]]:
-    """Each raw sentence, and the leaves of its binary parse with spaces between them."""
+    """Yield each raw sentence, and the tokens of its binary parse tree, separated by spaces."""
     with archive.open(f"snli_1.0/snli_1.0_{part}.jsonl") as file:
         for line in io.TextIOWrapper(file, encoding="utf-8"):
             row = json.loads(line)
@@ -34,12 +34,12 @@ def sentences(archive: zipfile.ZipFile, part: str) -> Iterator[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--show", action="store_true", help="print what differs")
+    parser.add_argument("--show", action="store_true", help="print the sentences that differ")
     args = parser.parse_args()
     tokenizer = build_tokenizer([*SPECIAL_TOKENS.values()], model_max_length=512)
 
     def read(texts: Iterable[str]) -> list[str]:
-        """Split each text into tokens, with spaces between them."""
+        """Split each text into tokens, separated by spaces."""
         return [" ".join(split_text(tokenizer, text)) for text in texts]
 
     print("| part | sentences | raw text = leaves | differ | leaves unchanged |")

@@ -1,19 +1,20 @@
-"""Training side by side, in one run: the book's loop, a plain `transformers` loop, and `bert-snli finetune`.
+"""Compare the training loop of d2l, a plain `transformers` loop, and `bert-snli finetune`.
 
     pip install --no-deps d2l==1.0.3
     python benchmarks/training.py SNLI [--size small|base] [--batch_size 512] [--rounds 3] [--ablation]
 
-All train the book's shape with 60,005 words on SNLI's training pairs, on the GPU if there is one. Each contender is a
-fresh process, as its users run it; they take turns, and what counts is the median. It trains for at least `--seconds`
-after two batches to warm up (60 on a GPU): peers on random batches, `bert-snli` on ones spread evenly over all lengths.
+All train a model with d2l's sizes and 60,005 tokens on SNLI's training pairs, on a GPU if there is one. Each contender
+runs in a new process, the contenders take turns, and the results are medians. Each trains for at least `--seconds`
+after a warm-up of two batches (60 on a GPU). `bert-snli` gets batches spread evenly over all lengths, the others random
+batches.
 
-- `d2l`: its own `BERTModel`, `train_batch_ch13` and Adam, on pairs padded to 128 as the book's dataset class pads them
-  (which, like `BERTClassifier`, is in the book's text and not in the package). On a GPU the batches are assembled
-  there, as those of `bert-snli` are.
-- `transformers`: `BertForSequenceClassification` without the LayerNorm and the dropout of its embeddings, with which it
-  is the book's model (the weights are the same, and the logits compared), `DataCollatorWithPadding` and AdamW. On a
+- `d2l`: d2l's `BERTModel`, `train_batch_ch13` and Adam, on pairs padded to 128 as by the dataset class of the book
+  (which, like `BERTClassifier`, is in the text of the book but not in the package). Batches are assembled
+  on the GPU, as in `bert-snli`.
+- `transformers`: `BertForSequenceClassification` without LayerNorm and dropout on the embeddings, which makes it
+  equal to d2l's model (with the same weights; the logits are compared), `DataCollatorWithPadding` and AdamW. On a
   GPU worker processes assemble the batches.
-- `--ablation` adds `bert-snli` with one thing taken away, or added, at a time.
+- `--ablation` adds variants of `bert-snli` that differ from the default in one setting.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 LOADER_WORKERS = 8
 PEERS = ("d2l 1.0.3", "transformers, fp32", "transformers, bf16")
 OURS = ("bert-snli, fp32", "bert-snli, bf16")
-# What is left out of, or added to, the default in fp32: arguments of `ours`.
+# Variants of the default in fp32, as arguments of `ours`.
 VARIANTS: dict[str, dict] = {
     "freed memory is given back": {"variant": "give_back"},
     "whole word embedding trained": {"variant": "all_words"},
@@ -70,7 +71,7 @@ VARIANTS: dict[str, dict] = {
 
 
 def book(model: str, data: str, batch_size: int) -> tuple[Callable, Iterator]:
-    """The book's step, which returns the size of its batch, and its batches."""
+    """Return d2l's step, which returns the batch size, and its batches."""
     import torch
     from torch import nn
 
@@ -120,7 +121,7 @@ def book(model: str, data: str, batch_size: int) -> tuple[Callable, Iterator]:
 
 
 def plain(model: str, data: str, batch_size: int, *, bf16: bool) -> tuple[Callable, Iterator]:
-    """The loop of transformers' examples without Trainer: its step, as that of `book`, and its batches."""
+    """Return the step and the batches of transformers' examples without Trainer, as `book` does."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
@@ -168,7 +169,7 @@ def plain(model: str, data: str, batch_size: int, *, bf16: bool) -> tuple[Callab
 
 
 def loader_options(device) -> dict:
-    """How the plain loop assembles its batches: in worker processes, if it trains on a GPU.
+    """Return the options of the plain loop's DataLoader, which uses worker processes on a GPU.
 
     On a CPU that is 1 % of the time of an update of bert.small, and workers would take the cores from training.
     """
@@ -179,7 +180,7 @@ def loader_options(device) -> dict:
 
 
 def hugging_name(name: str) -> str:
-    """Our name of a parameter, in transformers' BERT."""
+    """Return the name of a parameter in transformers' BERT."""
     for old, new in (
         ("attention.query", "attention.self.query"),
         ("attention.key", "attention.self.key"),
@@ -197,7 +198,7 @@ def hugging_name(name: str) -> str:
 def ours(
     model: str, data: str, batch_size: int, *, variant: str | None = None, precision: str = "no", **options
 ) -> tuple[Callable, Iterator]:
-    """The step of `bert-snli finetune`, as that of `book`, and batches of all lengths.
+    """Return the step of `bert-snli finetune`, as `book` does, and batches of all lengths.
 
     Args:
         variant: the part that is left out.
@@ -234,7 +235,7 @@ def prepare_loop(model: str, data: str, *, cpu: bool = False, **options):
     from bert_snli.modeling.labels import D2L_LABELS
     from bert_snli.training.run import make_loop
 
-    # The book's head by default, as the others have.
+    # The default is d2l's head, because the other contenders have it.
     options = {"classifier_head": "pooler", "mixed_precision": "no", **options}
     arguments = finetune.FinetuneArguments(
         model_name_or_path=model, dataset_name_or_path=data, output_dir="unused", **options
@@ -254,13 +255,13 @@ def prepare_loop(model: str, data: str, *, cpu: bool = False, **options):
 
 
 def update(loop, piece) -> int:
-    """Make one update of a loop that does not accumulate; returns the size of its batch."""
+    """Make one update of a loop without gradient accumulation. Return the batch size."""
     loop._update(iter([loop.task.pairs[piece]]), np.asarray(piece.rows))
     return len(piece.rows)
 
 
 def spread(loop, batch_size: int) -> Iterator:
-    """Batches of the pairs of `loop`, endlessly; their lengths are spread evenly over those of all batches."""
+    """Yield batches of `loop` without end. Their lengths are spread evenly over those of all batches."""
     from bert_snli.data.batching import GlobalBatchSampler
 
     lengths = loop.task.pairs.lengths
@@ -270,7 +271,7 @@ def spread(loop, batch_size: int) -> Iterator:
 
 
 def encode(model: str, data: str):
-    """The training pairs of `data`, encoded, and the tokenizer."""
+    """Return the encoded training pairs of `data`, and the tokenizer."""
     from bert_snli.data.pair_encoding import PairEncoder, encode_pairs
     from bert_snli.data.snli import load_snli
     from bert_snli.inference import load_tokenizer
@@ -291,7 +292,7 @@ CONTENDERS: dict[str, Callable] = {
 
 
 def work(name: str, model: str, data: str, batch_size: int, seconds: float) -> dict:
-    """Train as `name` does; returns examples, seconds, and the largest memory in bytes."""
+    """Train the contender `name`. Return the examples, the seconds, and the peak memory in bytes."""
     import resource
 
     import torch
@@ -301,7 +302,7 @@ def work(name: str, model: str, data: str, batch_size: int, seconds: float) -> d
     quiet_libraries()
     step, batches = CONTENDERS[name](model, data, batch_size)
     on_gpu = torch.cuda.is_available()
-    # The lengths of a compiled model's batches are all compiled first; others are warm after two.
+    # A compiled model must first compile for all lengths. Other contenders need two batches.
     results = measure(lambda: step(next(batches)), seconds, 60 if on_gpu else 2)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {**results, "peak_bytes": peak}
@@ -314,8 +315,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of training in each round")
-    parser.add_argument("--ablation", action="store_true", help="bert-snli's variants in place of the peers")
-    parser.add_argument("--no_bf16", action="store_true", help="leave bf16 out, where a machine only imitates it")
+    parser.add_argument(
+        "--ablation", action="store_true", help="compare variants of bert-snli, and not the other loops"
+    )
+    parser.add_argument("--no_bf16", action="store_true", help="skip bf16 on a machine that emulates it")
     parser.add_argument("--output_file", type=Path, default=Path("training_benchmark"))
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

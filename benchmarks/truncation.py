@@ -1,9 +1,9 @@
-"""Both ways of cutting a pair that is too long, compared on a split of SNLI (the exercise of d2l 15.7).
+"""Compare two ways to truncate long pairs on a split of SNLI (an exercise of d2l 15.7).
 
     python benchmarks/truncation.py MODEL SNLI [--split validation]        # a fine-tuned folder; any source of finetune
 
-Prints the table of docs/experiments/truncation.md and draws its figure. The model is the same at every length. Only
-the part of a pair that it reads changes.
+Prints the table of docs/experiments/truncation.md and draws its figure. The model is the same for all lengths. Only
+the truncation of its input changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from bert_snli.console import quiet_libraries
-from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
+from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, make_encoder
 from bert_snli.data.snli import load_snli
 from bert_snli.inference import classifier_labels, load_classifier, load_tokenizer, predict_logits
 from bert_snli.modeling.pair_truncation import truncated_lengths
@@ -28,7 +28,7 @@ LENGTHS = (16, 24, 32, 48, 128)
 
 
 def side_lengths(encoded) -> np.ndarray:
-    """Tokens of premise and hypothesis of every encoded pair, special tokens not counted: (2, pairs)."""
+    """Return the lengths of premises and hypotheses in tokens, without special tokens: (2, pairs)."""
     hypothesis = np.array([sum(segments) - 1 for segments in encoded["token_type_ids"]])
     return np.stack([np.array(encoded["length"]) - NUM_SPECIAL_TOKENS - hypothesis, hypothesis])
 
@@ -46,7 +46,7 @@ def main() -> None:
     pairs = load_snli(args.data, splits=[args.split], labels=labels).splits[args.split]
     gold = np.array(pairs["label"])
     whole = side_lengths(
-        encode_pairs(pairs, encoder_of(model.config, tokenizer, max_length=tokenizer.model_max_length))
+        encode_pairs(pairs, make_encoder(model.config, tokenizer, max_length=tokenizer.model_max_length))
     )
     accuracy: dict[str, list[float]] = {way: [] for way in WAYS}
     print(f"{args.split}: {len(pairs):,} pairs, {whole[0].mean():.1f} + {whole[1].mean():.1f} tokens on average\n")
@@ -58,7 +58,7 @@ def main() -> None:
         for way in WAYS:
             line = f"| {length} | {cut.mean():.1%} | {way} |"
             kept = np.stack(truncated_lengths(*whole, budget, way))
-            encoded = encode_pairs(pairs, encoder_of(model.config, tokenizer, max_length=length, truncation=way))
+            encoded = encode_pairs(pairs, make_encoder(model.config, tokenizer, max_length=length, truncation=way))
             right = predict_logits(model, encoded, pad_token_id=tokenizer.pad_token_id).argmax(-1) == gold
             accuracy[way].append(right.mean())
             lost = 1 - kept.sum(1) / whole.sum(1)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def draw(accuracy: dict[str, list[float]], path: Path) -> None:
-    """Accuracy over the longest length, a line for each way."""
+    """Plot the accuracy over the maximum length, with one line for each truncation."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for (way, values), marker in zip(accuracy.items(), "os", strict=True):
         axes.plot(range(len(LENGTHS)), values, marker=marker, label=way)

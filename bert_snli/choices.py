@@ -1,6 +1,6 @@
 """The values that options can take.
 
-This module imports nothing, so that help and errors in options appear before PyTorch is loaded. `TRUNCATIONS`,
+This module imports nothing, so that `--help` and errors about options appear before PyTorch is loaded. `TRUNCATIONS`,
 `CLASSIFIER_HEADS` and `OPTIMIZERS` repeat the values of the modules that implement them; a test compares them.
 """
 

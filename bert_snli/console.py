@@ -1,4 +1,4 @@
-"""What all commands print: one line for each error, messages on stderr, and exit codes."""
+"""The console interface of all commands: help, one-line errors, messages on stderr, and exit codes."""
 
 import argparse
 import difflib
@@ -14,10 +14,10 @@ from typing import NoReturn
 
 from bert_snli.errors import BertSnliError, Stopped
 
-UNEXPECTED, USER_ERROR = 1, 2
-BY_SIGNAL = 128  # and the signal's number, as the shell has it
-INTERRUPTED, BROKEN_PIPE = BY_SIGNAL + 2, BY_SIGNAL + 13
-LONGEST_MESSAGE = 1000
+UNEXPECTED_ERROR, USER_ERROR = 1, 2
+SIGNAL_EXIT_BASE = 128  # plus the signal number, as in a shell
+INTERRUPTED, BROKEN_PIPE = SIGNAL_EXIT_BASE + 2, SIGNAL_EXIT_BASE + 13
+MAX_MESSAGE_LENGTH = 1000
 OPTION = re.compile(r"^--\w[\w-]*(?==|$)")
 # gloo reports a lost connection as a plain RuntimeError with one of these texts.
 GLOO_LOST_CONNECTION = re.compile("Connection (closed|reset) by peer|Broken pipe")
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wraps paragraphs, prints indented lines unchanged, and marks each option as required or adds its default."""
+    """Wraps paragraphs but not indented lines, and adds `(required)` or the default to the help of each option."""
 
     def add_usage(self, usage, actions, groups, prefix=None) -> None:
-        """Show the arguments that are required. The others are `[options]`."""
+        """Show the required arguments, and `[options]` for all others."""
         if usage is None:
             required = [action for action in actions if action.required]
             names = [action.metavar or self._get_default_metavar_for_optional(action) for action in required]
@@ -66,8 +66,8 @@ class HelpFormatter(argparse.HelpFormatter):
 class OneLineErrorParser(argparse.ArgumentParser):
     """An `ArgumentParser` that reports a wrong option in one line, without the usage.
 
-    `--learning-rate` is accepted for `--learning_rate`. `remedies` says what to do instead of an option that other
-    programs have. `other_options` are valid, but the caller reads them.
+    `--learning-rate` is accepted for `--learning_rate`. `remedies` maps options of other programs to advice for the
+    user. `other_options` are parsed by the caller; here they only serve to suggest names for misspelled options.
     """
 
     remedies: Mapping[str, str] = {}
@@ -79,20 +79,20 @@ class OneLineErrorParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
-        """Parse arguments, after dashes within the names of options have become underscores."""
+        """Replace dashes in option names by underscores, and parse the arguments."""
         args = sys.argv[1:] if args is None else args
         words = [OPTION.sub(lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in args]
         return super().parse_known_args(words, namespace)
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Report the first of the arguments that the parser does not know."""
+        """Report the first unknown argument and exit."""
         word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
         if not word.startswith("-"):
             self.error(f"{word}: unexpected argument")
         self.exit(USER_ERROR, f"{self.prog}: error: {word}: unknown option; {self.remedy(word.lstrip('-'))}\n")
 
     def remedy(self, name: str) -> str:
-        """Return what to do about an option that the parser does not know."""
+        """Return advice for the unknown option `name`."""
         if name in self.remedies:
             return self.remedies[name]
         names = [*(action.dest for action in self._actions if action.option_strings), *self.other_options]
@@ -104,10 +104,10 @@ class OneLineErrorParser(argparse.ArgumentParser):
 
 
 def add_dashes(message: str, options: Iterable[str]) -> str:
-    """Write parameters as options: `learning_rate` becomes `--learning_rate`.
+    """Add dashes to the option names in a message: `learning_rate` becomes `--learning_rate`.
 
-    A name with an underscore is replaced anywhere, but not within a path. A plain word is replaced only at the
-    beginning, and after `or set`.
+    A name with an underscore is replaced everywhere except in a path. A name without an underscore may be a normal
+    word, so it is replaced only at the beginning and after `or set`.
     """
     for name in sorted(options, key=len, reverse=True):
         where = r"(?<![\w/.-])" if "_" in name else "(?:^|(?<=or set ))"
@@ -116,9 +116,9 @@ def add_dashes(message: str, options: Iterable[str]) -> str:
 
 
 def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> int:
-    """Run `command`; a `BertSnliError` becomes one line on stderr, which begins with `prog`, and exit code 2.
+    """Run `command` and return its exit code. A `BertSnliError` is printed as one line, and the exit code is 2.
 
-    `options` are the names of the command's options, see `add_dashes`.
+    Messages begin with `prog`. `options` are the names of the command's options, see `add_dashes`.
     """
     try:
         command()
@@ -135,7 +135,7 @@ def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> 
     except Stopped as stopped:
         if str(stopped):
             sys.stderr.write(f"{prog}: {_one_line(add_dashes(str(stopped), options))}\n")
-        return BY_SIGNAL + stopped.signum
+        return SIGNAL_EXIT_BASE + stopped.signum
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return INTERRUPTED
@@ -148,8 +148,8 @@ def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> 
 def run_and_leave(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> int:
     """Call `run`, then leave the process group, if there is one.
 
-    A process that ends while gloo's threads are running is aborted (SIGABRT) in one case of six. A process that fails
-    must end before the others report a lost connection, so that the launcher reports its exit code.
+    A process that ends while gloo's threads are running is aborted (SIGABRT) in about one of six cases. A process that
+    fails must end before the others report a lost connection, so that the launcher reports its exit code.
     """
     try:
         code = run(prog, command, options)
@@ -161,7 +161,7 @@ def run_and_leave(prog: str, command: Callable[[], None], options: Iterable[str]
             sys.stderr.write(f"{prog}: lost the connection to another process ({reason}); see its messages\n")
         else:
             traceback.print_exc()
-        code = UNEXPECTED
+        code = UNEXPECTED_ERROR
     if _is_distributed():
         if code:
             sys.stderr.flush()
@@ -171,11 +171,11 @@ def run_and_leave(prog: str, command: Callable[[], None], options: Iterable[str]
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Return whether `error` says that another process of the group has gone.
+    """Return whether `error` means that the connection to another process is lost.
 
     torch.distributed has classes for errors of NCCL, the network and the store. gloo raises plain RuntimeErrors.
     """
-    distributed = sys.modules.get("torch.distributed")  # where it is not imported, no process group can be lost
+    distributed = sys.modules.get("torch.distributed")  # None: not imported, so there are no other processes
     if isinstance(error, getattr(distributed, "DistError", ())):
         return not NCCL_LOCAL_FAULT.search(str(error))
     return isinstance(error, RuntimeError) and bool(GLOO_LOST_CONNECTION.search(str(error)))
@@ -187,32 +187,32 @@ def _is_distributed() -> bool:
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints messages of the packages to stderr, next to the results on stdout."""
+    """Prints log messages to stderr, because stdout is for results."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"bert-snli: {_one_line(record.getMessage())}\n")
 
 
 def configure_logging() -> None:
-    """Print the messages of `bert_snli` and `conversion` from level INFO. Python programs see warnings only."""
+    """Print the messages of `bert_snli` and `conversion` from level INFO. Without this call, only warnings appear."""
     for name in ("bert_snli", "conversion"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.handlers = [ConsoleHandler()]
 
 
-def say_loading() -> None:
-    """Say that the libraries are being imported, which takes seconds, if PyTorch is not imported yet."""
+def log_loading() -> None:
+    """Log `loading ...` if PyTorch is not imported yet, because the import takes seconds."""
     if "torch" not in sys.modules:
         logger.info("loading ...")
 
 
 def _one_line(message: str) -> str:
-    """Escape control characters, because names from files may contain line ends and terminal commands."""
+    """Escape control characters: names from files may contain line ends and terminal commands."""
     printable = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:LONGEST_MESSAGE]
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:MAX_MESSAGE_LENGTH]
     )
-    return printable + "..." * (len(message) > LONGEST_MESSAGE)
+    return printable + "..." * (len(message) > MAX_MESSAGE_LENGTH)
 
 
 def quiet_libraries() -> None:
@@ -224,6 +224,6 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if not sys.stderr.isatty():
-        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when it is imported, if ever: conversion does not
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # `datasets` reads it at import time
         if datasets := sys.modules.get("datasets"):
             datasets.disable_progress_bars()

@@ -1,18 +1,18 @@
-"""The errors that users can correct, and the end of a run that was asked to stop."""
+"""Exceptions: an error that the user can correct, and a run that a signal stopped."""
 
 from textwrap import shorten
 
 
 class BertSnliError(ValueError):
-    """Something that the user can correct: `<what>: <what is wrong>; <what to do>`, in one line.
+    """An error that the user can correct. The message is one line: `what: what is wrong; what to do`.
 
-    A message names a parameter as Python does (`learning_rate`). The command line adds the dashes, prints the message
+    The message names a parameter as in Python (`learning_rate`). The command line adds the dashes, prints the message
     and exits with 2.
     """
 
 
 class Stopped(Exception):
-    """A run that stopped on a signal after it wrote a checkpoint; the exit code is 128 plus the signal's number."""
+    """Raised when a signal stopped a run and a checkpoint was written. The exit code is 128 plus the signal number."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -20,5 +20,5 @@ class Stopped(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of a library's error in one line, or its class if it has none."""
+    """Return the message of an error in one line, or the name of its class if it has no message."""
     return shorten(str(error), 300, placeholder=" ...") or type(error).__name__

@@ -1,4 +1,4 @@
-"""File names, training history, SHA-256 of files, reading, atomic writes, and checks of output folders."""
+"""File names, and functions to read, write, lock and check files and folders."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ from bert_snli.errors import BertSnliError, one_line
 # Files of a model folder.
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 ONNX_FILE = "model.onnx"
-CERTIFICATE = "conversion_certificate.json"  # how a folder was converted
-INITIAL_CERTIFICATE = "start_conversion_certificate.json"  # how the checkpoint that training began with was converted
-HISTORY = "provenance.md"  # how the model was made; a file `pairs.jsonl` has `pairs.jsonl.provenance.md`
+CERTIFICATE = "conversion_certificate.json"  # describes the conversion of the folder
+INITIAL_CERTIFICATE = "start_conversion_certificate.json"  # describes the conversion of the base model
+HISTORY = "provenance.md"  # training history; that of `pairs.jsonl` is `pairs.jsonl.provenance.md`
 # Files that training adds.
 RECIPE_FILE, TRAIN_RESULTS, METRICS, CURVE = "recipe.yaml", "train_results.json", "metrics.jsonl", "curve.png"
 # Files that evaluation adds.
@@ -34,12 +34,12 @@ PARAMS, VOCABULARY = "pretrained.params", "vocab.json"
 
 
 def is_evaluation(entry: Mapping[str, Any]) -> bool:
-    """Whether a line of `metrics.jsonl` has the metrics of an evaluation, and not those of updates."""
+    """Return whether a line of `metrics.jsonl` describes an evaluation. Other lines describe updates."""
     return "eval_loss" in entry
 
 
 def looks_like_path(name_or_path: str) -> bool:
-    """Whether a name that is no file or folder was meant as one, rather than as an id on the Hub."""
+    """Return whether a name that does not exist on this machine looks like a path, and not like a Hub id."""
     parent = Path(name_or_path).parent
     has_parent = parent != Path(".") and parent.is_dir()
     return name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or has_parent
@@ -51,13 +51,13 @@ def history_file(source: Path) -> Path:
 
 
 def read_history(source: Path) -> list[str]:
-    """Return the recorded steps that made a model or a file of pairs; none if there is no record."""
+    """Return the training history of a model or of a file of pairs, or an empty list if there is none."""
     lines = read_file(history_file(source), str.splitlines) or []
     return [line.removeprefix("- ") for line in lines if line]
 
 
 def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
-    """Read and parse a file; None if it does not exist, `BertSnliError` if it is damaged."""
+    """Read and parse a file. Return None if it does not exist. Raise `BertSnliError` if it is damaged."""
     if not path.is_file():
         return None
     try:
@@ -67,19 +67,19 @@ def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object; an empty one if the file does not exist."""
+    """Read a JSON object. Return an empty one if the file does not exist."""
     return read_file(path, lambda text: {**json.loads(text)}) or {}
 
 
 def write_history(source: Path, steps: Sequence[str]) -> None:
-    """Write the steps that made `source`, a line each."""
+    """Write the training history of `source`, one line for each step."""
     write_atomically(history_file(source), "".join(f"- {' '.join(step.split())}\n" for step in steps))
 
 
 def check_output_dir(folder: Path, *, overwrite: bool | None = None, model: Path | None = None) -> None:
-    """Refuse a file, the folder `model`, and a folder that already holds files unless `overwrite` is set.
+    """Raise `BertSnliError` if `folder` is a file, is the folder `model`, or holds files and `overwrite` is not set.
 
-    `overwrite` is the caller's `overwrite_output_dir`, or None if it has no such parameter.
+    `overwrite` is the caller's `overwrite_output_dir`, or None if the caller has no such parameter.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -95,18 +95,19 @@ def check_output_dir(folder: Path, *, overwrite: bool | None = None, model: Path
 def atomic_folder(folder: Path, *, overwrite: bool | None = None) -> Iterator[Path]:
     """Yield a temporary folder. Its files are moved into `folder` when the block ends without an error.
 
-    `overwrite` is that of `check_output_dir`: files of the same name are replaced, all others in `folder` stay.
+    With `overwrite`, files of the same name are replaced, and all other files in `folder` stay.
     """
     check_output_dir(folder, overwrite=overwrite)
     exists = folder.is_dir()
     with explain_write_errors(folder):
-        # On the same file system as `folder`, which may be a mounted one, so that the files can be moved.
+        # Files can only be moved within one file system, and `folder` may be a mounted one.
         parent = folder if exists else folder.parent
         parent.mkdir(parents=True, exist_ok=True)
         temporary = make_temporary_folder(parent)
         try:
             yield temporary
-            # `mkdir` applied the umask. Reading the umask itself means changing it for all threads for a moment.
+            # Take the permissions from the folder, to which `mkdir` applied the umask: Python cannot read the umask
+            # without changing it for all threads.
             mode = stat.S_IMODE(temporary.stat().st_mode)
             for path in temporary.rglob("*"):
                 path.chmod(mode if path.is_dir() else mode & 0o666)  # safetensors creates its files with mode 0600
@@ -123,9 +124,9 @@ def atomic_folder(folder: Path, *, overwrite: bool | None = None) -> Iterator[Pa
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; its file replaces `path` when the block ends without an error.
+    """Yield a temporary path. The file written there replaces `path` when the block ends without an error.
 
-    If the process is killed before, the old file stays unchanged.
+    If the process is killed earlier, the old file stays unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -138,13 +139,13 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically: a reader never finds half of it, even if the process is killed."""
+    """Write a text file atomically: a reader never sees an incomplete file, even if the process is killed."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a power failure."""
+    """Flush a file or a folder to the disk (`fsync`), so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,7 +154,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def make_temporary_folder(parent: Path) -> Path:
-    """Make a folder with a unique name in `parent`, with the permissions that the umask allows, unlike `mkdtemp`."""
+    """Create a folder with a unique name in `parent`. Unlike `mkdtemp`, it has the default permissions."""
     folder = parent / f".partial-{secrets.token_hex(8)}"
     folder.mkdir()
     return folder
@@ -161,7 +162,7 @@ def make_temporary_folder(parent: Path) -> Path:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Create `folder`, and keep other runs out of it until the block ends; `BertSnliError` if it cannot be written."""
+    """Create `folder` and lock it until the block ends. Raise `BertSnliError` if another run has locked it."""
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # FileLock reports a folder without write permission as locked
@@ -174,7 +175,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Turn an error of writing a file, not of a connection or a pipe, into a `BertSnliError` that names `folder`."""
+    """Turn an error of writing files into a `BertSnliError` that names `folder`. Connection errors stay unchanged."""
     try:
         yield
     except ConnectionError:

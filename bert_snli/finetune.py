@@ -35,8 +35,8 @@ from bert_snli.training.setup import check_arguments as check_training_arguments
 from bert_snli.training.setup import choose_attention, fingerprint, format_count, open_accelerator
 from bert_snli.training.task import TrainingTask
 
-IN_MEMORY = "(in memory)"  # recorded instead of a path if a model or a dataset is given as an object
-MIN_UPDATES_TO_LEARN = 100  # in a shorter run, the accuracy says little
+IN_MEMORY = "(in memory)"  # recorded instead of a path if the caller gives a model or a dataset as an object
+MIN_UPDATES_TO_LEARN = 100  # after fewer updates, a low accuracy is normal
 BaseModel = D2LBertForSequenceClassification | D2LBertForPreTraining
 logger = logging.getLogger(__name__)
 
@@ -109,29 +109,28 @@ def finetune_model(
 
 
 def check_arguments(arguments: FinetuneArguments) -> None:
-    """Check what can be checked before anything is loaded or written."""
+    """Check the arguments before anything is loaded or written."""
     check_training_arguments(arguments)
     if arguments.hub_model_id:
         check_repo_id(arguments.hub_model_id, "hub_model_id")
 
 
 def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = None) -> D2LBertConfig:
-    """Return the configuration of the classifier: that of the base model, with labels and changes of the arguments."""
+    """Return the configuration of the base model with the changes that `arguments` make, and with labels."""
     if model is None:
         inference.refuse_onnx_export(arguments.model_name_or_path)
         config = inference.load_config(arguments.model_name_or_path)
         architectures = config.architectures or []
     else:
         config = D2LBertConfig.from_dict(model.config.to_dict())
-        architectures = [type(model).__name__]  # by name, because the class may come from the code in a model folder
+        architectures = [type(model).__name__]  # the class may come from the code in a model folder
     if D2LBertForSequenceClassification.__name__ not in architectures:
         config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
         config.classifier_head = arguments.classifier_head or "matching"
     elif arguments.classifier_head not in (None, config.classifier_head):
-        raise BertSnliError(
-            f"classifier_head {arguments.classifier_head}: {arguments.model_name_or_path} is a classifier with "
-            f"the {config.classifier_head} head; remove the option, or start from a pretrained model"
-        )
+        what = f"{arguments.model_name_or_path} is a classifier with the {config.classifier_head} head"
+        remedy = "remove the option, or start from a pretrained model"
+        raise BertSnliError(f"classifier_head {arguments.classifier_head}: {what}; {remedy}")
     if arguments.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = arguments.dropout
     config.max_pair_length, config.pair_truncation = arguments.max_length, arguments.truncation
@@ -142,7 +141,7 @@ def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = No
 def load_encoded(
     arguments: FinetuneArguments, dataset: DatasetDict | None, labels: Sequence[str], encoder: PairEncoder
 ) -> tuple[Dataset, Dataset, SNLI]:
-    """Return the encoded training and evaluation pairs, and the data that they are from."""
+    """Return the encoded training pairs, the encoded evaluation pairs, and the loaded data."""
     source = arguments.dataset_name_or_path if dataset is None else dataset
     splits = [arguments.eval_split] if arguments.train_file else ["train", arguments.eval_split]
     snli = load_snli(source, splits=splits, text_source=arguments.text_source, labels=labels)
@@ -162,7 +161,7 @@ def load_encoded(
 def load_base_model(
     arguments: FinetuneArguments, config: D2LBertConfig, model: BaseModel | None
 ) -> D2LBertForSequenceClassification:
-    """Load the base model as a classifier in fp32. A classifier that was not trained is initialised from the seed."""
+    """Load the base model as a classifier in fp32. A missing classifier head is initialised from the seed."""
     set_seed(arguments.seed)
     if model is not None:
         weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -176,9 +175,7 @@ def load_base_model(
         )
     missing = sorted(name for name in missing if not name.startswith("classifier."))
     if missing:
-        raise BertSnliError(
-            f"{arguments.model_name_or_path}: lacks {missing[0]}; start from a converted or pretrained model"
-        )
+        raise BertSnliError(f"{arguments.model_name_or_path}: lacks {missing[0]}; start from a pretrained model")
     return classifier
 
 
@@ -228,11 +225,11 @@ def make_task(
 def make_module(
     arguments: FinetuneArguments, model: D2LBertForSequenceClassification, train: Dataset
 ) -> FastClassifier | D2LBertForSequenceClassification:
-    """Return the module that is trained. With `fast_forward` it has only the embedding rows of tokens in `train`."""
+    """Return the module to train. With `fast_forward`, it trains only the embedding rows of tokens in `train`."""
     module: FastClassifier | D2LBertForSequenceClassification = model
     if arguments.fast_forward:
         module = FastClassifier(model)
-        # Adam's weight decay is part of the gradient, so it also changes rows of tokens that do not occur.
+        # Adam adds weight decay to the gradient, which changes also the rows of tokens that do not occur in `train`.
         if arguments.weight_decay == 0 or arguments.optim.startswith("adamw"):
             ids = np.unique(flat_columns(train)["input_ids"])
             module.train_rows(torch.from_numpy(ids.astype(np.int64)))
@@ -242,7 +239,7 @@ def make_module(
 
 
 def prepare_output_dir(output_dir: Path, *, arguments: FinetuneArguments, history: Sequence[str]) -> None:
-    """Write where the new weights come from, and remove what was measured on the weights that they replace."""
+    """Write the training history, and remove the results of the weights that the run replaces."""
     copy_initial_certificate(Path(arguments.model_name_or_path), output_dir)
     remove_results(output_dir)
     data = describe_data(arguments.train_file or arguments.dataset_name_or_path)
@@ -254,7 +251,7 @@ def warn_if_nothing_learned(result: TrainingResult, references: Sequence[int]) -
     majority_share = np.bincount(references).max() / len(references)
     accuracy, split = result.metrics["eval_accuracy"], result.metrics["eval_split"]
     if result.metrics["train_steps"] >= MIN_UPDATES_TO_LEARN and accuracy <= majority_share:
-        problem = "the model did not learn: %s accuracy is %.3f, the share of the most frequent label %.3f"
+        problem = "the model did not learn: %s accuracy is %.3f, and the share of the most frequent label is %.3f"
         logger.warning(f"{problem}; lower learning_rate", split, accuracy, majority_share)
 
 

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from bert_snli import files
 from bert_snli.errors import BertSnliError, one_line
-from bert_snli.inference import hub_failure, load_classifier, load_config, load_tokenizer, load_weights
+from bert_snli.inference import describe_hub_failure, load_classifier, load_config, load_tokenizer, load_weights
 from bert_snli.model_card import GENERATED, is_converted_model, is_pretraining_model, make_card, outdated_results
 from bert_snli.modeling import D2LBertForPreTraining
 
@@ -25,7 +25,7 @@ HISTORY_FILES = (files.CERTIFICATE, files.INITIAL_CERTIFICATE, files.HISTORY, fi
 # Results of training and evaluation are valid for these weights only.
 REPORT_FILES = (files.EVALUATION_REPORT, "report/report.html", "report/report.json", "report/*.png")
 RESULT_FILES = (files.TRAIN_RESULTS, files.EVALUATIONS, files.CONFUSION_MATRICES, *REPORT_FILES)
-# Names and patterns of the files that are pushed; all others are not.
+# Names and patterns of the files that are pushed. No other files are pushed.
 UPLOAD_PATTERNS = (*MODEL_FILES, *CODE_FILES, files.CARD, *HISTORY_FILES, files.CURVE, *RESULT_FILES)
 LICENSE = "apache-2.0"
 logger = logging.getLogger(__name__)
@@ -51,13 +51,13 @@ def push_to_hub(
         private: create the repository as private.
         revision: the branch, created if it is missing; by default `main`.
         commit_message: the message of the commit.
-        license: the licence that the card names, as the Hub abbreviates it.
+        license: the Hub's id of the licence, for the model card.
 
     Returns:
         The address of the commit.
 
     Raises:
-        BertSnliError: the folder holds no model, or the Hub refuses it; the repository is then unchanged.
+        BertSnliError: the folder holds no model, or the Hub rejects the push. The repository is then unchanged.
 
     Example:
         >>> from bert_snli import push_to_hub
@@ -67,22 +67,22 @@ def push_to_hub(
     """
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / "model"
-        for note in stage(Path(folder), repo_id, staged, license=license, revision=revision):
+        for note in stage_upload(Path(folder), repo_id, staged, license=license, revision=revision):
             logger.info(note)
         return upload(staged, repo_id, private=private, revision=revision, commit_message=commit_message)
 
 
-def stage(
+def stage_upload(
     folder: Path, repo_id: str, output_dir: Path, *, license: str = LICENSE, revision: str | None = None
 ) -> list[str]:
-    """Write the files of a push into a new folder: those of `folder` that match `UPLOAD_PATTERNS`, and a model card.
+    """Copy the files in `folder` that match `UPLOAD_PATTERNS` into a new folder, and add a model card.
 
-    Returns what the user should know: that the README.md is not a generated one, which files are left out.
+    Returns notes for the user: the files that are left out, and whether the user's own README.md is pushed.
     """
     check_repo_id(repo_id)
     check_model(folder)
     names = {path.relative_to(folder).as_posix() for pattern in UPLOAD_PATTERNS for path in folder.glob(pattern)}
-    # An earlier run in the same folder may have left the other one of these two.
+    # An earlier run in this folder may have left the file that does not describe this model.
     names.discard(files.HISTORY if is_converted_model(folder) else files.CERTIFICATE)
     notes = []
     if outdated := sorted(outdated_results(folder) & names):
@@ -124,7 +124,7 @@ def upload(staged: Path, repo_id: str, *, private: bool, revision: str | None, c
     """
     check_login(repo_id)
     uploads = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
-    with hub_errors(repo_id):
+    with explain_hub_errors(repo_id):
         api = HfApi()
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
@@ -132,7 +132,7 @@ def upload(staged: Path, repo_id: str, *, private: bool, revision: str | None, c
         if revision not in (None, "main"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         present = api.list_repo_files(repo_id, revision=revision)
-        earlier = {name for name in present if is_of_a_push(name)}
+        earlier = {name for name in present if matches_upload_pattern(name)}
         # `upload_folder` may split a push into several commits.
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationDelete(name) for name in sorted(earlier - uploads.keys())]
@@ -140,8 +140,8 @@ def upload(staged: Path, repo_id: str, *, private: bool, revision: str | None, c
         return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
 
 
-def is_of_a_push(name: str) -> bool:
-    """Whether a file in a repository has a name that a push may give it. `*` stands for no slash."""
+def matches_upload_pattern(name: str) -> bool:
+    """Return whether a file name matches one of `UPLOAD_PATTERNS`. A `*` does not match a slash."""
     return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in UPLOAD_PATTERNS)
 
 
@@ -156,24 +156,24 @@ def check_repo_id(repo_id: str, name: str = "repo_id") -> None:
 
 
 def check_login(repo_id: str) -> None:
-    """Check that there is a token and that the Hub knows it, before a long training."""
+    """Check that the user is logged in to the Hub."""
     if get_token() is None:
         raise BertSnliError(f"{repo_id}: you are not logged in to the Hub; run hf auth login, or set HF_TOKEN")
-    with hub_errors(repo_id):
+    with explain_hub_errors(repo_id):
         HfApi().whoami()
 
 
 @contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
+def explain_hub_errors(repo_id: str) -> Iterator[None]:
     """Turn errors of the Hub and the network into a `BertSnliError` of one line."""
     try:
         yield
     except BertSnliError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        # A ValueError is about the model card; its cause says only that the Hub answered 400.
+        # A ValueError is about the model card. Its message is better than its cause, which is only an HTTP status 400.
         is_request = isinstance(error, HTTPError) or not isinstance(error, ValueError)
-        failure = hub_failure(error) if is_request else None
+        failure = describe_hub_failure(error) if is_request else None
         raise BertSnliError(f"{repo_id}: {failure or one_line(error)}") from error
 
 
@@ -190,7 +190,7 @@ def copy_initial_certificate(base_model: Path, output_dir: Path) -> None:
 
 
 def remove_results(output_dir: Path) -> None:
-    """Remove the results of weights that training is going to replace, which would be pushed with the new ones."""
+    """Remove the results of the old weights, which would otherwise be pushed with the new weights."""
     for pattern in RESULT_FILES:
         for path in output_dir.glob(pattern):
             path.unlink()

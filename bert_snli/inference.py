@@ -55,8 +55,8 @@ def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
 def load_weights(
     model_name_or_path: str, config: D2LBertConfig, model_class: type[Model], **options
 ) -> tuple[Model, set[str]]:
-    """Load a `model_class` and return it with the names of the weights that the folder lacks, which are initialized."""
-    if not Path(model_name_or_path).is_dir():  # a folder may hold the weights in several files
+    """Load a `model_class`. Return also the names of missing weights, which are initialized randomly."""
+    if not Path(model_name_or_path).is_dir():  # the weights in a folder may be split into several files
         check_has_file(model_name_or_path, WEIGHTS)
     with explain_load_errors(model_name_or_path, "weights"):
         model, info = model_class.from_pretrained(
@@ -66,9 +66,9 @@ def load_weights(
 
 
 def check_has_file(model_name_or_path: str, filename: str) -> None:
-    """Check that a model has a file; download the file of a model on the Hub.
+    """Check that a model folder has the file `filename`, or download the file from the Hub.
 
-    `from_pretrained` reports most errors of the Hub as a missing file. This function tells them apart.
+    `from_pretrained` reports most errors of the Hub as a missing file. This function reports the actual error.
     """
     folder, problem = Path(model_name_or_path), f"has no {filename}"
     if (folder / filename).is_file():
@@ -84,18 +84,16 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
         except errors.RemoteEntryNotFoundError:
             pass
         except (errors.RepositoryNotFoundError, errors.HFValidationError):
-            problem = "no model folder of this name, and no model on the Hub that your token can read"
+            problem = "no such model folder, and no model on the Hub that your token can read"
         except (OSError, errors.HTTPError) as error:
-            failure = hub_failure(error) or one_line(error)
-            raise BertSnliError(
-                f"{model_name_or_path}: no model folder of this name, and {failure}, or {REMEDY}"
-            ) from error
+            failure = describe_hub_failure(error) or one_line(error)
+            raise BertSnliError(f"{model_name_or_path}: no such model folder, and {failure}, or {REMEDY}") from error
     raise BertSnliError(f"{model_name_or_path}: {problem}; {REMEDY}")
 
 
 @contextmanager
 def explain_load_errors(model_name_or_path: str, part: str) -> Iterator[None]:
-    """Raise a `BertSnliError` for a damaged file, for which the libraries raise many types, also a bare `Exception`."""
+    """Turn an error about a damaged file into a `BertSnliError`. Libraries raise many types, even plain `Exception`."""
     try:
         yield
     except (BertSnliError, ImportError, MemoryError):
@@ -105,8 +103,8 @@ def explain_load_errors(model_name_or_path: str, part: str) -> Iterator[None]:
         raise BertSnliError(f"{model_name_or_path}: {what}; convert, train or download the model again") from error
 
 
-def hub_failure(error: BaseException) -> str | None:
-    """Say how the Hub refused a request or could not be reached, and what to do; None if that is not the error."""
+def describe_hub_failure(error: BaseException) -> str | None:
+    """Return `problem; remedy` for a failed request to the Hub, or None if `error` has another cause."""
     cause: BaseException | None = error
     while cause is not None:
         if (response := getattr(cause, "response", None)) is not None:
@@ -122,13 +120,13 @@ def hub_failure(error: BaseException) -> str | None:
 
 
 def has_only_onnx(model_name_or_path: str) -> bool:
-    """Whether a folder holds `model.onnx` and no PyTorch weights, as an ONNX export does."""
+    """Return whether a folder holds `model.onnx` but no PyTorch weights."""
     folder = Path(model_name_or_path)
     return (folder / ONNX_FILE).is_file() and not any(folder.glob("*.safetensors"))
 
 
 def refuse_onnx_export(model_name_or_path: str) -> None:
-    """Raise `BertSnliError` if a folder has no PyTorch weights, only an ONNX model."""
+    """Raise `BertSnliError` if a folder holds only an ONNX model."""
     if has_only_onnx(model_name_or_path):
         problem = f"has no PyTorch weights, only {ONNX_FILE}, which predict and evaluate can run"
         raise BertSnliError(f"{model_name_or_path}: {problem}; give the folder that it was exported from")
@@ -144,7 +142,7 @@ def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification
 
 
 def open_classifier(model_name_or_path: str, backend: str | None = None) -> Classifier:
-    """Load a fine-tuned classifier for `torch` or `onnx` (default: `onnx` only for a folder that holds no other)."""
+    """Load a fine-tuned classifier for a backend. Default: `onnx` if a folder has only `model.onnx`, else `torch`."""
     if backend not in (None, "torch", "onnx"):
         raise BertSnliError(f"backend {backend}: choose torch or onnx")
     path = Path(model_name_or_path) / ONNX_FILE
@@ -172,7 +170,7 @@ def classifier_labels(config: D2LBertConfig, where: str) -> list[str]:
 class TorchLogits:
     """Computes logits with PyTorch, on the accelerator's device.
 
-    It computes in the dtype of the weights, never in mixed precision, so metrics do not depend on how it was trained.
+    It uses the dtype of the weights and no mixed precision, so metrics do not depend on the precision of training.
     """
 
     def __init__(self, model: D2LBertForSequenceClassification, accelerator: Accelerator):
@@ -190,7 +188,7 @@ class OnnxClassifier:
     """Computes logits with ONNX Runtime, on the CPU."""
 
     def __init__(self, path: Path, config: D2LBertConfig):
-        import onnxruntime  # of an extra, which PyTorch's users need not install
+        import onnxruntime  # an optional dependency
 
         self.config, self.device = config, torch.device("cpu")
         options = onnxruntime.SessionOptions()
@@ -209,18 +207,18 @@ Classifier = D2LBertForSequenceClassification | LogitsFunction
 
 def as_logits_function(classifier: Classifier, accelerator: Accelerator) -> LogitsFunction:
     """Return a PyTorch model as `TorchLogits`, and an `OnnxClassifier` unchanged."""
-    # Not D2LBertForSequenceClassification, because the class may come from the code in the model folder.
+    # Do not check for D2LBertForSequenceClassification: the class may come from the code in the model folder.
     return TorchLogits(classifier, accelerator) if isinstance(classifier, PreTrainedModel) else classifier
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return the row numbers of batches of similar length, which do not depend on the number of processes."""
+    """Return the row numbers of each batch. The pairs in a batch have similar lengths."""
     order = np.argsort(lengths, kind="stable")
     return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
 
 
 def compute_logits(compute: LogitsFunction, pairs: PaddedPairs, batches: Iterable[np.ndarray]) -> torch.Tensor:
-    """Compute the fp32 logits (R, C) of the rows in `batches`; others are 0. The host does not wait for the device."""
+    """Compute fp32 logits (R, C). Rows outside `batches` are 0. The host does not wait for the device."""
     logits_RC = torch.zeros(len(pairs), compute.config.num_labels, device=compute.device)
     for rows in batches:
         micro_batch = MicroBatch(rows.tolist(), has_labels=True)
@@ -237,13 +235,13 @@ def predict_logits(
     batch_size: int = 256,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """Return the logits (R, C) of encoded pairs, which the processes share. Moves a PyTorch model to the device."""
+    """Compute the logits (R, C) of encoded pairs, split across processes. Moves a PyTorch model to the device."""
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     compute = as_logits_function(classifier, accelerator)
     pairs = PaddedPairs(encoded, pad_token_id, device=compute.device)
     batches = batches_by_length(pairs.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
-    no_bar = True if len(pairs) <= batch_size or not accelerator.is_local_main_process else None
-    bar = tqdm(batches, desc="Predicting", unit="batch", leave=False, disable=no_bar)
+    hide_bar = True if len(pairs) <= batch_size or not accelerator.is_local_main_process else None
+    bar = tqdm(batches, desc="Predicting", unit="batch", leave=False, disable=hide_bar)
     logits_RC = compute_logits(compute, pairs, bar)
-    # The logits of a row are zero in all processes but one, so the sum is exact.
+    # Only one process computes a row, and the row is zero in all others. Therefore the sum is exact.
     return accelerator.reduce(logits_RC.to(accelerator.device), "sum").cpu().numpy()

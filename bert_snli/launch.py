@@ -13,31 +13,31 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from bert_snli.console import BY_SIGNAL, run
+from bert_snli.console import SIGNAL_EXIT_BASE, run
 from bert_snli.errors import BertSnliError
 from bert_snli.training.command_line import split_arguments
 
-# torchrun sets the first in each process that it starts, `accelerate launch` always sets the second.
-SET_BY_LAUNCHERS = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"}
+# torchrun sets LOCAL_RANK in the processes that it starts, and `accelerate launch` sets the other variable.
+LAUNCHER_VARIABLES = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"}
 QUIET_LOGGERS = (
     "accelerate.commands.launch",
     "torch.distributed.elastic.agent.server.api",
     "torch.distributed.elastic.multiprocessing.api",
 )
-# How long the launcher waits after a signal, for the end of an evaluation and a checkpoint (PyTorch 2.13; else 30 s).
+# After a signal, an evaluation and a checkpoint may still take minutes. PyTorch before 2.13 always waits 30 seconds.
 SHUTDOWN_SECONDS = "300"
 logger = logging.getLogger(__name__)
 
 
 def main(module: ModuleType, argv: Sequence[str]) -> int:
-    """Train in this process, or start several: as many as the command line says, by default one for each GPU.
+    """Train in this process, or launch several processes: as many as `argv` requests, by default one for each GPU.
 
-    `module` is `bert_snli.finetune` or `bert_snli.pretrain`. A process that torchrun or `accelerate launch` started
-    trains and starts no others.
+    `module` is `bert_snli.finetune` or `bert_snli.pretrain`. If torchrun or `accelerate launch` started
+    this process, it trains and launches no other process.
     """
     command = module.COMMAND
     launch, training = split_arguments(argv, command.arguments_class)
-    if SET_BY_LAUNCHERS & os.environ.keys():
+    if LAUNCHER_VARIABLES & os.environ.keys():
         return run(command.prog, lambda: _refuse_options(launch)) or module.main(training)
     if not launch and torch.cuda.device_count() > 1:
         launch = ["--num_processes", str(torch.cuda.device_count())]
@@ -45,7 +45,7 @@ def main(module: ModuleType, argv: Sequence[str]) -> int:
         return module.main(training)
 
     def check_and_launch() -> None:
-        module.check_arguments(command.parse(training))  # reports an error once, not in every process
+        module.check_arguments(command.parse(training))  # report an error once, and not in every process
         _launch(launch, module.__name__, training)
 
     return run(command.prog, check_and_launch, command.option_names)
@@ -57,12 +57,12 @@ def _refuse_options(launch: list[str]) -> None:
 
 
 def _launch(launch: list[str], module: str, training: list[str]) -> None:
-    """Run the launcher. A process that fails has printed the reason; its exit code is that of the command."""
+    """Run the launcher. If a process fails, exit with its exit code; the process has printed the reason."""
     parser = launch_command_parser()
     parser.error = _fail  # one line instead of Accelerate's usage
     args = parser.parse_args([*launch, "-m", module, *training])
     if args.config_file is None and (args.num_processes or 1) > 1:
-        args.multi_gpu, args.cpu = True, False  # also starts several processes on a CPU, which communicate with gloo
+        args.multi_gpu, args.cpu = True, False  # `multi_gpu` also works on a CPU, with gloo
     if args.num_processes is not None and args.num_processes < 1:
         _fail(f"--num_processes {args.num_processes}: give 1 or more")
     if args.multi_gpu and args.config_file is None and args.num_processes is None and not torch.cuda.is_available():
@@ -78,7 +78,7 @@ def _launch(launch: list[str], module: str, training: list[str]) -> None:
     except ChildFailedError as error:
         raise SystemExit(_exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})) from error
     except SignalException as stopped:
-        raise SystemExit(BY_SIGNAL + stopped.sigval) from stopped
+        raise SystemExit(SIGNAL_EXIT_BASE + stopped.sigval) from stopped
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from error
     except ValueError as error:
@@ -86,11 +86,11 @@ def _launch(launch: list[str], module: str, training: list[str]) -> None:
 
 
 def _exit_code(codes: dict[int, int]) -> int:
-    """Return the exit code for those of the failed processes. A process that was killed has a negative one."""
+    """Combine the exit codes of the failed processes. A process that was killed has a negative exit code."""
     for rank, code in codes.items():
-        if code < 0 and -code != signal.SIGTERM:  # the launcher ends the others with SIGTERM
+        if code < 0 and -code != signal.SIGTERM:  # the launcher stops the other processes with SIGTERM
             logger.error("process %d was killed by %s; the others were stopped", rank, signal.Signals(-code).name)
-            return BY_SIGNAL - code
+            return SIGNAL_EXIT_BASE - code
     return max(1, *codes.values())
 
 

@@ -1,6 +1,6 @@
-"""Model cards: templates filled from the files of a converted, pretrained or fine-tuned folder.
+"""Write model cards from the files in a converted, pretrained or fine-tuned model folder.
 
-Importing this module imports no model class, because `bert-snli convert` reports a damaged checkpoint without them.
+This module imports the model classes only when it needs them, because their import takes seconds.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
 GENERATED = "<!-- made by bert-snli; a README.md without this line is taken for your own -->"
 SNLI_FILE = re.compile(r"snli_1\.0(?:\.zip|_(?:train|dev|test)\.(?:jsonl|txt))?")  # as Stanford publishes it
-# The rows of the table of training: options of the run and entries of train_results.json.
+# The rows of the training table: options of the run and entries of train_results.json.
 TRAINING_ROWS = """
     max_train_samples text_source min_freq max_length truncation num_train_epochs train_batch_size optim learning_rate
     lr_scheduler_type warmup_steps weight_decay max_grad_norm loss_reduction static_masks dropout seed train_samples
     saved_epoch train_steps train_runtime num_processes mixed_precision device
 """.split()
-# The columns of the table of epochs.
+# The columns of the epoch table.
 CLASSIFIER_COLUMNS = ["train_loss", "train_accuracy", "eval_loss", "eval_accuracy"]
 PRETRAINING_COLUMNS = ["train_mlm_loss", "train_nsp_loss", "eval_mlm_loss", "eval_nsp_loss"]
 
 
 def is_converted_model(folder: Path) -> bool:
-    """Return whether a folder is as `bert-snli convert` wrote it: its certificate describes its weights."""
+    """Return whether `bert-snli convert` wrote the weights in `folder`, and no training replaced them."""
     return (folder / files.CERTIFICATE).is_file() and not (folder / files.TRAIN_RESULTS).is_file()
 
 
 def is_pretraining_model(config: D2LBertConfig) -> bool:
-    """Return whether a folder with this configuration holds a model with its MLM and NSP layers."""
+    """Return whether a model with this configuration has the MLM and NSP heads."""
     return "D2LBertForPreTraining" in (config.architectures or [])
 
 
 def describe_data(name_or_path: str) -> str:
-    """Describe a data set by its name. Of a path only the last part is shown, because the folders are private."""
+    """Return a description of a data set. A path is shortened to its last part, because folder names are private."""
     name = Path(name_or_path).name
     if name_or_path == HUB_ID or SNLI_FILE.fullmatch(name):
         return "SNLI"
@@ -56,11 +56,12 @@ def describe_data(name_or_path: str) -> str:
 def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None = None) -> str:
     """Return the card of the model in `folder`, with examples that load it from `repo_id`.
 
-    It says only what the folder's files say: without `recipe.yaml`, `bert-snli` did not train the model.
+    The card contains only facts from the files in `folder`. Without `recipe.yaml`, it does not say
+    that `bert-snli` trained the model.
     """
-    where = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
+    load_args = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
     if is_converted_model(folder):
-        return make_converted_card(folder, where, license)
+        return make_converted_card(folder, load_args, license)
     from bert_snli.inference import load_config
 
     config = load_config(str(folder))
@@ -76,7 +77,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         "model_card.md",
         generated=GENERATED,
         name=repo_id.split("/")[-1],
-        where=where,
+        load_args=load_args,
         repo_id=repo_id,
         revision=revision,
         license=license,
@@ -100,12 +101,12 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     )
 
 
-def make_converted_card(folder: Path, where: str, license: str | None = None) -> str:
-    """Return the card of a converted model, made from its certificate; `where` are arguments of `from_pretrained`."""
+def make_converted_card(folder: Path, load_args: str, license: str | None = None) -> str:
+    """Return the card of a converted model, from its certificate. The code in it calls `from_pretrained(load_args)`."""
     values = files.read_file(folder / files.CERTIFICATE, lambda text: _certificate(json.loads(text)))
     if values is None:
         raise BertSnliError(f"{folder / files.CERTIFICATE}: not found; convert the checkpoint again")
-    return render("converted_model_card.md", generated=GENERATED, license=license, where=where, **values)
+    return render("converted_model_card.md", generated=GENERATED, license=license, load_args=load_args, **values)
 
 
 def write_converted_card(folder: Path) -> None:
@@ -114,7 +115,7 @@ def write_converted_card(folder: Path) -> None:
 
 
 def outdated_results(folder: Path) -> set[str]:
-    """Return the names of results and plots in `folder` that were measured on other, or on unknown, weights."""
+    """Return the names of result files and plots in `folder` that do not belong to the current weights."""
     weights = files.sha256_of_file(folder / files.WEIGHTS)
     names: set[str] = set()
     for path in folder.glob(files.EVALUATIONS):
@@ -155,7 +156,7 @@ def _training_rows(values: dict, data: str | None) -> list[tuple[str, Any]]:
 
 
 def _evaluation(entry: dict, config: D2LBertConfig) -> dict:
-    """Return a row of the table of results; its `notes` say what differs from the usual evaluation."""
+    """Return a row of the results table. `notes` lists the settings that differ from fine-tuning."""
     from bert_snli.modeling.pair_truncation import resolve_max_length
 
     notes = []

@@ -18,20 +18,20 @@ from bert_snli.inference import OnnxClassifier, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
 if TYPE_CHECKING:
-    import onnx  # of an extra
+    import onnx  # an optional dependency
 
-OPSET = 18  # the oldest that PyTorch's exporter writes without a conversion, for old versions of ONNX Runtime
-TOLERANCE = 1e-5  # largest |difference| of an fp32 logit, times the largest |logit| if that is above 1
-PROBES = ((1, 3), (1, 512), (64, 32), (8, 128))  # rows and positions of the batches that are compared
+OPSET = 18  # the oldest one that PyTorch's exporter writes directly, so that old ONNX Runtimes can read it
+TOLERANCE = 1e-5  # allowed |difference| of an fp32 logit, relative to the largest |logit| if that is above 1
+PROBES = ((1, 3), (1, 512), (64, 32), (8, 128))  # (rows, positions) of the batches that test the export
 
 
 class ExportResult(NamedTuple):
-    """Bytes of the file and of its fp32 form; max |difference| of a logit from PyTorch's on `pairs` random pairs."""
+    """The result of `export_onnx`."""
 
-    size: int
-    fp32_size: int
-    difference: float
-    pairs: int
+    size: int  # bytes of model.onnx
+    fp32_size: int  # bytes before quantization
+    difference: float  # largest |difference| of a logit from PyTorch's
+    pairs: int  # number of random pairs that were compared
 
 
 def export_onnx(
@@ -49,7 +49,7 @@ def export_onnx(
         The sizes, and the largest difference of a logit from PyTorch.
 
     Raises:
-        BertSnliError: not a fine-tuned model, a wrong folder, or an export whose logits differ from PyTorch's.
+        BertSnliError: the model is not fine-tuned, a folder is invalid, or the exported logits differ from PyTorch's.
 
     Example:
         >>> from bert_snli import export_onnx
@@ -74,11 +74,9 @@ def export_onnx(
         classifier = OnnxClassifier(path, model.config)
         difference = (torch.cat([classifier(batch) for batch in batches]) - expected).abs().max().item()
         bound = math.inf if quantize else TOLERANCE * max(1.0, expected.abs().max().item())
-        if not difference <= bound:  # it may be NaN
-            raise BertSnliError(
-                f"{model_name_or_path}: exported logits are {difference:.1e} from PyTorch's, more than {bound:.0e}; "
-                "nothing was written; try the versions in constraints.txt"
-            )
+        if not difference <= bound:  # also true for NaN
+            what = f"the exported logits differ by {difference:.1e} from PyTorch's, more than {bound:.0e}"
+            raise BertSnliError(f"{model_name_or_path}: {what}; install the versions in constraints.txt")
         model.config.auto_map = None  # the folder holds no weights for the model's code
         model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -86,7 +84,7 @@ def export_onnx(
 
 
 def random_batch(rows: int, positions: int, config: D2LBertConfig) -> dict[str, torch.Tensor]:
-    """Return random tokens in two segments, the first row full and the others padded: three tensors (B, L)."""
+    """Return a batch (B, L) of random tokens in two segments. All rows except the first one are padded."""
     generator = torch.Generator().manual_seed(0)
     positions = min(positions, config.max_position_embeddings)
     lengths_B1 = torch.randint(3, positions + 1, (rows, 1), generator=generator)
@@ -101,15 +99,15 @@ def random_batch(rows: int, positions: int, config: D2LBertConfig) -> dict[str, 
 
 
 def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
-    """Return the graph of `model` from the inputs, int64 (batch, length), to `logits`, fp32 (batch, labels).
+    """Export `model` as a graph. The inputs are int64 (batch, length), the output `logits` is fp32 (batch, labels).
 
-    Switches the model to eager attention, whose graph is simpler: matrix products, a sum and a softmax.
+    The model is switched to eager attention, because its graph is simpler: matrix products, a sum and a softmax.
     """
     import onnx  # noqa: F401 (torch.onnx needs both, and its errors are less clear if one is missing)
     import onnxscript  # noqa: F401
 
     model.set_attn_implementation("eager")
-    example = random_batch(2, 5, model.config)  # the exporter would take a 1, or two equal sizes, for a constant
+    example = random_batch(2, 5, model.config)  # the exporter treats a size of 1, and equal sizes, as constants
     with without_warnings():
         program = torch.onnx.export(
             model,
@@ -121,9 +119,9 @@ def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
             dynamic_shapes={name: {0: "batch", 1: "length"} for name in example},
             verbose=False,
         )
-    assert program is not None  # it is None only for PyTorch's older exporter
+    assert program is not None  # only PyTorch's older exporter returns None
     graph = program.model_proto
-    for node in graph.graph.node:  # stack traces, with paths of this machine
+    for node in graph.graph.node:  # the metadata holds stack traces with paths of this machine
         del node.metadata_props[:]
     return graph
 
@@ -131,8 +129,8 @@ def to_onnx(model: D2LBertForSequenceClassification) -> onnx.ModelProto:
 def write_int8(graph: onnx.ModelProto, path: Path, *, per_channel: bool = True, reduce_range: bool = True) -> None:
     """Write `graph` with 8-bit integers for the weights of matrix products and embeddings (dynamic quantization).
 
-    `per_channel` gives each column of a matrix its own scale. `reduce_range` uses 7 bits of the weights, because
-    processors without VNNI add two 8-bit products in 16 bits.
+    `per_channel` gives each column of a matrix its own scale. `reduce_range` stores weights in 7 bits, because the sum
+    of two 8-bit products may overflow on processors without VNNI.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -143,7 +141,7 @@ def write_int8(graph: onnx.ModelProto, path: Path, *, per_channel: bool = True, 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence the exporter and the quantizer, whose warnings are for their developers."""
+    """Hide the warnings of the exporter and the quantizer, which do not help users."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

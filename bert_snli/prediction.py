@@ -1,4 +1,4 @@
-"""Predictions for pairs of texts: for a list, or for a stream that does not fit into memory.
+"""Predict the labels of sentence pairs, in a list or in a stream that is larger than memory.
 
 Shape suffixes: R rows, C labels.
 """
@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from bert_snli.data.batching import PaddedPairs
-from bert_snli.data.pair_encoding import encoder_of
+from bert_snli.data.pair_encoding import make_encoder
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import Classifier, as_logits_function, batches_by_length, compute_logits, ordered_labels
 
@@ -26,8 +26,8 @@ class Predictor:
     """Predicts the label of pairs of premise and hypothesis. Create it once and call it often.
 
     A prediction depends only on the weights and the pair, up to floating-point rounding. Several threads can use one
-    `Predictor`. Limitation: an int8 ONNX model scales its activations by the batch, so there the other pairs of a call
-    matter.
+    `Predictor`. Limitation: an int8 ONNX model scales its activations per batch, so its predictions also depend on
+    the other pairs of a call.
 
     Args:
         classifier: a fine-tuned model, for PyTorch or ONNX Runtime.
@@ -37,7 +37,7 @@ class Predictor:
         accelerator: device and processes (default: a GPU if there is one).
 
     Raises:
-        BertSnliError: `max_length` or `truncation` is invalid; when called, a pair cannot be truncated in this way.
+        BertSnliError: `max_length` or `truncation` is invalid, or a call gets a pair that cannot be truncated.
 
     Example:
         >>> from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -58,7 +58,7 @@ class Predictor:
         batch_size: int = 256,
         accelerator: Accelerator | None = None,
     ):
-        self.encoder = encoder_of(classifier.config, tokenizer, max_length=max_length, truncation=truncation)
+        self.encoder = make_encoder(classifier.config, tokenizer, max_length=max_length, truncation=truncation)
         self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
         self.compute = as_logits_function(classifier, self.accelerator)
         self.pad_token_id = tokenizer.pad_token_id
@@ -70,10 +70,10 @@ class Predictor:
         return self._predictions(self._logits(pairs))
 
     def stream(self, pairs: Iterable[Pair]) -> Iterator[tuple[list[Pair], list[Prediction]]]:
-        """Yield chunks of `pairs` in their order with their predictions, shared among the accelerator's processes.
+        """Yield chunks of `pairs` with their predictions, in order. The processes share the computation.
 
-        Memory does not depend on the number of pairs. All processes must be given the same pairs, and all raise the
-        error for a pair that cannot be encoded. Only the main process gets the predictions; the others get empty lists.
+        The memory does not depend on the number of pairs. All processes must get the same pairs, and all raise the
+        error about a pair that cannot be encoded. Only the main process gets predictions; the others get empty lists.
         """
         index, world = self.accelerator.process_index, self.accelerator.num_processes
         pairs = iter(pairs)
@@ -86,7 +86,7 @@ class Predictor:
             # All processes raise the error. If only one did, the others would wait for its rows forever.
             if problems := gather_object(problem):
                 raise BertSnliError(problems[0])
-            # The logits of a row are zero in all processes but one, so the sum is exact.
+            # Only one process computes a row, and the row is zero in all others. Therefore the sum is exact.
             logits_RC = self.accelerator.reduce(logits_RC.to(self.accelerator.device), "sum").cpu()
             yield chunk, self._predictions(logits_RC) if self.accelerator.is_main_process else []
 

@@ -32,7 +32,7 @@ from bert_snli.training.run import TrainingResult, run_command, run_training
 from bert_snli.training.setup import check_arguments, choose_attention, fingerprint, format_count, open_accelerator
 from bert_snli.training.task import TrainingTask
 
-EVALUATION_SEED = 0  # of evaluation pairs and masks: independent of the run, so that runs can be compared
+EVALUATION_SEED = 0  # for evaluation pairs and masks; always the same, so that runs can be compared
 logger = logging.getLogger(__name__)
 
 
@@ -74,7 +74,7 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
     set_seed(arguments.seed)
     model = base[0] if base else make_model(arguments, tokenizer)
     if len(tokenizer) != model.config.vocab_size:
-        # New rows have the mean and the covariance of the known ones (Hewitt, 2021).
+        # New rows are drawn with the mean and the covariance of the existing ones (Hewitt, 2021).
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     model.config.id2label, model.config.label2id = dict(ID2LABEL), dict(LABEL2ID)  # for fine-tuning on SNLI
     set_seed(arguments.seed, device_specific=True)  # new weights are the same in all processes, dropout is not
@@ -105,7 +105,7 @@ def load_base_model(arguments: PretrainArguments) -> tuple[D2LBertForPreTraining
 
 
 def make_empty_tokenizer(arguments: PretrainArguments) -> PreTrainedTokenizerFast:
-    """Make a tokenizer that has only special tokens in its vocabulary."""
+    """Make a tokenizer whose vocabulary has only the special tokens."""
     return build_tokenizer(
         list(SPECIAL_TOKENS.values()),
         model_max_length=arguments.max_position_embeddings or DEFAULT_SIZES["max_position_embeddings"],
@@ -116,7 +116,7 @@ def make_empty_tokenizer(arguments: PretrainArguments) -> PreTrainedTokenizerFas
 def make_tokenizer(
     arguments: PretrainArguments, base: PreTrainedTokenizerFast, paragraphs: Dataset
 ) -> PreTrainedTokenizerFast:
-    """Add to the vocabulary of `base` the tokens of `paragraphs` (new model) or of `extend_vocab_from`."""
+    """Extend the vocabulary of `base` by the tokens of `paragraphs` (new model) or of `extend_vocab_from`."""
     if arguments.model_name_or_path:
         if arguments.extend_vocab_from is None:
             return base
@@ -129,9 +129,8 @@ def make_tokenizer(
     positions, lower_case = base.model_max_length, is_uncased(base)
     rebuilt = build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)
     if rebuilt.backend_tokenizer.to_str() != base.backend_tokenizer.to_str():
-        raise BertSnliError(
-            f"extend_vocab_from: the tokenizer of {arguments.model_name_or_path} has other rules; convert it again"
-        )
+        what = "the model has the tokenizer of another version of bert-snli"
+        raise BertSnliError(f"extend_vocab_from: {what}; convert the model again")
     known = set(vocabulary)
     vocabulary += [token for token in build_vocabulary(paragraphs, arguments.min_freq) if token not in known]
     return build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)
@@ -140,7 +139,7 @@ def make_tokenizer(
 def load_pairs(
     arguments: PretrainArguments, paragraphs: Paragraphs, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> tuple[MaskedPairs, MaskedPairs]:
-    """Return the pairs to train on and to evaluate on, on `device`."""
+    """Return the training pairs and the evaluation pairs, on `device`."""
     if arguments.max_length > tokenizer.model_max_length:
         limit = tokenizer.model_max_length
         raise BertSnliError(f"max_length {arguments.max_length}: the model has {limit} positions; give at most {limit}")
@@ -157,7 +156,7 @@ def load_pairs(
 
 
 def make_model(arguments: PretrainArguments, tokenizer: PreTrainedTokenizerFast) -> D2LBertForPreTraining:
-    """Make a model with new weights."""
+    """Make a model with random weights."""
     sizes = {name: getattr(arguments, name) or default for name, default in DEFAULT_SIZES.items()}
     if arguments.dropout is not None:
         sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), arguments.dropout)
@@ -209,7 +208,7 @@ def evaluate(
     for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
         rows = batches[number]
         _, sums[number] = objective(module, pairs[MicroBatch(rows.tolist(), has_labels=True)], rows)
-    # A batch's sums are 0 in all processes but one, and the order of addition does not depend on their number.
+    # Only one process computes a batch, and its sums are 0 in all others. So the number of processes has no effect.
     total = accelerator.reduce(sums, "sum").cpu().double().sum(dim=0)
     return objective.metrics(total.tolist()), {}
 

@@ -1,11 +1,11 @@
-"""Build a fast tokenizer from d2l's ``vocab.json`` that splits raw English as SNLI's parses are split.
+"""Build a fast tokenizer from d2l's ``vocab.json``. It splits raw English text like the parse trees of SNLI.
 
-d2l looks up the lower-cased leaves of SNLI's parses, which Stanford's PTBTokenizer (CoreNLP) made by the rules of the
-Penn Treebank: ``do n't``, ``'s``, ``-LRB-`` for a bracket. Users have raw text, so the tokenizer applies the same
+d2l uses the lower-cased tokens of SNLI's parse trees. Stanford's PTBTokenizer (CoreNLP) made them by the rules of the
+Penn Treebank: ``do n't``, ``'s``, ``-LRB-`` for a bracket. Users have raw text, so this tokenizer applies the same
 rules. They are stored in ``tokenizer.json`` and run in the Rust ``tokenizers`` library.
 
-The leaves of a parse, joined by single spaces, stay the same, also in lower case. Therefore no token pattern
-distinguishes upper case from lower case, and none joins what a space separates.
+The tokens of a parse tree, joined by single spaces, must stay unchanged, also in lower case. Therefore the token
+patterns do not depend on upper or lower case, and no token contains a space.
 
 The patterns run on Oniguruma, which backtracks. Possessive repeats (``++``, ``*+``) keep the time linear in the length
 of the text. The alternation ``\u2019|\u02bc`` is faster than a character class, as Oniguruma has a fast search for it.
@@ -29,7 +29,7 @@ SPECIAL_TOKENS: dict[str, str] = {
 }
 MAX_VOCABULARY_BYTES = 8 * 2**20  # d2l's 60,005 tokens take 0.7 MB
 
-# Parts of words. n't is a token of its own, so the n before 't does not belong to the word.
+# Parts of words. n't is a separate token, so the n before 't does not belong to the word.
 _LETTER = r"[\p{L}\p{M}]"
 _ALNUM = r"[\p{L}\p{M}\p{N}]"
 _NOT_N = rf"[{_ALNUM}&&[^nN]]"
@@ -98,7 +98,7 @@ NORMALIZER_RULES: tuple[tuple[str, str], ...] = (  # (pattern, replacement)
     (rf"\.(?<=\b(?:(?i:{_ABBREVIATIONS_AT_END})|{_STATES})\.)(?=\s*+\z|\s[\s\p{{Lu}}])", ". ."),
 )
 
-TOKEN_PATTERNS: tuple[str, ...] = (  # the first that matches where the previous token ended
+TOKEN_PATTERNS: tuple[str, ...] = (  # the first pattern that matches at a position gives the token
     # web address: https://d2l.ai/?q=a.
     r"(?i:https?|ftp)://(?:[.,:;!?']*+[^\s\"<>|.,:;!?'])++",
     # two words in one: can not, gon na
@@ -180,7 +180,7 @@ def _check_vocabulary(vocabulary: object, where: str) -> None:
             raise BertSnliError(f"{where}: the token {token!r} has two ids, {ids[token]} and {index}; remove one entry")
         ids[token] = index
     if missing := [token for token in SPECIAL_TOKENS.values() if token not in ids]:
-        raise BertSnliError(f"{where}: the special token {missing[0]} is not in it; give the model's own vocabulary")
+        raise BertSnliError(f"{where}: the special token {missing[0]} is missing; give the vocabulary of the model")
 
 
 def build_tokenizer(
@@ -190,7 +190,7 @@ def build_tokenizer(
 
     Args:
         vocabulary: the tokens in the order of their ids, as :func:`read_vocabulary` returns them.
-        model_max_length: the number of positions of the model (512 in d2l's).
+        model_max_length: the number of positions of the model (512 in d2l's models).
         do_lower_case: d2l lower-cases SNLI, except in its edition before 2020.
 
     Returns:
@@ -227,15 +227,15 @@ def build_tokenizer(
             *(decoders.Replace(Regex(old), new) for old, new in DECODER_RULES),
         ]
     )
-    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # its constructor has no types
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # the constructor has no type annotations
     return make(
         tokenizer_object=backend,
         model_max_length=model_max_length,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # else v5 drops the segments
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # without this, v5 drops the segments
         padding_side="right",
         truncation_side="right",
         pad_token_type_id=0,
-        clean_up_tokenization_spaces=False,  # DECODER_RULES do it
+        clean_up_tokenization_spaces=False,  # DECODER_RULES remove these spaces
         **SPECIAL_TOKENS,
     )
 
@@ -246,7 +246,7 @@ def is_uncased(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def split_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """Split raw text into tokens by the tokenizer's rules. Unlike ``tokenize``, unknown tokens stay as they are."""
+    """Split raw text into tokens by the tokenizer's rules. Unlike ``tokenize``, it keeps unknown tokens."""
     backend = tokenizer.backend_tokenizer
     normalized = backend.normalizer.normalize_str(text)
     return [token for token, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)]

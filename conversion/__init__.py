@@ -1,4 +1,4 @@
-"""Convert BERT checkpoints between d2l and Hugging Face, and prove that the numbers are the same.
+"""Convert BERT checkpoints between d2l and Hugging Face, and prove that both give the same results.
 
 The functions are imported when they are first used, because PyTorch and transformers take seconds to import.
 """

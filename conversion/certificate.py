@@ -1,4 +1,4 @@
-"""`conversion_certificate.json`: where each tensor of a converted model came from, and the proof."""
+"""`conversion_certificate.json`: the source of each tensor of a converted model, and the proof."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ FORMAT_VERSION = 2
 class Certificate:
     """The content of `conversion_certificate.json`."""
 
-    source: dict[str, str]  # framework, kind of model, and names and SHA-256 of the two files that were converted
+    source: dict[str, str]  # framework, kind of model, and the name and SHA-256 of both source files
     software: dict[str, str]  # package → version
     geometry: dict[str, int]  # the sizes in the configuration
-    # Each tensor of the source, and the tensor made from it (None if it is not used): see `describe_tensor`.
+    # Each tensor of the source, and the tensor in the model (None if it is not used), see `describe_tensor`.
     tensors: list[dict[str, Any]]
     files: dict[str, str]  # other file of the model folder → SHA-256 (configuration, tokenizer, code)
-    proof: list[LayerDifference]  # from d2l's equations
+    proof: list[LayerDifference]  # differences from d2l's equations
 
     def write(self, folder: Path) -> None:
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
@@ -41,10 +41,10 @@ def read_certificate(folder: Path) -> Certificate:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format_version", None) != FORMAT_VERSION:
-            raise ValueError("another format version")
+            raise ValueError("unknown format version")
         content["proof"] = [LayerDifference(**entry) for entry in content["proof"]]
         certificate = Certificate(**content)
-        for record in certificate.tensors:  # fails if the file was edited
+        for record in certificate.tensors:  # raises if the file was edited
             _ = record["source"]["name"], record["target"] and record["target"]["name"]
         _ = certificate.files.items()
         return certificate
@@ -55,13 +55,13 @@ def read_certificate(folder: Path) -> Certificate:
 
 
 def describe_tensor(name: str, array: np.ndarray) -> dict[str, Any]:
-    """Name, shape, type and SHA-256 of the values, little-endian in C order."""
+    """Return name, shape, type and SHA-256 of the values (little-endian, C order)."""
     sha256 = hashlib.sha256(array.tobytes()).hexdigest()
     return {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "sha256": sha256}
 
 
 def sha256_of_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files in a model folder, except weights, certificate and card."""
+    """Return the SHA-256 of the files in a model folder, except weights, certificate and card."""
     excluded = (WEIGHTS, CERTIFICATE, CARD)
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in excluded)
     return {path.name: sha256_of_file(path) for path in files}
@@ -74,7 +74,7 @@ def verify_conversion(folder: str | Path) -> Certificate:
         folder: the model folder.
 
     Returns:
-        The certificate with the differences that were measured now.
+        The certificate with newly measured differences.
 
     Raises:
         BertSnliError: something differs from the certificate; the message names the first difference.

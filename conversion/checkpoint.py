@@ -15,17 +15,17 @@ import numpy as np
 from bert_snli.errors import BertSnliError
 from bert_snli.files import CONFIG, PARAMS, VOCABULARY
 
-# Compression saves little on weights and about three quarters on vocabularies. More than this is a zip bomb.
+# Weights hardly compress, and a vocabulary compresses to about a quarter. A higher factor indicates a zip bomb.
 MAX_EXPANSION = 20
-SMALL_BYTES = 16 * 2**20  # accepted from an archive of any size
+SMALL_BYTES = 16 * 2**20  # files up to this size are always unpacked
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file."""
+    """The tensors in a checkpoint file."""
 
     path: Path
-    framework: str  # whose names the tensors have, `pytorch` or `mxnet`
+    framework: str  # `pytorch` or `mxnet`: d2l names tensors differently in each
     arrays: dict[str, np.ndarray]  # by name; they may be read-only and mapped to the file
     saved_names: dict[str, str]  # name → name in the file, which can have a prefix such as `module.`
 
@@ -35,15 +35,13 @@ def open_checkpoint_files(source: Path, vocab_file: Path | None = None) -> Itera
     """Find the params file and the vocabulary of `source`. A zip file is unpacked until the block ends."""
     with ExitStack() as stack:
         params = source
-        if os.path.isdir(source):  # unlike Path.is_dir, never an exception
+        if os.path.isdir(source):  # unlike Path.is_dir, it never raises
             params = source / PARAMS
             if (source / CONFIG).is_file() and not params.is_file():
-                raise BertSnliError(f"{source}: already a model folder; give a d2l checkpoint, or use it unconverted")
+                raise BertSnliError(f"{source}: already a model folder; use it directly, or give a d2l checkpoint")
         elif not os.path.isfile(source):
-            raise BertSnliError(
-                f"{source}: no such file or folder, or not readable; give bert.small, bert.base, a folder or zip with "
-                f"{PARAMS} and {VOCABULARY}, or a params file"
-            )
+            remedy = f"give bert.small, bert.base, a folder or zip with {PARAMS} and {VOCABULARY}, or a params file"
+            raise BertSnliError(f"{source}: no such file or folder, or not readable; {remedy}")
         elif zipfile.is_zipfile(source):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             params = _unpack(source, folder, (PARAMS,) if vocab_file else (PARAMS, VOCABULARY))
@@ -56,7 +54,7 @@ def open_checkpoint_files(source: Path, vocab_file: Path | None = None) -> Itera
 
 
 def _unpack(path: Path, folder: Path, names: tuple[str, ...]) -> Path:
-    """Unpack the files `names` and return the params file. A PyTorch checkpoint, a zip itself, is returned as it is."""
+    """Unpack the files `names` and return the params file. A PyTorch checkpoint, itself a zip, is not unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -83,18 +81,18 @@ def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
 
 
 def _unpack_file(archive: zipfile.ZipFile, name: str, path: Path, folder: Path) -> None:
-    """Unpack the only member called `name` to `folder / name`, so that no path in the archive is followed."""
+    """Unpack the only member called `name` to `folder / name`, so that paths in the archive have no effect."""
     members = [info for info in archive.infolist() if PurePosixPath(info.filename).name == name]
     if len(members) != 1:
         raise BertSnliError(f"{path}: has {len(members)} files named {name}; unpack it and give the folder")
     if members[0].file_size > MAX_EXPANSION * path.stat().st_size + SMALL_BYTES:
-        raise BertSnliError(f"{path}: {name} would unpack to {members[0].file_size:,} bytes; give the files unpacked")
+        raise BertSnliError(f"{path}: {name} would unpack to {members[0].file_size:,} bytes; unpack it yourself")
     with archive.open(members[0]) as packed, (folder / name).open("wb") as target:
         shutil.copyfileobj(packed, target)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a params file of either framework. The first bytes tell which one it is."""
+    """Read a params file of PyTorch or MXNet. The first bytes identify the framework."""
     from conversion.mxnet_params import MAGIC, read_mxnet_checkpoint
     from conversion.torch_checkpoint import read_torch_checkpoint
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 SOFTWARE = ("bert-snli", "transformers", "tokenizers", "torch", "numpy")
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 MAX_LABELS = 1000
-# The shapes of the tensors do not show the number of attention heads. d2l's models:
+# The shapes of the tensors do not show the number of attention heads, but it is known for d2l's models.
 NUM_ATTENTION_HEADS = {  # (hidden_size, intermediate_size, num_hidden_layers) → number
     (256, 512, 2): 4,  # bert.small
     (768, 3072, 12): 12,  # bert.base
@@ -48,24 +48,24 @@ def convert_checkpoint(
     overwrite_output_dir: bool = False,
     finish: Callable[[Path], None] | None = None,
 ) -> Certificate:
-    """Convert a d2l checkpoint to a model folder of `transformers`, and prove that the numbers are the same.
+    """Convert a d2l checkpoint to a model folder of `transformers`, and prove that both give the same results.
 
-    The weights get the widest type of the tensors in the checkpoint, which changes no value.
+    All weights get the widest type in the checkpoint, which changes no value.
 
     Args:
         source: a folder, a zip file, a params file, or `bert.small` or `bert.base`, which is downloaded once.
         output_dir: the model folder to write.
         vocab_file: the vocabulary, if it is not next to the params file.
-        num_attention_heads: needed if the sizes are not those of one of d2l's models.
+        num_attention_heads: required if the model does not have the sizes of one of d2l's models.
         do_lower_case: whether the tokenizer lower-cases text.
         overwrite_output_dir: write into a folder that already holds files.
-        finish: called with the complete folder before it gets its name, for example to add a model card.
+        finish: called with the complete folder before it is moved to `output_dir`, for example to add a model card.
 
     Returns:
         The certificate, which is also in `output_dir`.
 
     Raises:
-        BertSnliError: anything wrong with the source or the output folder; nothing is written then.
+        BertSnliError: the source or the output folder is invalid. Nothing is written then.
 
     Example:
         >>> from conversion import convert_checkpoint
@@ -81,10 +81,8 @@ def convert_checkpoint(
         model_kind, tensor_names = d2l_layout.identify_model(checkpoint)
         config = _infer_config(checkpoint, model_kind, num_attention_heads)
         if len(tokens) != config.vocab_size:
-            raise BertSnliError(
-                f"{vocabulary}: {len(tokens)} tokens, but {params} has {config.vocab_size} embedding rows; take the "
-                "vocab.json that was saved with these weights"
-            )
+            what = f"{len(tokens)} tokens, but {params} has {config.vocab_size} embedding rows"
+            raise BertSnliError(f"{vocabulary}: {what}; give the vocab.json that was saved with these weights")
         max_length = config.max_position_embeddings
         tokenizer = build_tokenizer(tokens, model_max_length=max_length, do_lower_case=do_lower_case)
         config.pad_token_id = tokenizer.pad_token_id
@@ -148,7 +146,7 @@ def _infer_config(checkpoint: Checkpoint, model_kind: str, num_attention_heads: 
 
 
 def _set_classifier(config: D2LBertConfig, checkpoint: Checkpoint, model_kind: str) -> None:
-    num_labels = len(D2L_LABELS)  # of a classifier that is fine-tuned from a pretrained model
+    num_labels = len(D2L_LABELS)  # for fine-tuning a pretrained model
     if model_kind == MLP_CLASSIFIER:
         config.classifier_head = "mlp"
         config.classifier_hidden_size, _ = _get_shape(checkpoint, "classifier.0.weight")
@@ -175,7 +173,7 @@ def _get_shape(checkpoint: Checkpoint, name: str, dimensions: int = 2) -> tuple[
 def _rename_weights(
     checkpoint: Checkpoint, tensor_names: list[TensorNames], model: PreTrainedModel
 ) -> dict[str, np.ndarray]:
-    """The weights of `model`, which is on the meta device. All get the widest type in the checkpoint."""
+    """Return the weights under the names in `model`. All get the widest type in the checkpoint."""
     path, parameters = checkpoint.path, model.state_dict()
     used = [names for names in tensor_names if names.hugging_face]
     d2l_layout.check_names((names.hugging_face for names in used), parameters, path)

@@ -1,4 +1,4 @@
-"""The names of d2l's tensors in PyTorch and in MXNet, and their names in our models.
+"""The names of all tensors in d2l's PyTorch and MXNet checkpoints and in models of `bert_snli`.
 
 The table is read from left to right to convert, and from right to left to export.
 """
@@ -15,14 +15,14 @@ from bert_snli.errors import BertSnliError
 from conversion.checkpoint import Checkpoint
 
 PYTORCH, MXNET = "pytorch", "mxnet"
-# d2l's BERTModel (15.8); its BERTClassifier (15.7); the classifier of d2l's first edition, which is the whole
+# d2l's BERTModel (15.8); d2l's BERTClassifier (15.7); and the classifier of d2l's first edition, which is the whole
 # pretrained model with Dense(256, relu) and Dense(3) on top.
 PRETRAINING, CLASSIFIER, MLP_CLASSIFIER = "pretraining", "classifier", "mlp classifier"
 
 
 @dataclass(frozen=True)
 class TensorNames:
-    """The names of one tensor in d2l's PyTorch and MXNet checkpoints, and in our models (empty if they do not use it).
+    """The names of one tensor in d2l's PyTorch and MXNet checkpoints and in `bert_snli` (empty if it is not used).
 
     `leading_one`: d2l's tensor has an additional first dimension of size 1.
     """
@@ -33,11 +33,11 @@ class TensorNames:
     leading_one: bool = False
 
     def d2l(self, framework: str) -> str:
-        """The name in d2l's checkpoints of `framework`."""
+        """Return the name in d2l's checkpoints of `framework`."""
         return self.pytorch if framework == PYTORCH else self.mxnet
 
     def with_prefix(self, d2l: str, hugging_face: str = "") -> TensorNames:
-        """Put `d2l` before both names of d2l, and `hugging_face` before ours."""
+        """Put the prefix `d2l` before both names of d2l, and the prefix `hugging_face` before the other name."""
         return TensorNames(d2l + self.pytorch, d2l + self.mxnet, hugging_face + self.hugging_face, self.leading_one)
 
 
@@ -77,14 +77,11 @@ PRETRAINING_LAYERS = [
     *_layer("nsp.output", "nsp_head"),
 ]
 OUTPUT_LAYER = _layer("output", "classifier")
-MLP_LAYERS = [
-    *_layer("classifier.0", "classifier.0"),
-    *_layer("classifier.2", "classifier.2", mxnet="classifier.1"),
-]
+MLP_LAYERS = [*_layer("classifier.0", "classifier.0"), *_layer("classifier.2", "classifier.2", mxnet="classifier.1")]
 
 
 def name_map(model_kind: str, num_blocks: int) -> list[TensorNames]:
-    """The names of all tensors of a model of `model_kind` with `num_blocks` blocks."""
+    """Return the names of all tensors in a model of `model_kind` with `num_blocks` blocks."""
     encoder = EMBEDDINGS + [
         names.with_prefix(f"encoder.blks.{number}.", f"bert.encoder.layer.{number}.")
         for number in range(num_blocks)
@@ -99,18 +96,18 @@ def name_map(model_kind: str, num_blocks: int) -> list[TensorNames]:
 
 
 def count_blocks(names: Iterable[str]) -> int:
-    """Number of Transformer blocks: one more than the highest block number."""
+    """Return the number of Transformer blocks: the highest block number plus one."""
     numbers = [int(match[1]) for name in names if (match := re.match(r"(?:bert\.)?encoder\.blks\.(\d{1,4})\.", name))]
     return max(numbers, default=-1) + 1
 
 
 def identify_model(checkpoint: Checkpoint) -> tuple[str, list[TensorNames]]:
-    """The kind of model in a d2l checkpoint, and the names of its tensors."""
+    """Return the kind of model in a d2l checkpoint, and the names of its tensors."""
     path, names, num_blocks = checkpoint.path, checkpoint.arrays.keys(), count_blocks(checkpoint.arrays)
     if num_blocks == 0:
         raise BertSnliError(f"{path}: no Transformer block (encoder.blks.*); give a checkpoint of d2l's BERT")
     if not any(name.endswith(("pos_embedding", "attention.W_q.bias")) for name in names):
-        raise BertSnliError(f"{path}: d2l 0.11's BERT (no learned positions); give a checkpoint of d2l 0.12 or later")
+        raise BertSnliError(f"{path}: has no learned positions, as in d2l 0.11; give a checkpoint of d2l 0.12 or later")
     model_kind = MLP_CLASSIFIER if "classifier.0.weight" in names else PRETRAINING
     if "output.weight" in names:
         model_kind = CLASSIFIER
@@ -128,6 +125,6 @@ def check_names(found: Iterable[str], expected: Iterable[str], path: Path) -> No
 
 
 def summarize_names(names: Iterable[str]) -> str:
-    """The first three of `names` in alphabetical order, and how many more there are."""
+    """Return the first three names in alphabetical order, and the number of other names."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

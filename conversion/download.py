@@ -1,4 +1,4 @@
-"""Download of d2l's own checkpoints by name, into the assets of the Hub's cache. Their SHA-1 is checked."""
+"""Download d2l's own checkpoints into the assets cache of the Hub, and check their SHA-1."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from bert_snli.errors import BertSnliError, one_line
 from bert_snli.files import replace_file
 from conversion.d2l_layout import MXNET, PYTORCH
 
-BASE_URL = "http://d2l-data.s3-accelerate.amazonaws.com"  # no HTTPS: the SHA-1 protects the files
+BASE_URL = "http://d2l-data.s3-accelerate.amazonaws.com"  # the server has no HTTPS, so the SHA-1 protects the files
 ARCHIVES = {  # (name, framework) → file and its SHA-1
     ("bert.small", PYTORCH): ("bert.small.torch.zip", "c72329e68a732bef0452e4b96a1c341c8910f81f"),
     ("bert.small", MXNET): ("bert.small.zip", "a4e718a47137ccd1809c9107ab4f5edd317bae2c"),
@@ -36,7 +36,7 @@ def download_checkpoint(name: str, framework: str) -> Path:
     except Exception as error:  # each HTTP library has its own exceptions
         raise BertSnliError(
             f"{url}: {one_line(error)}; run the command again, set HF_HOME if its folder cannot be written, or "
-            "download the file yourself and give it"
+            "download the file yourself and give its path"
         ) from error
     return path
 

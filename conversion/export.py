@@ -1,4 +1,4 @@
-"""Export a model folder to d2l's files."""
+"""Export a model folder as a d2l checkpoint."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def export_checkpoint(
         The tensors that were written.
 
     Raises:
-        BertSnliError: not a model that d2l has a class for, an unknown format, or something wrong with the folders.
+        BertSnliError: d2l has no class for the model, the format is unknown, or a folder is invalid.
 
     Example:
         >>> from conversion import export_checkpoint
@@ -54,8 +54,7 @@ def export_checkpoint(
     tokens = read_tokens(model)
     num_rows = len(checkpoint.arrays["encoder.token_embedding.weight"])
     if len(tokens) != num_rows:
-        what = f"{len(tokens)} tokens for {num_rows} embedding rows"
-        raise BertSnliError(f"{model}: {what}; resize its embeddings to its tokenizer first")
+        raise BertSnliError(f"{model}: {len(tokens)} tokens for {num_rows} embedding rows; resize the embeddings")
     with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
         write(folder / PARAMS, checkpoint.arrays)
         (folder / VOCABULARY).write_text(json.dumps(tokens), encoding="utf-8")

@@ -23,7 +23,7 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 
 
 def read_config(folder: Path) -> tuple[D2LBertConfig, str]:
-    """The configuration of a model folder, and the kind of model (`PRETRAINING`, `CLASSIFIER` or `MLP_CLASSIFIER`)."""
+    """Read the configuration and the kind of model (`PRETRAINING`, `CLASSIFIER` or `MLP_CLASSIFIER`) of a folder."""
     path = folder / CONFIG
     try:
         config = D2LBertConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
@@ -46,30 +46,30 @@ def read_config(folder: Path) -> tuple[D2LBertConfig, str]:
 
 
 def read_tokens(folder: Path) -> list[str]:
-    """The tokens of the folder's tokenizer in the order of their ids."""
+    """Read the tokens of the tokenizer in the order of their ids."""
     path = folder / TOKENIZER
     try:
         ids = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the Rust reader raises bare Exception
         raise BertSnliError(f"{path}: cannot be read ({error}); convert the checkpoint again") from error
     if sorted(ids.values()) != list(range(len(ids))):
-        raise BertSnliError(f"{path}: its ids are not 0 to {len(ids) - 1}, so d2l cannot read it; give another")
+        raise BertSnliError(f"{path}: its ids are not 0 to {len(ids) - 1}, as d2l needs; give a model with such ids")
     return sorted(ids, key=ids.__getitem__)
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The tensors of `model.safetensors`."""
+    """Read the tensors in `model.safetensors`."""
     path = folder / WEIGHTS
     try:
         return load_file(path)
-    except (OSError, SafetensorError, TypeError, AttributeError) as error:  # the last two: numpy has no bfloat16
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:  # the last two: bfloat16
         raise BertSnliError(f"{path}: cannot be read ({error}); convert again, or save the model in float32") from error
 
 
 def rename_to_d2l(
     path: Path, weights: dict[str, np.ndarray], model_kind: str, num_blocks: int, framework: str = PYTORCH
 ) -> Checkpoint:
-    """The weights of a model, read from `path`, under d2l's names and in d2l's shapes."""
+    """Rename `weights`, which were read from `path`, to d2l's names, and give them d2l's shapes."""
     used = [names for names in name_map(model_kind, num_blocks) if names.hugging_face]
     check_names(weights, (names.hugging_face for names in used), path)
     arrays = {}

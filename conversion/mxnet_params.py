@@ -1,4 +1,4 @@
-"""Reader and writer of MXNet's `.params` files ("NDArray lists"), with numpy alone.
+"""Read and write MXNet's `.params` files ("NDArray lists") with numpy.
 
     file  = u64 0x112 · u64 0 · u64 n · n arrays · u64 m · m × (u64 length, utf-8 bytes)
     array = u32 magic · i32 storage · i32 ndim · ndim × i64 · i32 device type · i32 device number · i32 dtype · values
@@ -24,7 +24,7 @@ MAX_DIMENSIONS = 32
 
 
 class _Reader:
-    """Reads a file, which is mapped into memory, and checks that each announced size fits into it."""
+    """Reads a memory-mapped file, and checks that each size in the file fits into it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -35,7 +35,7 @@ class _Reader:
         return BertSnliError(f"{self.path}: {problem}, at byte {self.position:,}; get the file again")
 
     def read(self, count: int) -> np.ndarray:
-        """The next `count` bytes, which are mapped to the file."""
+        """Return the next `count` bytes, mapped to the file."""
         if count > self.remaining:
             raise self.error(f"ends too early ({count:,} bytes expected, {self.remaining:,} found)")
         self.position += count
@@ -46,7 +46,7 @@ class _Reader:
         return len(self.content) - self.position
 
     def read_number(self, code: str) -> int:
-        """Read a number of the type that `code` names in the module `struct`."""
+        """Read a number. `code` is its type, as in the module `struct`."""
         return struct.unpack("<" + code, self.read(struct.calcsize(code)).tobytes())[0]
 
 
@@ -63,7 +63,7 @@ def read_mxnet_checkpoint(path: Path) -> Checkpoint:
         raise BertSnliError(f"{path}: {problem}; save the network with net.save_parameters(path)")
     checkpoint = Checkpoint(path, MXNET, {}, {})
     for saved_name, array in zip(saved_names, arrays, strict=True):
-        name = saved_name.removeprefix("arg:").removeprefix("aux:")  # a Module adds these prefixes
+        name = saved_name.removeprefix("arg:").removeprefix("aux:")  # MXNet's `Module` adds these prefixes
         if name in checkpoint.arrays:
             raise BertSnliError(f"{path}: two arrays have the name {name[:80]!r}; get the file again")
         if array is None:
@@ -73,7 +73,7 @@ def read_mxnet_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_array(reader: _Reader) -> np.ndarray | None:
-    """The next array, mapped to the file; None if it has no data."""
+    """Read the next array, mapped to the file. Return None if it has no data."""
     magic = reader.read_number("I")
     if magic not in (V2, V3):
         raise reader.error(f"an array that is not in MXNet's format V2 or V3 (its first word is {magic:#x})")

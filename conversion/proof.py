@@ -1,6 +1,7 @@
-"""Comparison of a converted model with d2l's equations, layer by layer, on a fixed input.
+"""Compare a converted model with d2l's equations, layer by layer, on a fixed input.
 
-A correct conversion differs by about 1e-15 in float64 (two swapped matrices: 1e-1; a wrong LayerNorm epsilon: 1e-5).
+The difference of a correct conversion is about 1e-15 in float64. Two swapped matrices give 1e-1, and a wrong LayerNorm
+epsilon gives 1e-5.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from conversion.reference import ReferenceModel
 
 TOLERANCE = 1e-11
 PROBE_LENGTHS = (10, 6, 1)
-OUTPUT_NAMES = {  # fields of a model's output → names in `ReferenceModel.compute_layers`
+OUTPUT_NAMES = {  # field of the model output → name in `ReferenceModel.compute_layers`
     "logits": "logits",
     "prediction_logits": "masked language model",
     "seq_relationship_logits": "next sentence",
@@ -33,7 +34,7 @@ class LayerDifference:
 
 
 def make_probe(config: D2LBertConfig) -> dict[str, np.ndarray]:
-    """The input of the comparison, (B, L): rows of several lengths, both segments, random tokens even as padding."""
+    """Return the input of the comparison (B, L): several lengths, both segments, and random tokens also as padding."""
     lengths_B1 = np.minimum(PROBE_LENGTHS, config.max_position_embeddings)[:, None]
     positions_L = np.arange(lengths_B1.max())
     shape = (len(lengths_B1), len(positions_L))
@@ -45,7 +46,7 @@ def make_probe(config: D2LBertConfig) -> dict[str, np.ndarray]:
 
 
 def prove(reference: ReferenceModel, folder: Path, model_class: type[PreTrainedModel]) -> list[LayerDifference]:
-    """Compare the model in `folder` with `reference`. A layer that differs by more than rounding is an error."""
+    """Compare the model in `folder` with `reference`. Raise `BertSnliError` if a layer differs beyond rounding."""
     try:
         model = model_class.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True).eval()
     except Exception as error:  # transformers raises nearly any type on a configuration that makes no sense
@@ -60,16 +61,15 @@ def prove(reference: ReferenceModel, folder: Path, model_class: type[PreTrainedM
     for layer, exact in expected.items():
         difference = relative_difference(in_float64[layer], exact)
         if not difference <= TOLERANCE:  # also true for NaN
-            raise BertSnliError(
-                f"{reference.path}: {layer} of the model differs from d2l's equations by {difference:.1e} of its "
-                "largest value; it is not the model of this checkpoint, or its values are too large to tell"
-            )
+            what = f"{layer} differs from d2l's equations by {difference:.1e} of its largest value"
+            reason = "the model was changed, or has values that are too large to compare"
+            raise BertSnliError(f"{reference.path}: {what} ({reason}); convert the checkpoint again")
         differences.append(LayerDifference(layer, difference, relative_difference(in_model_dtype[layer], exact)))
     return differences
 
 
 def relative_difference(found: np.ndarray, reference: np.ndarray) -> float:
-    """max|found - reference| / max|reference|."""
+    """Return max|found - reference| / max|reference|."""
     return float(np.abs(found - reference).max() / (np.abs(reference).max() or 1.0))
 
 

@@ -1,7 +1,7 @@
-"""d2l's BERT in numpy and float64, computed from the arrays of a d2l checkpoint. A conversion is compared with it.
+"""Compute d2l's BERT in numpy and float64 from the arrays of a d2l checkpoint, to check a conversion.
 
-It follows d2l's names and equations (d2l 11.3, 11.5, 11.7, 15.8, 15.7). It shares no code with the model or with the
-name map, because it checks them.
+This module follows d2l's names and equations (d2l 11.3, 11.5, 11.7, 15.8, 15.7). It shares no code with the model and
+the name map, because it checks them.
 
 Shape suffixes: B rows, L positions, D hidden size, F feed-forward size, N attention heads, H size of a head.
 """
@@ -29,7 +29,7 @@ class ReferenceModel:
     def compute_layers(
         self, input_ids: np.ndarray, token_type_ids: np.ndarray, attention_mask: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """The summed embeddings, the output of each block, (B, L, D), and the layers on top, for inputs of (B, L)."""
+        """Compute embeddings and the output (B, L, D) of each block, and the layers on top, from inputs (B, L)."""
         x_BLD = self._array(f"{self.encoder}.token_embedding.weight")[input_ids]
         x_BLD = x_BLD + self._array(f"{self.encoder}.segment_embedding.weight")[token_type_ids]
         x_BLD = x_BLD + self._array(f"{self.encoder}.pos_embedding")[:, : input_ids.shape[1]]
@@ -45,7 +45,7 @@ class ReferenceModel:
 
     def _compute_outputs(self, encoded_BLD: np.ndarray) -> dict[str, np.ndarray]:
         cls_BD = encoded_BLD[:, 0]
-        if "classifier.0.weight" in self.arrays:  # d2l's first edition: no pooler
+        if "classifier.0.weight" in self.arrays:  # d2l's first edition has no pooler
             inner = np.maximum(self._linear("classifier.0", cls_BD), 0)
             return {"logits": self._linear("classifier.1" if self.is_mxnet else "classifier.2", inner)}
         pooled_BD = np.tanh(self._linear("hidden" if self.is_mxnet else "hidden.0", cls_BD))

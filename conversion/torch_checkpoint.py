@@ -1,4 +1,4 @@
-"""Reader and writer of d2l's PyTorch checkpoints. A pickle is checked before PyTorch's safe loader reads it."""
+"""Read and write d2l's PyTorch checkpoints. A pickle is checked before PyTorch's safe loader reads it."""
 
 import pickle
 import pickletools
@@ -19,7 +19,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 DATA_PARALLEL_PREFIX = "module."
 LEGACY_PICKLES = 5  # magic number, protocol, system, state_dict, keys of the storages; then raw numbers
 STORAGES = "Half BFloat16 Float Double Byte Char Short Int Long Bool".split()
-# All globals in the pickle of a state_dict. PyTorch's safe loader accepts more, such as `bytearray` of any size.
+# The globals that the pickle of a state_dict needs. PyTorch's safe loader allows more, such as a huge `bytearray`.
 ALLOWED_GLOBALS = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor_v2",
@@ -62,12 +62,12 @@ def read_torch_checkpoint(path: Path) -> Checkpoint:
 def write_torch_checkpoint(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write `arrays` as a `state_dict` for `load_state_dict(torch.load(path))`."""
     state_dict = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    with path.open("wb") as file:  # given a path, torch.save does not report a full disk
+    with path.open("wb") as file:  # if torch.save gets a path, it does not report a full disk
         torch.save(state_dict, file)
 
 
 def _check_zip(file: IO[bytes], path: Path) -> None:
-    """Refuse what `torch.save` never writes: compressed or duplicate members, wrong checksums."""
+    """Raise `BertSnliError` for a zip that `torch.save` never writes: compressed, with duplicates, or damaged."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         total = sum(member.file_size for member in members)
@@ -83,7 +83,7 @@ def _check_zip(file: IO[bytes], path: Path) -> None:
 
 
 def _check_pickle(file: IO[bytes], path: Path) -> None:
-    """Read the opcodes of a pickle without running it."""
+    """Check the globals in a pickle without running it."""
     for opcode, name, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL" and name not in ALLOWED_GLOBALS:
             raise _not_a_state_dict(path, f"it contains {str(name).replace(' ', '.')}")
@@ -95,11 +95,11 @@ def _check_tensors(state_dict: object, path: Path) -> None:
         raise _not_a_state_dict(path, "it contains objects that are not named tensors")
     total = 0
     for name, value in entries:
-        # An expanded view can claim 10^12 elements with one number in the file.
+        # An expanded view may have 10^12 elements but only one number in the file.
         nbytes = value.numel() * value.element_size()
         total += nbytes
         if nbytes > value.untyped_storage().nbytes() or total > 2 * path.stat().st_size:
-            raise BertSnliError(f"{path}: {name[:80]!r} claims more numbers than the file has; save it contiguous")
+            raise BertSnliError(f"{path}: {name[:80]!r} claims more numbers than the file has; save it as contiguous")
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

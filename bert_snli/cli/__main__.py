@@ -1,4 +1,4 @@
-"""`python -m bert_snli.cli` is `bert-snli`."""
+"""Run `bert-snli` as `python -m bert_snli.cli`."""
 
 import sys
 

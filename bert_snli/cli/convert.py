@@ -12,15 +12,16 @@ from bert_snli.files import check_output_dir
 
 SUMMARY = "Convert a d2l checkpoint to a transformers model folder."
 HELP = """\
-Convert a d2l checkpoint (PyTorch or MXNet) to a transformers model folder, and prove that both compute the same.
+Convert a d2l checkpoint (PyTorch or MXNet) to a transformers model folder, and prove that both give the same results.
 
 SOURCE is one of:
   bert.small, bert.base    d2l's own checkpoints, downloaded once and cached
   a folder or zip archive  with pretrained.params and vocab.json
   a params file            with --vocab_file, if vocab.json is not next to it
 
-The number of attention heads is not in a checkpoint; it is known for d2l's own models. The proof is in
-conversion_certificate.json: the SHA-256 of each tensor, and the difference of each layer from d2l's equations.
+A checkpoint does not contain the number of attention heads. bert-snli knows it for d2l's own models; for others, give
+--num_attention_heads. The proof is in conversion_certificate.json: the SHA-256 of each tensor, and the difference
+between the output of each layer and d2l's equations.
 
 examples:
   bert-snli convert bert.small --output_dir models/small
@@ -33,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("source", metavar="SOURCE", help="Name or path of the checkpoint, see above.")
     parser.add_argument("--output_dir", type=folder, required=True, help="Model folder to write.")
-    parser.add_argument("--vocab_file", type=Path, help="Vocabulary file. (default: vocab.json of SOURCE)")
-    parser.add_argument("--framework", choices=["pytorch", "mxnet"], help="Version to download. (default: pytorch)")
-    parser.add_argument("--num_attention_heads", type=int, help="Needed if SOURCE is not one of d2l's models.")
+    parser.add_argument("--vocab_file", type=Path, help="Vocabulary file. (default: vocab.json in or next to SOURCE)")
+    parser.add_argument("--framework", choices=["pytorch", "mxnet"], help="Format to download. (default: pytorch)")
+    parser.add_argument("--num_attention_heads", type=int, help="Required if SOURCE is not one of d2l's models.")
     parser.add_argument("--keep_case", action="store_true", help="Do not convert text to lower case.")
     add_overwrite(parser)
 

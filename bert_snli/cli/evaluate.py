@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add("--dataset_name_or_path", default=HUB_ID, help="Data set, see above.")
     add("--split", metavar="NAME", help="train, validation, test, or another split of the data set. (default: test)")
-    add("--text_source", choices=TEXT_SOURCES, default="raw", help="Raw sentences, or the tokens of the parse trees.")
+    add("--text_source", choices=TEXT_SOURCES, default="raw", help="Text of SNLI: raw, or parse tokens as in d2l.")
     assignments: dict[str, Any] = {"nargs": "+", "type": assignment, "default": []}
-    add("--columns", metavar="ROLE=NAME", help="Columns of premise, hypothesis and label in a file.", **assignments)
-    add("--labels", metavar="VALUE=LABEL", help="What the values in the label column mean.", **assignments)
+    add("--columns", metavar="ROLE=NAME", help="Names of the columns premise, hypothesis and label.", **assignments)
+    add("--labels", metavar="VALUE=LABEL", help="The label that each value in the label column means.", **assignments)
     add("--output_dir", type=Path, help="Folder for the results. (default: the model folder)")
     add("--report", type=Path, metavar="DIR", help="Folder for the report. A report on the same weights is replaced.")
     add("--compare", metavar="OTHER", help="Another fine-tuned model; the report compares both by McNemar's test.")
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def assignment(text: str) -> tuple[str, str]:
-    """For `type=`: a name and a value."""
+    """Parse NAME=VALUE, for `type=`."""
     name, equals, value = text.rpartition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text}: write NAME=VALUE")
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> None:
         if role not in COLUMNS:
             raise BertSnliError(f"--columns {role}={name}: write {'|'.join(COLUMNS)}=NAME")
     if args.compare and not args.report:
-        raise BertSnliError(f"--compare {args.compare}: add --report DIR, where the comparison is written")
+        raise BertSnliError(f"--compare {args.compare}: needs a report; add --report DIR for the comparison")
     if args.output_dir is None and not Path(args.model).is_dir():
-        remedy = "give data with --dataset_name_or_path, and for a model on the Hub add --output_dir"
+        remedy = "give the data set as --dataset_name_or_path, or add --output_dir for a model on the Hub"
         raise BertSnliError(f"{args.model}: is not a model folder; {remedy}")
     check_output_dir(args.output_dir or Path(args.model), overwrite=True)
     if args.report:

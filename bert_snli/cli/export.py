@@ -16,7 +16,7 @@ PyTorch; bert-snli predict and evaluate accept the folder. The command compares 
 it finishes the folder. --quantize int8 makes the file three times smaller and changes the predictions slightly.
 
 --format d2l-torch or d2l-mxnet writes pretrained.params and vocab.json, which d2l's code loads with load_state_dict or
-load_parameters. The export of a converted model gives back every bit of the original tensors. A fine-tuned model can be
+load_parameters. The export of a converted model restores the original tensors bit by bit. A fine-tuned model can be
 exported if it has d2l's classifier head (bert-snli finetune --classifier_head pooler).
 
 examples:

@@ -1,4 +1,4 @@
-"""The `bert-snli` command: the table of its commands, and the parser."""
+"""The `bert-snli` program: the table of its commands, and the parser."""
 
 import argparse
 import gc
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from bert_snli.cli import config, convert, evaluate, export, predict, push, quickstart, serve, verify
-from bert_snli.console import OneLineErrorParser, configure_logging, run, run_and_leave, say_loading
+from bert_snli.console import OneLineErrorParser, configure_logging, log_loading, run, run_and_leave
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import split_arguments
 
@@ -20,7 +20,7 @@ commands:
 
 bert-snli COMMAND --help shows the options of a command.
 """
-# Training commands take the fields of a dataclass as options. The others are modules with SUMMARY, HELP,
+# The options of training commands are the fields of a dataclass. Each other command is a module with SUMMARY, HELP,
 # `add_arguments` and `run`.
 TRAINING = {"pretrain": "Pretrain a model on plain text.", "finetune": "Fine-tune a model on SNLI."}
 MODULES = (quickstart, convert, verify, evaluate, predict, serve, push, export, config)
@@ -29,7 +29,7 @@ ORDER_OF_HELP = "quickstart convert verify pretrain finetune evaluate predict se
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands except for the options of those that train."""
+    """Build the parser of all commands. Training commands parse their own options."""
     lines = "\n".join(f"  {name:12}{TRAINING.get(name) or COMMANDS[name].SUMMARY}" for name in ORDER_OF_HELP)
     parser = OneLineErrorParser(prog="bert-snli", description=DESCRIPTION.format(commands=lines))
     parser.add_argument("--version", action="version", version=importlib.metadata.version("bert-snli"))
@@ -50,7 +50,7 @@ def run_training(name: str, argv: list[str]) -> int:
     def train() -> None:
         command = TRAINING_COMMANDS[name]
         command.parse(split_arguments(argv, command.arguments_class)[1])  # prints help and errors within a second
-        say_loading()
+        log_loading()
         from bert_snli import launch
 
         codes.append(launch.main(importlib.import_module(f"bert_snli.{name}"), argv))
@@ -65,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in TRAINING:
         return run_training(argv[0], argv[1:])
     args, unknown = build_parser().parse_known_args(argv)
-    if unknown:  # argparse would point to the help of all commands
+    if unknown:  # argparse would refer to the help of the program, not of the command
         args.parser.refuse(unknown)
     command = COMMANDS[args.command]
     if command is not config:
-        say_loading()
+        log_loading()
     options = [action.dest for action in args.parser._actions if action.option_strings]
     return run_and_leave(f"bert-snli {args.command}", lambda: command.run(args), options)
 

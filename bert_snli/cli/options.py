@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from bert_snli.choices import TRUNCATIONS
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the model, a positional argument."""
+    """Add the positional argument `MODEL`."""
     parser.add_argument("model", metavar="MODEL", help="Fine-tuned model: a folder or a Hub id.")
 
 
@@ -23,23 +23,23 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def add_encoding(parser: argparse.ArgumentParser) -> None:
-    """Add the options of encoding."""
+    """Add the options that control how pairs are encoded."""
     length_help = "Maximum length of a pair in tokens. Longer pairs are truncated. (default: as in fine-tuning)"
     parser.add_argument("--max_length", type=int, help=length_help)
-    truncation_help = "How to truncate them, see bert-snli finetune --help. (default: as in fine-tuning)"
+    truncation_help = "How to truncate pairs, see bert-snli finetune --help. (default: as in fine-tuning)"
     parser.add_argument("--truncation", choices=TRUNCATIONS, help=truncation_help)
     parser.add_argument("--batch_size", type=positive, default=256, metavar="N", help="Pairs in a batch.")
 
 
 def positive(text: str) -> int:
-    """For `type=`: a whole number above 0."""
+    """Parse a whole number above 0, for `type=`."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
     return int(text)
 
 
 def folder(text: str) -> Path:
-    """For `type=`: the path of a folder."""
+    """Parse the path of a folder, for `type=`."""
     if not text:
-        raise argparse.ArgumentTypeError("is empty; name a folder")
+        raise argparse.ArgumentTypeError("the path is empty; give a folder")
     return Path(text)

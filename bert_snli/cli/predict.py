@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
-        raise BertSnliError("give either --premise and --hypothesis, or --input_file")
+        raise BertSnliError("no pair: give either --premise and --hypothesis, or --input_file")
     for name in ("premise", "hypothesis") if one_pair else ():
         if not getattr(args, name).strip():
             raise BertSnliError(f"--{name}: the text is empty; give a sentence")
     if one_pair and args.output_file:
-        raise BertSnliError("--output_file goes with --input_file; leave it out for a single pair")
+        raise BertSnliError("--output_file: needs --input_file; leave it out for a single pair")
     if args.output_file and args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
         raise BertSnliError(f"--output_file {args.output_file}: predictions are lines of JSON; name it .jsonl")
 
@@ -74,11 +74,11 @@ def run(args: argparse.Namespace) -> None:
         return
     chunks = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs))
     if not predictor.accelerator.is_main_process:
-        for _ in chunks:  # computes this process's share
+        for _ in chunks:  # the iteration computes the share of this process
             pass
         return
-    no_bar = None if args.output_file else True  # it would mix with predictions on the terminal
-    with open_output(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=no_bar) as bar:
+    hide = None if args.output_file else True  # the bar would mix with predictions on the terminal
+    with open_output(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=hide) as bar:
         for pairs, predictions in chunks:
             file.write(format_predictions(pairs, predictions))
             bar.update(len(pairs))

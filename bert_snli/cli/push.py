@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.dry_run != (args.output_dir is not None):
-        raise BertSnliError("--dry_run and --output_dir go together: give both or neither")
+        raise BertSnliError("--dry_run and --output_dir: one needs the other; give both or neither")
     quiet_libraries()
-    from bert_snli.hub import check_login, check_repo_id, stage, upload
+    from bert_snli.hub import check_login, check_repo_id, stage_upload, upload
     from bert_snli.model_card import is_converted_model
     from conversion.certificate import verify_conversion
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         verify_conversion(args.model)
     with tempfile.TemporaryDirectory() as temporary:
         staged = args.output_dir or Path(temporary) / "model"
-        for note in stage(args.model, args.repo_id, staged, license=args.license, revision=args.revision):
+        for note in stage_upload(args.model, args.repo_id, staged, license=args.license, revision=args.revision):
             print(note)
         names = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
         if args.dry_run:

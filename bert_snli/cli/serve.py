@@ -20,8 +20,8 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_model(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on. 0.0.0.0: accept other machines.")
-    parser.add_argument("--port", type=positive, help="Port to listen on. (default: the first free one from 7860)")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on. 0.0.0.0 accepts other machines.")
+    parser.add_argument("--port", type=positive, help="Port to listen on. (default: the first free port from 7860)")
     parser.add_argument("--space", type=Path, metavar="DIR", help="Write a Hugging Face Space to DIR and do not serve.")
 
 

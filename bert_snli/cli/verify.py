@@ -7,8 +7,8 @@ from bert_snli.console import quiet_libraries
 
 SUMMARY = "Check a converted model folder against its certificate."
 HELP = """\
-Check a converted model folder against its certificate: configuration, tokenizer, code, all bits of each tensor, and the
-output of each layer, which is compared with d2l's equations.
+Check a converted model folder against its certificate: configuration, tokenizer, code and all bits of each tensor.
+Also compare the output of each layer with d2l's equations.
 
 example:
   bert-snli verify models/small
@@ -26,13 +26,12 @@ def run(args: argparse.Namespace) -> None:
     from conversion.certificate import verify_conversion
 
     certificate = verify_conversion(args.model)
-    tensors = f"{len(certificate.tensors)} tensors bit by bit"
-    print(f"{args.model}: as certified; {tensors}, configuration, tokenizer and code")
+    print(f"{args.model}: matches its certificate ({len(certificate.tensors)} tensors, configuration, tokenizer, code)")
     print_proof(certificate.proof)
 
 
 def print_proof(proof: list) -> None:
-    """Print the difference of each layer."""
-    print(f"{'max |difference| / max |value|     ':38}{'float64':>10}{'as it runs':>12}")
+    """Print the difference of each layer from d2l's equations."""
+    print(f"{'max |difference| / max |value|     ':38}{'float64':>10}{'model dtype':>13}")
     for entry in proof:
-        print(f"  {entry.layer:36}{entry.in_float64:>10.1e}{entry.in_model_dtype:>12.1e}")
+        print(f"  {entry.layer:36}{entry.in_float64:>10.1e}{entry.in_model_dtype:>13.1e}")

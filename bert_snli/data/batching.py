@@ -105,7 +105,7 @@ class PaddedPairs(torch.utils.data.Dataset):
         self.lengths = columns["length"].astype(np.int64)
         self.device = torch.device(device)
         self.length_R = torch.from_numpy(self.lengths).to(self.device)
-        self.start_R = self.length_R.cumsum(0) - self.length_R  # of each row in the flat tensors
+        self.start_R = self.length_R.cumsum(0) - self.length_R  # first index of each row in the flat tensors
         self.tokens = {
             name: torch.from_numpy(columns[name].astype(np.int32)).to(self.device)
             for name in ("input_ids", "token_type_ids")
@@ -118,7 +118,7 @@ class PaddedPairs(torch.utils.data.Dataset):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Do nothing; the pairs are the same in all epochs."""
+        """Do nothing, because the pairs are the same in all epochs."""
 
     def row_numbers(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return the row numbers of `micro_batch` as a tensor on the device."""
@@ -128,7 +128,7 @@ class PaddedPairs(torch.utils.data.Dataset):
         columns = torch.arange(self.pad_to_length or int(self.lengths[micro_batch.rows].max()), device=self.device)
         rows = self.row_numbers(micro_batch)
         mask_BL = columns < self.length_R[rows, None]
-        # Padding has index 0 here; its values are replaced below.
+        # Padding gets index 0; the values there are replaced below.
         index_BL = (self.start_R[rows, None] + columns) * mask_BL
         batch = {
             name: torch.where(mask_BL, flat[index_BL], self.padding[name]).long() for name, flat in self.tokens.items()

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from bert_snli.data.pair_files import missing_column
+from bert_snli.data.pair_files import no_column_error
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT
 
@@ -37,7 +37,7 @@ ANNOTATOR_COLUMNS = (["annotator_labels"], ["label_counter"], ["label1", "label2
 
 
 def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], where: str) -> list[str]:
-    """Find the columns of premise, hypothesis and label: those in `declared`, else those of a known layout."""
+    """Find the columns of premise, hypothesis and label. Columns in `declared` override the known names."""
     columns = []
     for role, known in {**TEXT_COLUMNS[text_source], "label": LABEL_COLUMNS}.items():
         names = (declared[role],) if role in declared else known
@@ -45,13 +45,13 @@ def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], w
         if not found:
             remedy = "name the columns premise, hypothesis, label, or set columns premise=NAME in an evaluation"
             remedy = "use text_source raw" if text_source == "parse" else remedy
-            raise missing_column(where, names, rows.column_names, remedy)
+            raise no_column_error(where, names, rows.column_names, remedy)
         columns.append(found[0])
     return columns
 
 
 def name_labels(rows: Dataset, column: str, declared: Mapping[str, str]) -> dict[Any, str]:
-    """Map each value of `column` to the name of its label; `NO_GOLD_LABEL` if there is none."""
+    """Map each value of `column` to the name of its label, or to `NO_GOLD_LABEL`."""
     feature = rows.features[column]
     values = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {v: v for v in rows.unique(column)}
     names = {value: label_name(str(name), declared) for value, name in values.items()}
@@ -59,14 +59,14 @@ def name_labels(rows: Dataset, column: str, declared: Mapping[str, str]) -> dict
 
 
 def label_name(name: str, declared: Mapping[str, str]) -> str:
-    """Return our name of a label."""
+    """Return the name that bert-snli uses for a label of a data set."""
     return declared.get(name) or LABEL_NAMES.get(name.lower(), name.lower())
 
 
 def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -> dict[Any, int | None]:
-    """Map each value to the number of its name in `labels`; None if there is no gold label."""
+    """Map each value to the number of its label in `labels`, or to None without a gold label."""
     if unknown := sorted({name for name in names.values() if name not in (NO_GOLD_LABEL, *labels)}):
-        what = f"label {unknown[0]!r} is none of {', '.join(labels)}"
+        what = f"label {unknown[0]!r} is unknown"
         if all(name.isdecimal() or name == NO_GOLD_LABEL for name in names.values()):
             what = f"the labels {', '.join(unknown[:5])} are numbers without names"
         remedy = f"write {', '.join(labels)} or - (no gold label)"
@@ -76,7 +76,7 @@ def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -
 
 
 def count_votes(rows: Dataset, declared: Mapping[str, str]) -> list[list[int]]:
-    """Count the annotators that chose each of `D2L_LABELS`, for each row; [] without columns of single annotators."""
+    """Count the annotators that chose each of `D2L_LABELS`, for each row. Without such columns, return []."""
     columns = next((names for names in ANNOTATOR_COLUMNS if set(names) <= set(rows.column_names)), [])
     votes_of_rows = []
     for row in rows.select_columns(columns) if columns else ():

@@ -1,6 +1,6 @@
 """Encode sentence pairs as `<cls> premise <sep> hypothesis <sep>` with segments, truncated as in d2l 15.7.2.
 
-The pair truncation of the Rust tokenizer is not used: on an odd budget it gives the extra token to the other side.
+The Rust tokenizer does not truncate pairs as d2l does: with an odd budget, the other sentence gets the extra token.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def concatenate_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class PairEncoder:
-    """Encode the columns `premise` and `hypothesis` as `input_ids`, `token_type_ids` and `length`, without padding.
+    """Encodes the columns `premise` and `hypothesis` as `input_ids`, `token_type_ids` and `length`, without padding.
 
-    A function for `map(batched=True)` of a `Dataset` or an `IterableDataset` in any format. A column `label` is
-    returned unchanged as `labels`. In Arrow format, numbers have the smallest type that holds them.
+    Use it in `map(batched=True)` of a `Dataset` or an `IterableDataset` in any format. A column `label` is returned
+    unchanged as `labels`. In Arrow format, integers have the smallest type that can hold them.
 
     Several threads can use one encoder. It has its own copy of the tokenizer's Rust backend, so it does not change the
     tokenizer, and later changes of the tokenizer do not change the encoder.
@@ -81,13 +81,13 @@ class PairEncoder:
     Args:
         tokenizer: the tokenizer of a converted model.
         max_length: the maximum number of tokens of a pair, with the three special tokens.
-        truncation: how longer pairs are truncated, a name in `modeling/pair_truncation.py`.
-        text_source: `"raw"` for raw text; `"parse"` for the leaves of parses with spaces between them, which are looked
-            up unchanged, as d2l does.
+        truncation: how to truncate longer pairs, one of `TRUNCATIONS` in `modeling/pair_truncation.py`.
+        text_source: `"raw"` for raw text; `"parse"` for the tokens of parse trees, separated by spaces, which are not
+            split further, as in d2l.
 
     Raises:
-        BertSnliError: `max_length` is below 5 or above the model's, or another argument is not one of its values; when
-            called, a pair that cannot be truncated as asked.
+        BertSnliError: `max_length` is below 5 or above the model's maximum, another argument is not allowed, or a
+            call gets a pair that cannot be truncated.
 
     Example:
         >>> from transformers import AutoTokenizer
@@ -97,11 +97,7 @@ class PairEncoder:
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        truncation: str = "longest",
-        text_source: str = "raw",
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str = "longest", text_source: str = "raw"
     ):
         with _raise_bert_snli_error():
             self.budget = pair_truncation.pair_budget(max_length, tokenizer.model_max_length)
@@ -128,13 +124,13 @@ class PairEncoder:
 
     @property
     def features(self) -> Features:
-        """The columns of the result, without `labels`."""
-        from datasets import Features  # imported here: prediction does not need `datasets`
+        """Return the columns of the result, without `labels`."""
+        from datasets import Features  # imported here, because prediction does not need `datasets`
 
         return Features.from_arrow_schema(self.schema)
 
     def __call__(self, batch: Any) -> Any:
-        """Encode a batch of `map`: a table gives a table, a DataFrame a DataFrame, a mapping a dict of lists."""
+        """Encode a batch of `map`. A table gives a table, a DataFrame gives a DataFrame, a mapping gives a dict."""
         premises, hypotheses = batch["premise"], batch["hypothesis"]
         if isinstance(premises, str):
             raise BertSnliError("PairEncoder: got one pair, not a batch; pass batched=True to Dataset.map")
@@ -155,7 +151,7 @@ class PairEncoder:
         return pack_pairs(premise, hypothesis, self.cls_token_id, self.sep_token_id).cast(self.schema)
 
     def describe_problems(self, premise: str, hypothesis: str) -> list[str]:
-        """Return notes for the user on a pair: it is truncated, or the vocabulary has no word of a text."""
+        """Return notes for the user: the pair is truncated, or the vocabulary has no word of a text."""
         limit, notes = self.budget + NUM_SPECIAL_TOKENS, []
         encodings = [self.backend.encode(text, add_special_tokens=False) for text in (premise, hypothesis)]
         if (length := sum(map(len, encodings)) + NUM_SPECIAL_TOKENS) > limit:
@@ -186,7 +182,7 @@ class PairEncoder:
 
 @contextmanager
 def _raise_bert_snli_error() -> Iterator[None]:
-    """Raise the `ValueError` of `modeling.pair_truncation`, which cannot import `BertSnliError`, as one."""
+    """Turn a `ValueError` of `pair_truncation`, which cannot import `BertSnliError`, into a `BertSnliError`."""
     try:
         yield
     except ValueError as error:
@@ -198,7 +194,7 @@ def ids_by_token(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
-def encoder_of(
+def make_encoder(
     config: D2LBertConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -206,7 +202,7 @@ def encoder_of(
     truncation: str | None = None,
     text_source: str = "raw",
 ) -> PairEncoder:
-    """Return the encoder that a model was fine-tuned with, except for given options. The defaults are d2l's."""
+    """Return an encoder with the settings of fine-tuning (without them: d2l's), changed by the given options."""
     return PairEncoder(
         tokenizer,
         pair_truncation.resolve_max_length(max_length, config.max_pair_length, tokenizer.model_max_length),
@@ -216,14 +212,14 @@ def encoder_of(
 
 
 def flat_columns(encoded: Dataset | pa.Table) -> dict[str, np.ndarray]:
-    """Return each column of encoded pairs as one array, rows concatenated."""
+    """Concatenate the rows of each column of encoded pairs."""
     table = encoded if isinstance(encoded, pa.Table) else encoded.with_format("arrow")[:]
     arrays = {name: table[name].combine_chunks() for name in table.column_names}
     return {name: (a.flatten() if pa.types.is_nested(a.type) else a).to_numpy() for name, a in arrays.items()}
 
 
 def encode_pairs(pairs: Dataset, encoder: PairEncoder) -> Dataset:
-    """Map `encoder` over `pairs`; a column `label` becomes `labels`. A second run is read from the cache."""
+    """Map `encoder` over `pairs`. A column `label` becomes `labels`. `datasets` caches the result."""
     features = encoder.features
     if "label" in pairs.column_names:
         features["labels"] = pairs.features["label"]

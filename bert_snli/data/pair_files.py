@@ -1,4 +1,4 @@
-"""Files of pairs to predict and of predictions, and the errors for files of pairs that cannot be read."""
+"""Read files of pairs, write files of predictions, and describe errors in files of pairs."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ JOINED_NAMES = re.compile(r'[\w".]+(?: ?([;|,\t]) ?[\w".]+)+')  # a header line 
 
 
 def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str, str]]:
-    """Read premise and hypothesis of each row of a .jsonl, .csv or .tsv file, which error messages call `name`."""
+    """Yield the pairs in a .jsonl, .csv or .tsv file. Error messages call the file `name`."""
     name = name or f"input_file {path}"
     if path.suffix not in (".jsonl", *DELIMITERS):
         raise BertSnliError(f"{name}: unknown file type {path.suffix!r}; give a .jsonl, .csv or .tsv file")
@@ -37,10 +37,10 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
                 where, row = f"{name}: row {number}", row if isinstance(row, dict) else {}
                 for column in COLUMNS:
                     if column not in row:
-                        raise missing_column(where, [column], list(row), "name the columns premise and hypothesis")
+                        raise no_column_error(where, [column], list(row), "name the columns premise and hypothesis")
                     has_more = any(row.get(None, ()))
                     problem = "more cells than column names; write texts with ',' in quotes" if has_more else None
-                    if problem := problem or text_problem(column, row[column]):
+                    if problem := problem or find_problem(column, row[column]):
                         raise BertSnliError(f"{where}: {problem}")
                 yield row["premise"], row["hypothesis"]
     except BertSnliError:
@@ -48,7 +48,7 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
     except OSError as error:
         raise BertSnliError(f"{name}: {error.strerror}; give a .jsonl, .csv or .tsv file") from error
     except (ValueError, RecursionError, csv.Error) as error:
-        damage = find_damage(path) or f"row {number + 1} cannot be read ({error}); correct or remove the row"
+        damage = describe_damage(path) or f"row {number + 1} cannot be read ({error}); correct or remove the row"
         raise BertSnliError(f"{name}: {damage}") from error
 
 
@@ -59,8 +59,8 @@ def check_delimiter(header: Sequence[str], delimiter: str, where: str) -> None:
         raise BertSnliError(f"{where}: {what}; save the file with {delimiter!r} between the columns")
 
 
-def missing_column(where: str, names: Sequence[str], found: Sequence[str], remedy: str) -> BertSnliError:
-    """Return the error for a table without a column of one of `names`."""
+def no_column_error(where: str, names: Sequence[str], found: Sequence[str], remedy: str) -> BertSnliError:
+    """Return the error about a table that has none of the columns `names`."""
     for name in found:
         if (lower := name.strip().lower()) in names:
             return BertSnliError(f"{where}: column {name!r} must be written {lower!r}; rename the column")
@@ -68,8 +68,8 @@ def missing_column(where: str, names: Sequence[str], found: Sequence[str], remed
     return BertSnliError(f"{where}: no column {' or '.join(names)} (found: {shown}); {remedy}")
 
 
-def text_problem(role: str, value: object) -> str | None:
-    """Say what is wrong with a value of the column `role`, and what to do; None if it is a text."""
+def find_problem(role: str, value: object) -> str | None:
+    """Return `problem; remedy` for a value of the column `role`, or None if the value is a valid text."""
     if is_text(value):
         return None
     if value is None:
@@ -78,8 +78,8 @@ def text_problem(role: str, value: object) -> str | None:
     return f"{role} is {value!r:.40}, {problem} or remove the row"
 
 
-def find_damage(path: Path) -> str | None:
-    """Say which line of a file is not UTF-8, or in a .jsonl file not JSON or has no texts, and what to do."""
+def describe_damage(path: Path) -> str | None:
+    """Return `problem; remedy` for the first line with invalid UTF-8 or (in .jsonl) invalid JSON, or None."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -97,7 +97,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def count_pairs(path: Path, *, name: str | None = None) -> int:
-    """Count the pairs that `iterate_pairs` gives, and so find errors in the file before the first prediction."""
+    """Count the pairs in a file. This finds errors in the file before the first prediction."""
     count = sum(1 for _ in iterate_pairs(path, name=name))
     if count == 0:
         raise BertSnliError(f"{name or f'input_file {path}'}: has no rows; add rows with {' and '.join(COLUMNS)}")
@@ -122,7 +122,7 @@ def format_predictions(pairs: Sequence[tuple[str, str]], predictions: Sequence[d
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[TextIO]:
-    """Open the standard output, or a file that replaces `path` when the block ends without an error."""
+    """Yield stdout, or a temporary file that replaces `path` when the block ends without an error."""
     if path is None:
         yield sys.stdout
         return

@@ -29,11 +29,11 @@ from bert_snli.errors import BertSnliError
 
 # d2l 15.9.1.2: of all tokens, 15 % are predicted; of these, 80 % become <mask>; of the rest, half stay unchanged.
 PREDICTION_SHARE, MASK_PROBABILITY, UNCHANGED_PROBABILITY = 0.15, 0.8, 0.5
-PAIR_STREAM, MASK_STREAM = 1, 2  # in the seed, so that pairs and masks have different random numbers
+PAIR_STREAM, MASK_STREAM = 1, 2  # part of the seed, so that pairs and masks use different random numbers
 
 
 class SentenceEncoder:
-    """Encode the column `sentences` as `ids` of a paragraph and `lengths` of its sentences, in `map(batched=True)`.
+    """Encodes the column `sentences`, for `map(batched=True)`: the `ids` of a paragraph, and its sentence `lengths`.
 
     Special tokens in the text, such as WikiText's `<unk>`, become the unknown token.
     """
@@ -60,7 +60,7 @@ class Corpus(NamedTuple):
 
 
 def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """Encode the sentences of `paragraphs`; a second run is read from the cache."""
+    """Encode the sentences of `paragraphs`. `datasets` caches the result."""
     features = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})
     options = {"batched": True, "remove_columns": paragraphs.column_names, "features": features}
     encoded = paragraphs.map(SentenceEncoder(tokenizer), desc="Encoding sentences", **options)
@@ -72,7 +72,7 @@ def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Co
 
 
 def draw_pairs(corpus: Corpus, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw a number in [0, 1), a paragraph and a number in [0, 1) for each candidate pair, the same in every epoch."""
+    """Draw for each candidate pair: a number in [0, 1), a paragraph, and another number in [0, 1)."""
     random = np.random.default_rng((seed, 0, PAIR_STREAM))
     size = int((corpus.counts_G - 1).sum())
     return random.random(size), random.integers(len(corpus.counts_G), size=size), random.random(size)
@@ -81,10 +81,10 @@ def draw_pairs(corpus: Corpus, seed: int) -> tuple[np.ndarray, np.ndarray, np.nd
 def pair_up(
     corpus: Corpus, draws: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> pa.Table:
-    """Pair each sentence that has a next one with that or with a random sentence (d2l 15.9.1.1).
+    """Pair each sentence with the next one in its paragraph or with a random one (d2l 15.9.1.1).
 
     Sentence s is paired with s + 1 if its first draw is below 0.5, else with sentence floor(third draw * n) of the n
-    sentences of the drawn paragraph. Pairs of more than `max_length` tokens are left out. Returns the table of
+    sentences of the drawn paragraph. Pairs longer than `max_length` tokens are left out. Returns the table of
     `pack_pairs` with the column `labels`: 1 if the second sentence is the next one, else 0.
     """
     choice_C, paragraph_C, sentence_C = draws
@@ -103,7 +103,7 @@ def pair_up(
 
 
 def draw_masks(num_tokens: int, num_predicted: int, vocab_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Draw for an epoch a number in [0, 1) for each token, and two and a token id for each predicted token."""
+    """Draw the numbers of an epoch: one in [0, 1) for each token; two and a token id for each predicted token."""
     random = np.random.default_rng((seed, epoch, MASK_STREAM))
     numbers = [random.random(size, np.float32) for size in (num_tokens, num_predicted, num_predicted)]
     return [*numbers, random.integers(vocab_size, size=num_predicted, dtype=np.int32)]
@@ -124,7 +124,7 @@ def mask_tokens(
     """Choose the predicted tokens and replace most of them (d2l 15.9.1.2).
 
     In each row, the `count_masked` tokens with the smallest draws are predicted, except `excluded_ids`. Returns all
-    token ids after masking (N,), and of each predicted token its column in the row (P,) and its id (P,).
+    token ids after masking (N,), and the column (P,) and the original id (P,) of each predicted token.
     """
     order_N, mask_P, unchanged_P, random_id_P = draws
     starts_R = np.cumsum(lengths_R) - lengths_R
@@ -144,8 +144,8 @@ class MaskedPairs(PaddedPairs):
     """Sentence pairs with masked tokens. Indexed by a `MicroBatch`, it returns a batch for `FastPreTraining`.
 
     In addition to what `PaddedPairs` returns: `predicted` (B, Q), the columns of predicted tokens; `labels` (B, Q),
-    their ids; `next_sentence_label` (B,). The masks depend on seed and epoch only, or with `static_masks` on the seed,
-    not on the number of processes or on where a run is resumed.
+    their ids; `next_sentence_label` (B,). The masks depend only on the seed and the epoch (with `static_masks` only
+    on the seed). The number of processes and a resume do not change them.
     """
 
     def __init__(

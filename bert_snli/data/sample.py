@@ -1,8 +1,8 @@
-"""A small generated corpus in the file layout of SNLI 1.0, so that everything runs without a download.
+"""Generate a small corpus in the file layout of SNLI 1.0, so that everything runs without a download.
 
 A premise describes a *scene*: values for some slots. A value is a path through a taxonomy, such as *outside, park*. A
-hypothesis makes *claims*, which are values too; `judge` compares them with the scene. For all labels, claims are drawn
-from the same values until they have the label, so that the hypothesis alone does not tell the label.
+hypothesis makes *claims*, which are values too; `judge` compares them with the scene. The claims for
+all labels are drawn from the same values, and redrawn until the label fits. So a hypothesis does not reveal its label.
 """
 
 import json
@@ -74,7 +74,7 @@ PREDICATES = ("activity", "company", "place")  # slots that follow the verb, in 
 
 
 def random_value(rng: random.Random, slot: str) -> Value:
-    """Draw a leaf, the first ones more often, or half of the time something more general."""
+    """Draw a leaf and generalize it half of the time. The first leaves of a slot are drawn more often."""
     leaves = LEAVES[slot]
     return generalize(rng, leaves[min(rng.randrange(len(leaves)), rng.randrange(len(leaves)))])
 
@@ -85,10 +85,10 @@ def generalize(rng: random.Random, value: Value) -> Value:
 
 
 def judge_claim(scene: Value, claim: Value) -> str:
-    """Return how a claim relates to the scene's value of the same slot.
+    """Return the label of a claim about a slot, given the scene's value of this slot.
 
-    A claim that says the same as the scene or less (*making music* for *guitar*) is entailed. One that says more is
-    neutral. One that differs at some step is a contradiction: both sentences describe one person in one place.
+    A claim is entailed if it is equal to the scene's value or more general (*making music* for *guitar*). A more
+    specific one is neutral. A different one is a contradiction, because both sentences describe the same scene.
     """
     if any(known != claimed for known, claimed in zip(scene, claim, strict=False)):
         return "contradiction"
@@ -102,16 +102,16 @@ def judge(scene: Facts, claims: Facts) -> str:
 
 
 def draw_scene(rng: random.Random) -> Facts:
-    """Draw who is in the scene, the size, which is easy to compare, and some of the other facts, but not all."""
+    """Draw the facts of a scene: the person, the size, and some but not all of the other slots."""
     others = [slot for slot in TAXONOMY if slot not in ("who", "size")]
     slots = rng.sample(others, rng.randint(1, len(others) - 1))
     return {slot: random_value(rng, slot) for slot in ("who", "size", *slots)}
 
 
 def draw_claims(rng: random.Random, scene: Facts, label: str) -> Facts:
-    """Draw claims that relate to `scene` as `label` says: who is in it, and a claim about a random slot.
+    """Draw claims that have `label` for `scene`: one about the person, and one about a random slot.
 
-    Half of the time, the claim is what the scene says, else a random value.
+    Half of the time, the second claim repeats a fact of the scene; otherwise it has a random value.
     """
     while True:
         slot = rng.choice(list(TAXONOMY))
@@ -124,7 +124,7 @@ def draw_claims(rng: random.Random, scene: Facts, label: str) -> Facts:
 
 
 def make_sentence(rng: random.Random, facts: Facts) -> list[list[str]]:
-    """Return phrases such as *A tall man*, *in a coat*, *is*, *singing*, *in a park*; the place may be in front."""
+    """Return phrases such as *A tall man*, *in a coat*, *is*, *singing*, *in a park*. The place may come first."""
     said = {slot: rng.choice(TAXONOMY[slot][value].split("|")).split() for slot, value in facts.items()}
     predicate = [said.pop(slot) for slot in PREDICATES if slot in said]
     if not predicate:
@@ -139,13 +139,13 @@ def make_sentence(rng: random.Random, facts: Facts) -> list[list[str]]:
 
 
 def binary_parse(nodes: Sequence[str | list[str]]) -> str:
-    """Return `( ( A man ) ( is sleeping ) )`: a node has two children, and the second one holds the rest."""
+    """Return `( ( A man ) ( is sleeping ) )`: the second child of a node holds the rest of the sentence."""
     first, *rest = [node if isinstance(node, str) else binary_parse(node) for node in nodes]
     return f"( {first} {binary_parse(rest)} )" if rest else first
 
 
 def raw_text(phrases: list[list[str]]) -> str:
-    """Join tokens as people type them: `The man is singing "Hello" in a neighbor's house.`"""
+    """Join tokens to raw text: `The man is singing "Hello" in a neighbor's house.`"""
     text = " ".join(token for tokens in phrases for token in tokens)
     for tokens, typed in ((" 's", "'s"), ("`` ", '"'), (" ''", '"'), (" ,", ","), (" .", ".")):
         text = text.replace(tokens, typed)
@@ -153,7 +153,7 @@ def raw_text(phrases: list[list[str]]) -> str:
 
 
 def draw_votes(rng: random.Random, label: str, *, is_undecided: bool, num_votes: int) -> list[str]:
-    """Return the author's label and those of other annotators: most agree, or if `is_undecided` no three."""
+    """Return the labels of the author and of other annotators. With `is_undecided`, no three of them agree."""
     first, second = rng.sample([other for other in LABELS if other != label], 2)
     if is_undecided:
         return [label, label, first, first, second]
@@ -162,7 +162,7 @@ def draw_votes(rng: random.Random, label: str, *, is_undecided: bool, num_votes:
 
 
 def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set) -> list[dict[str, Any]]:
-    """Return `num_pairs` rows, three for each premise, of scenes that are not in `known_scenes`; add them to it."""
+    """Return `num_pairs` rows, three for each premise. Scenes are new, and are added to `known_scenes`."""
     rows = []
     for number in range(num_pairs // 3):
         scene = draw_scene(rng)
@@ -192,7 +192,7 @@ def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set)
 def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, seed: int = 0) -> Path:
     """Write `snli_1.0_{split}.jsonl` and `.txt` for every split of `num_pairs` into `folder` and return it.
 
-    The same `num_pairs`, which count all rows, and `seed` give the same bytes, with one version of Python.
+    `num_pairs` counts rows. The same `num_pairs` and `seed` give the same bytes in the same version of Python.
     """
     if any(size < 3 or size % 3 for size in num_pairs.values()) or sum(num_pairs.values()) > MAX_PAIRS:
         raise ValueError(f"num_pairs {dict(num_pairs)}: give multiples of 3 whose sum is at most {MAX_PAIRS}")

@@ -1,7 +1,7 @@
-"""SNLI (Bowman et al., 2015) and similar data sets as `datasets` with columns premise, hypothesis and label.
+"""Load SNLI (Bowman et al., 2015) and similar data sets with the columns premise, hypothesis and label.
 
-Labels are mapped by name. `text_source` says which text is read: `raw` text, or `parse`, the leaves of the binary
-parse, which d2l reads (section 15.4).
+Labels are mapped by name. `text_source` selects the text: `raw` sentences, or `parse`, the tokens of the binary parse
+trees that d2l uses (section 15.4).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bert_snli.choices import HUB_ID, TEXT_SOURCES
 from bert_snli.data.layouts import count_votes, find_columns, name_labels, number_labels
-from bert_snli.data.pair_files import text_problem
+from bert_snli.data.pair_files import find_problem
 from bert_snli.data.sources import READERS, SPLITS, read_files, read_split
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
@@ -23,7 +23,7 @@ SCORES = "scores"  # the column that `bert-snli predict` writes
 
 @dataclass(frozen=True)
 class SNLI:
-    """Splits of a data set, and the number of rows without a gold label that were dropped from each."""
+    """The splits of a data set, and for each split the number of dropped rows without a gold label."""
 
     splits: DatasetDict
     num_dropped: dict[str, int]
@@ -73,10 +73,10 @@ def load_snli(
 
 
 def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[str] = D2L_LABELS) -> tuple[Dataset, int]:
-    """Load the training pairs of one file as `load_snli` does, and the number of rows without a gold label.
+    """Load training pairs from one file. Return also the number of dropped rows without a gold label.
 
-    If the file has a column `scores`, as `bert-snli predict` writes it, `label` is the list of these probabilities in
-    the order of `labels`.
+    If the file has a column `scores` (see `bert-snli predict`), `label` is the list of these probabilities in the
+    order of `labels`.
     """
     where = f"train_file {path}"
     if not path.is_file() or path.suffix not in READERS:
@@ -98,7 +98,7 @@ class EvaluationSet:
 
     @property
     def labels(self) -> list[str]:
-        """The names of the labels, in the order of their numbers."""
+        """Return the names of the labels in the order of their numbers."""
         return list(self.pairs.features["label"].names)
 
 
@@ -110,12 +110,12 @@ def load_evaluation_set(
     columns: Mapping[str, str] | None = None,
     label_mapping: Mapping[str, str] | None = None,
 ) -> EvaluationSet:
-    """Load a split of any source that `load_snli` takes, or one .jsonl, .txt, .tsv, .csv or .parquet file.
+    """Load a split of any source that `load_snli` accepts, or one .jsonl, .txt, .tsv, .csv or .parquet file.
 
     Args:
-        split: `test` if it is not given; a file has none.
+        split: the split to load, by default `test`. A single file has no splits.
         columns: the data set's names of `premise`, `hypothesis` and `label`, if `layouts.py` does not know them.
-        label_mapping: the data set's name of a label → our name, if `layouts.py` does not know it.
+        label_mapping: label of the data set → label of bert-snli, if `layouts.py` does not know it.
     """
     path, label_mapping = Path(dataset_name_or_path), label_mapping or {}
     if path.is_file() and path.suffix in READERS:
@@ -140,7 +140,7 @@ def _read_pairs(
     label_mapping: Mapping[str, str],
     votes: Sequence[list[int]] = (),
 ) -> Dataset:
-    """Read the rows that have a label. Without `labels`, they are `TWO_WAY_LABELS` (as in HANS) or `D2L_LABELS`."""
+    """Read the rows with a gold label. If `labels` is None, `TWO_WAY_LABELS` (as in HANS) or `D2L_LABELS` are used."""
     columns = find_columns(rows, text_source, declared_columns, where)
     label_feature: ClassLabel | List
     read_label: Callable[..., int | list[float] | None]
@@ -161,7 +161,7 @@ def _read_pairs(
             try:
                 if (label := read_label(value)) is None:
                     continue
-                if problem := text_problem("premise", premise) or text_problem("hypothesis", hypothesis):
+                if problem := find_problem("premise", premise) or find_problem("hypothesis", hypothesis):
                     raise ValueError(problem)
             except ValueError as error:
                 raise BertSnliError(f"{where}: row {number + 1}: {error}") from error
@@ -191,5 +191,5 @@ def _order_scores(scores: object, labels: Sequence[str]) -> list[float]:
 
 
 def read_parse(binary_parse: str) -> str:
-    """Return the leaves of a binary parse with single spaces between them, as d2l reads them (section 15.4)."""
+    """Return the tokens of a binary parse tree, separated by single spaces (d2l 15.4)."""
     return " ".join(binary_parse.replace("(", "").replace(")", "").split())

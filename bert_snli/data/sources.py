@@ -20,15 +20,15 @@ from datasets.exceptions import DatasetNotFoundError
 
 from bert_snli.choices import HUB_ID
 from bert_snli.data import sample
-from bert_snli.data.pair_files import check_delimiter, find_damage
+from bert_snli.data.pair_files import check_delimiter, describe_damage
 from bert_snli.errors import BertSnliError, one_line
 from bert_snli.files import looks_like_path
 
 SAMPLE = "sample"
 
-# Our name of a split → the words for it in file names; any other split has its own name.
+# Split → words that mean this split in file names. Other splits are found by their own names.
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
-# The `datasets` builder for a file's suffix.
+# File suffix → `datasets` builder.
 READERS = {".jsonl": "json", ".txt": "csv", ".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a field in quotes, as in .csv
@@ -36,13 +36,13 @@ SHARD = re.compile(r"-\d+-of-\d+$|(?<=^esnli_train)_\d$")  # train-00000-of-0000
 
 
 def is_hub_id(name_or_path: str) -> bool:
-    """Whether this is neither a file or folder, nor the path of a missing one."""
+    """Return whether a name is a Hub id, and not the path of an existing or missing file or folder."""
     is_file = Path(name_or_path).suffix in {".zip", *READERS, *TEXT_SUFFIXES}
     return not (is_file or os.path.exists(name_or_path) or looks_like_path(name_or_path))
 
 
 def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Dataset, str]:
-    """Read the rows of a split unchanged; also return where they come from, for error messages."""
+    """Read the rows of a split unchanged. Return also a description of the source for error messages."""
     if isinstance(dataset, Dataset):
         raise BertSnliError("dataset: is a Dataset, which has no splits; give a DatasetDict")
     if isinstance(dataset, Mapping):
@@ -79,21 +79,21 @@ def load_from_hub(name: str, config_name: str | None = None, split: str | None =
 
 
 def read_files(files: Sequence[Path], split: str, builder: str | None = None) -> Dataset:
-    """Read the rows of files of one format, as a data set with the name `split`. The builder `text` reads lines."""
+    """Read files of one format as the split `split`. The builder `text` reads each line as a row."""
     if not any(file.stat().st_size for file in files):
         raise BertSnliError(f"{files[0]}: the file is empty; get it again, or give another file")
     builder = builder or READERS[files[0].suffix]
     try:
         options = _table_options(files) if builder == "csv" else {}
-        paths = [glob.escape(str(file)) for file in files]  # `datasets` takes a path for a pattern
+        paths = [glob.escape(str(file)) for file in files]  # `datasets` treats a path as a pattern
         rows = load_dataset(builder, data_files={split: paths}, split=split, **options)
-        rows.data.validate(full=True)  # texts that are not UTF-8 fail here, and not at the first access
+        rows.data.validate(full=True)  # report invalid UTF-8 here, and not at the first access
         return rows
     except BertSnliError:
         raise
-    except Exception as error:  # errors of `datasets` and of the libraries that it reads with have no common base class
+    except Exception as error:  # the errors of `datasets` and of its readers have no common base class
         for file in files if builder != "parquet" else ():
-            if damage := find_damage(file):
+            if damage := describe_damage(file):
                 raise BertSnliError(f"{file}: {damage}") from error
         reason = one_line(error.__cause__ or error)
         what = "has no rows" if "no data" in reason else f"cannot be read as {files[0].suffix} ({reason})"
@@ -101,7 +101,7 @@ def read_files(files: Sequence[Path], split: str, builder: str | None = None) ->
 
 
 def _table_options(files: Sequence[Path]) -> dict[str, Any]:
-    """Options of the csv builder. All cells are text, so that "None", "n/a" and "007" are read unchanged."""
+    """Return the options of the csv builder. All cells are text, so that "None" and "007" are read unchanged."""
     delimiter = "," if files[0].suffix == ".csv" else "\t"
     quoting: Any = csv.QUOTE_MINIMAL if all(map(_is_quoted, files)) else csv.QUOTE_NONE
     with files[0].open(encoding="utf-8-sig", newline="") as file:
@@ -112,7 +112,7 @@ def _table_options(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _is_quoted(file: Path) -> bool:
-    """Whether quotes in a table are part of its format: in .csv, and in .tsv if all are balanced; not in .txt."""
+    """Return whether quotes enclose fields: always in .csv, in .tsv if all are balanced, never in .txt."""
     if file.suffix != ".tsv":
         return file.suffix == ".csv"
     with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -121,7 +121,7 @@ def _is_quoted(file: Path) -> bool:
 
 
 def _files_of_split(paths: Iterable[Path | PurePosixPath], split: str, where: str) -> list:
-    """Choose the files of `split` among `paths`: one, or the shards of one, of the first format that is there."""
+    """Choose the files of `split`: one file or all its shards, in the first format of `READERS` that exists."""
     words = SPLITS.get(split, (re.escape(split),))
     name_of_split = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(words)})(?:[^a-z]|$)")
     candidates = [path for path in paths if not path.name.startswith(".") and name_of_split.search(path.name)]
@@ -154,7 +154,7 @@ def _extract(archive: Path, split: str) -> list[Path]:
 
 
 def _cached_folder(key: str, write_files: Callable[[Path], object]) -> Path:
-    """Return the folder of `key` in the cache. The first time, `write_files` fills it."""
+    """Return the cache folder for `key`. If it does not exist, `write_files` fills it."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "bert_snli" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Plain text for pretraining, as paragraphs of sentences of words (d2l 15.9).
+"""Load plain text for pretraining, and split it into paragraphs and sentences (d2l 15.9).
 
-A paragraph is a line of text, split at ` . ` as in d2l, or a pair of SNLI, whose sentences describe the same picture.
-Raw text is tokenized by the rules of `tokenization.py` first, so that the same split applies.
+A paragraph is a line of text, which is split at ` . ` as in d2l, or a pair of SNLI, whose sentences describe the same
+picture. Raw text is tokenized first (see `tokenization.py`), so that it can be split in the same way.
 """
 
 import re
@@ -22,7 +22,7 @@ from bert_snli.tokenization import SPECIAL_TOKENS, is_uncased, split_text
 TOKENIZED_WIKITEXT = re.compile(r"wikitext-\d+-v1")  # configurations of WikiText on the Hub; the others are raw text
 WIKITEXT_SUFFIX = ".tokens"
 SPLIT_OF_NAME = {name: split for split, names in SPLITS.items() for name in names}
-DOCUMENTATION = ("readme", "license", "licence", "copying", "notice", "changelog")  # not read in a folder of text
+DOCUMENTATION = ("readme", "license", "licence", "copying", "notice", "changelog")  # skipped in a folder of text files
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Text:
 
     splits: dict[str, Dataset]
     name: str  # for messages
-    tokenized: bool  # whether tokens have spaces between them already
+    tokenized: bool  # whether spaces already separate the tokens
 
 
 def open_text(name_or_path: str, config_name: str | None, text_source: str) -> Text:
@@ -50,7 +50,7 @@ def open_text(name_or_path: str, config_name: str | None, text_source: str) -> T
 
 
 def _find_text_files(path: Path) -> dict[str, list[Path]]:
-    """Find the text files of each split: WikiText's or others. There are none in a folder of SNLI."""
+    """Find the text files of each split. Return {} for files of SNLI, because `load_snli` reads them."""
     if not path.is_dir():
         is_text = path.is_file() and path.suffix in (*TEXT_SUFFIXES, WIKITEXT_SUFFIX) and not _is_snli_table(path)
         return {"train": [path]} if is_text else {}
@@ -72,7 +72,7 @@ def _is_snli_table(file: Path) -> bool:
 
 
 def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Find the split of each file by its name. If no name is a split, all files are the train split."""
+    """Group files by the split in their name. If no file has the name of a split, all are training text."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(SPLIT_OF_NAME.get(file.stem.lower().removeprefix("wiki."), "other"), []).append(file)
@@ -81,8 +81,8 @@ def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
     if files and ("train" not in splits or "other" in splits or len(splits) < len(files)):
         names = ", ".join(file.name for file in files)
         raise BertSnliError(
-            f"{folder}: the files {names} are not one file for each split; name the training text "
-            f"train{files[0].suffix} and the evaluation text valid{files[0].suffix}, and move other files away"
+            f"{folder}: the splits of the files {names} are unclear; name the training file train{files[0].suffix} and "
+            f"the evaluation file valid{files[0].suffix}, and move all other files away"
         )
     return splits
 
@@ -90,16 +90,16 @@ def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
 def _read_hub(name: str, config_name: str | None) -> dict[str, Dataset]:
     loaded = load_from_hub(name, config_name)
     if "train" not in loaded or any("text" not in rows.column_names for rows in loaded.values()):
-        raise BertSnliError(f"dataset_name_or_path {name}: needs a split 'train' and a column 'text'; give another")
+        raise BertSnliError(f"dataset_name_or_path {name}: has no split 'train' or no column 'text'; give another")
     return {split: rows.select_columns(["text"]) for split, rows in loaded.items()}
 
 
 class SentenceSplitter:
-    """Split the column `text`, or `premise` and `hypothesis`, into `sentences`, in `Dataset.map(batched=True)`.
+    """Splits the column `text`, or `premise` and `hypothesis`, into `sentences`, for `Dataset.map(batched=True)`.
 
-    A sentence has single spaces between its tokens. A line without ` . ` is left out. As in d2l, spaces at the ends of
-    a line count, so a line of one sentence that ends in ` . ` stays; it can only be the random sentence of a pair.
-    The tokenizer's rules split text that is not `tokenized`; its vocabulary has no effect.
+    The tokens of a sentence are separated by single spaces. Lines without ` . ` are left out. As in d2l, a line with
+    one sentence that ends in ` . ` is not left out, but it can only be the random sentence of a pair.
+    The tokenizer splits text that is not `tokenized`. Its vocabulary has no effect.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokenized: bool):
@@ -132,9 +132,9 @@ class Paragraphs:
 
 
 def split_sentences(text: Text, splitter: SentenceSplitter) -> Paragraphs:
-    """Split `text` into paragraphs, in their order; a second run is read from the cache.
+    """Split `text` into paragraphs, in order. `datasets` caches the result.
 
-    The evaluation split is `validation`, else `test`, else the last 5 % of `train`, which are then held out.
+    The evaluation split is `validation`, else `test`, else the last 5 % of `train`, which are then not trained on.
     """
     eval_split = next((name for name in ("validation", "test") if name in text.splits), "held-out")
     options = {"batched": True, "features": Features({"sentences": List(Value("string"))})}
@@ -150,7 +150,7 @@ def split_sentences(text: Text, splitter: SentenceSplitter) -> Paragraphs:
     evaluation = splits[eval_split]
     for name, rows in (("train", train), (eval_split, evaluation)):
         if not any(len(sentences) > 1 for sentences in rows["sentences"]):
-            raise BertSnliError(f"{text.name} ({name}): no line has two sentences (with ' . ' between); give more text")
+            raise BertSnliError(f"{text.name} ({name}): no line has two sentences, separated by ' . '; give more text")
     return Paragraphs(train, evaluation, eval_split)
 
 

@@ -1,6 +1,6 @@
-"""Analysis of predictions: calibration, accuracy by slice, annotator agreement, McNemar's test, hardest pairs.
+"""Analyse predictions: calibration, accuracy by slice, annotator agreement, McNemar's test and hardest pairs.
 
-Shape suffixes: R rows, C the labels of the set.
+Shape suffixes: R rows, C labels of the data set.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from bert_snli.modeling.labels import D2L_LABELS
 
 NUM_BINS = 15
 TEMPERATURES = (0.05, 20.0)  # range of the search
-# The name of each slice and the largest value in it.
+# Slice name → largest value in the slice.
 LENGTHS = {
     "up to 10": 10, "11 to 15": 15, "16 to 20": 20, "21 to 25": 25, "26 to 30": 30, "31 to 40": 40, "41 or more": inf,
 }  # fmt: skip
@@ -32,10 +32,10 @@ AGREEMENTS = {"up to 50%": 0.5, "50% to 70%": 0.7, "70% to 90%": 0.9, "above 90%
 
 @dataclass(frozen=True)
 class Predictions:
-    """`logits` (R, 3), in the order of `D2L_LABELS`, of the pairs in `evaluation_set`; `encoded` are the inputs.
+    """The logits (R, 3) for an evaluation set, in the order of `D2L_LABELS`. `encoded` are the inputs of the model.
 
-    A two-way set (HANS) asks only whether the hypothesis follows. There the most probable of the three labels counts as
-    `non-entailment` unless it is entailment (McCoy et al., 2019).
+    A two-way set such as HANS has only the labels entailment and non-entailment. There, the predictions neutral and
+    contradiction count as non-entailment (McCoy et al., 2019).
     """
 
     evaluation_set: EvaluationSet
@@ -63,7 +63,7 @@ class Predictions:
         probabilities_R3 = softmax(self.logits, temperature)
         if len(self.labels) == len(D2L_LABELS):
             return probabilities_R3
-        # The sum of the other two could be above 1 by rounding.
+        # Not the sum of the other two, which may be above 1 after rounding.
         return np.stack([probabilities_R3[:, 0], 1 - probabilities_R3[:, 0]], axis=1)
 
     def probability_of(self, label_ids_R: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -76,7 +76,7 @@ class Predictions:
 def calibration(predictions: Predictions) -> dict:
     """Compute the calibration error, and the error and loss at the temperature with the lowest loss (Guo et al., 2017).
 
-    The temperature is fitted on the same pairs, so its error is the lowest that temperature scaling can reach there.
+    The temperature is fitted on the same pairs, so no temperature gives a lower loss on them.
     """
     minimum = minimize_scalar(lambda x: predictions.loss(np.exp(x)), bounds=np.log(TEMPERATURES), method="bounded")
     temperature = float(np.exp(minimum.x))
@@ -94,7 +94,7 @@ def calibration(predictions: Predictions) -> dict:
 
 
 def reliability_bins(is_correct_R: np.ndarray, confidence_R: np.ndarray) -> list[dict]:
-    """Return mean confidence, accuracy and number of pairs of each non-empty one of `NUM_BINS` equal bins."""
+    """Return the mean confidence, accuracy and number of pairs of each bin that is not empty."""
     accuracies, confidences = calibration_curve(is_correct_R, confidence_R, n_bins=NUM_BINS)
     counts = np.bincount(np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence_R))
     return [
@@ -109,7 +109,7 @@ def expected_calibration_error(bins: list[dict]) -> float:
 
 
 def accuracy_by_pair_type(predictions: Predictions, unk_token_id: int) -> dict[str, list[dict]]:
-    """Compute accuracy by length, by the share of hypothesis words in the premise, and by unknown words."""
+    """Compute the accuracy by length, by the share of hypothesis words in the premise, and by unknown words."""
     overlaps, unknown_counts = [], []
     for ids, segments in zip(predictions.encoded["input_ids"], predictions.encoded["token_type_ids"], strict=True):
         boundary = segments.index(1)
@@ -125,7 +125,7 @@ def accuracy_by_pair_type(predictions: Predictions, unk_token_id: int) -> dict[s
 
 
 def accuracy_by_slice(is_correct_R: np.ndarray, values_R: np.ndarray, slices: Mapping[str, float]) -> list[dict]:
-    """Compute the accuracy of each non-empty slice; `slices` maps its name to the largest value in it."""
+    """Compute the accuracy of each non-empty slice; `slices` maps slice names to largest values."""
     slices_R = np.searchsorted(list(slices.values()), values_R)
     return [
         {"slice": name, **measure_accuracy(is_correct_R[slices_R == number])}
@@ -135,7 +135,7 @@ def accuracy_by_slice(is_correct_R: np.ndarray, values_R: np.ndarray, slices: Ma
 
 
 def annotator_agreement(predictions: Predictions) -> dict | None:
-    """Compute how often one annotator agrees with the gold label and with the model; None without votes."""
+    """Compute how often an annotator agrees with the gold label and with the model. Return None without votes."""
     pairs = predictions.evaluation_set.pairs
     if "votes" not in pairs.column_names or len(predictions.labels) != len(D2L_LABELS):
         return None

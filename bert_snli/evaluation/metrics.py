@@ -43,7 +43,7 @@ class ClassificationMetrics(evaluate.Metric):
 
 
 def label_metrics(predictions: Sequence[str], references: Sequence[str], labels: Sequence[str]) -> dict:
-    """Compute `ClassificationMetrics` of label names."""
+    """Compute `ClassificationMetrics` from label names."""
     metrics = ClassificationMetrics(keep_in_memory=True)
     return metrics.compute(predictions=predictions, references=references, labels=labels)
 
@@ -70,7 +70,7 @@ def measure_accuracy(is_correct_R: np.ndarray) -> dict:
 def softmax(logits_RC: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Return the probabilities of logits divided by a temperature, in float64."""
     if not np.isfinite(logits_RC).all():
-        raise BertSnliError("the model's logits are NaN or infinite: training diverged; use a lower learning rate")
+        raise BertSnliError("logits: some are NaN or infinite; train the model again with a lower learning rate")
     return scipy.special.softmax(logits_RC.astype(np.float64) / temperature, axis=1)
 
 

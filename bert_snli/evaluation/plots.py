@@ -21,7 +21,7 @@ Rows = Sequence[Mapping[str, Any]]  # lines of `metrics.jsonl`
 @contextmanager
 def _new_figure(width: float, height: float, title: str, *paths: Path) -> Iterator[Figure]:
     """Yield a figure to draw in, and save it as `paths`."""
-    # Imported here, because it takes a second. Not pyplot, which would change the figures of a notebook.
+    # Imported here, because it takes a second. Importing pyplot would change the figures of a notebook.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -32,7 +32,7 @@ def _new_figure(width: float, height: float, title: str, *paths: Path) -> Iterat
 
 
 def _draw_lines(axes: Axes, x: str, lines: Sequence[tuple[Rows, str, str, str]], **properties: Any) -> None:
-    """Draw (rows, key, label, style) over the value `x` of the rows. None is a gap."""
+    """Draw a line for each (rows, key, label, style): the values `key` over the values `x`. None leaves a gap."""
     for rows, key, label, style in lines:
         values = np.array([row[key] for row in rows], float)
         axes.plot([row[x] for row in rows], values, style, markersize=3, label=label)
@@ -43,7 +43,7 @@ def _draw_lines(axes: Axes, x: str, lines: Sequence[tuple[Rows, str, str, str]],
 
 
 def plot_curve(entries: Rows, eval_split: str, folder: Path) -> None:
-    """Draw d2l's figure (15.7) as `curve.png` and `.svg`: train loss, train and evaluation accuracy over epochs."""
+    """Plot train loss, train and evaluation accuracy over epochs, as in d2l 15.7. Files: `curve.png`, `.svg`."""
     epochs = [entry for entry in entries if is_evaluation(entry)]
     lines = [
         (epochs, "train_loss", "train loss", "o-"),
@@ -58,7 +58,7 @@ def plot_curve(entries: Rows, eval_split: str, folder: Path) -> None:
 
 
 def plot_pretraining(entries: Rows, eval_split: str, folder: Path) -> None:
-    """Draw d2l's figure (15.10) as `curve.png` and `.svg`: MLM and NSP loss over updates; evaluations as points."""
+    """Plot the MLM and NSP losses over steps, as in d2l 15.10. Points are evaluations. Files: `curve.png`, `.svg`."""
     steps = [entry for entry in entries if not is_evaluation(entry)]
     evaluations = [entry for entry in entries if is_evaluation(entry)]
     title = (
@@ -67,15 +67,12 @@ def plot_pretraining(entries: Rows, eval_split: str, folder: Path) -> None:
     ).format(split=eval_split, **evaluations[-1])
     with _new_figure(5.5, 5, title, folder / "curve.png", folder / "curve.svg") as figure:
         for axes, task in zip(figure.subplots(2, sharex=True), ("mlm", "nsp"), strict=True):
-            lines = [
-                (steps, f"train_{task}_loss", "train", "-"),
-                (evaluations, f"eval_{task}_loss", eval_split, "o--"),
-            ]
+            lines = [(steps, f"train_{task}_loss", "train", "-"), (evaluations, f"eval_{task}_loss", eval_split, "o--")]
             _draw_lines(axes, "step", lines, xlabel="step", ylabel=f"{task.upper()} loss")
 
 
 def plot_training_progress(entries: Rows, path: Path) -> None:
-    """Draw learning rate, gradient norm and throughput over steps."""
+    """Plot learning rate, gradient norm and throughput over steps."""
     names = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "train_samples_per_second": "examples/s"}
     with _new_figure(5.5, 5.6, "", path) as figure:
         for axes, (key, name) in zip(figure.subplots(len(names), sharex=True), names.items(), strict=True):
@@ -83,7 +80,7 @@ def plot_training_progress(entries: Rows, path: Path) -> None:
 
 
 def plot_confusion_matrix(matrix: Mapping[str, Mapping[str, int]], title: str, path: Path) -> None:
-    """Draw the counts of each gold label (rows) and predicted label (columns), shaded by the share of the row."""
+    """Plot the confusion matrix. Rows are gold labels, columns are predicted labels, colours are shares of a row."""
     names = list(matrix)
     counts = np.array([list(row.values()) for row in matrix.values()])
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -99,7 +96,7 @@ def plot_confusion_matrix(matrix: Mapping[str, Mapping[str, int]], title: str, p
 
 
 def plot_reliability(calibration: Mapping[str, Any], path: Path) -> None:
-    """Draw accuracy over confidence next to the diagonal of perfect calibration, and the pairs of each bin."""
+    """Plot accuracy over confidence, the diagonal of perfect calibration, and the number of pairs in each bin."""
     bins = calibration["bins"]
     diagonal = [{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]
     lines = [(diagonal, "accuracy", "perfect calibration", "k:"), (bins, "accuracy", "model", "o-")]
@@ -112,7 +109,7 @@ def plot_reliability(calibration: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_slices(slices: Mapping[str, Sequence[dict]], accuracy: float, path: Path) -> None:
-    """Draw the accuracy of each slice with its 95 % interval; the dotted line is the accuracy of the whole set."""
+    """Plot the accuracy of each slice with its 95 % interval. A dotted line shows the accuracy on all pairs."""
     with _new_figure(10, 3.4, "", path) as figure:
         for axes, (name, entries) in zip(figure.subplots(1, len(slices), sharey=True), slices.items(), strict=True):
             x = range(len(entries))

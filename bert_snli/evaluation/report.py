@@ -1,4 +1,4 @@
-"""Evaluation of a fine-tuned classifier on a data set: the results and the full report, as values and as files."""
+"""Evaluate a fine-tuned classifier on a data set, and write the results and the full report."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, encoder_of
+from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS, encode_pairs, make_encoder
 from bert_snli.data.snli import EvaluationSet, load_evaluation_set
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation import analysis
@@ -24,7 +24,7 @@ from bert_snli.rendering import render
 class EvaluatedModel:
     """A fine-tuned model to evaluate.
 
-    `encoding` are `text_source`, and `max_length` and `truncation` if they are not those of fine-tuning.
+    `encoding` are the options of `make_encoder`: `text_source`, `max_length` and `truncation`.
     """
 
     def __init__(self, model_name_or_path: str, *, backend: str | None = None, batch_size: int = 256, **encoding):
@@ -33,7 +33,7 @@ class EvaluatedModel:
         self.backend = "onnx" if isinstance(self.classifier, OnnxClassifier) else "torch"
         self.labels = classifier_labels(self.classifier.config, model_name_or_path)
         self.tokenizer = load_tokenizer(model_name_or_path)
-        self.encoder = encoder_of(self.classifier.config, self.tokenizer, **encoding)
+        self.encoder = make_encoder(self.classifier.config, self.tokenizer, **encoding)
         self.batch_size = batch_size
         weights = Path(model_name_or_path) / (ONNX_FILE if self.backend == "onnx" else WEIGHTS)
         self.weights_sha256 = sha256_of_file(weights) if weights.is_file() else None  # None for a model on the Hub
@@ -61,8 +61,8 @@ def evaluate_model(
         model_name_or_path: a model folder or a Hub id.
         dataset_name_or_path: see `bert_snli.data.snli.load_evaluation_set`.
         split: `train`, `validation` or `test`, or another name that the set has. Defaults to the test split.
-        columns: the names of the columns `premise`, `hypothesis` and `label`, if they are not known names.
-        label_mapping: maps each value of the label column to a label, if the values are not known ones.
+        columns: the names of the columns for `premise`, `hypothesis` and `label`, if `data/layouts.py` lacks them.
+        label_mapping: maps values of the label column to labels, if `data/layouts.py` lacks them.
         text_source: `raw` or `parse`.
         model_options: `max_length`, `truncation`, `batch_size` and `backend`, see `EvaluatedModel`.
 
@@ -88,7 +88,7 @@ def evaluate_model(
 
 
 def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_name_or_path: str) -> dict:
-    """Return what was evaluated, with which settings, and the metrics: the content of `eval_results_SPLIT.json`."""
+    """Return the content of `eval_results_SPLIT.json`: the model, the data, the settings and the metrics."""
     names = np.asarray(predictions.labels)
     predicted, gold = names[predictions.predictions_R].tolist(), names[predictions.references_R].tolist()
     return {
@@ -110,12 +110,12 @@ def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_nam
 def save_results(results: dict, folder: Path) -> list[Path]:
     """Write the results as JSON and the confusion matrix as PNG into `folder`; return both paths.
 
-    The file names contain the split, and also the data set if `folder` holds results of a split of another one.
+    The file names contain the split. They also contain the data set if `folder` holds results of another data set.
     """
     name = results["split"]
     try:
         earlier = read_json(folder / f"eval_results_{name}.json")
-    except BertSnliError:  # it is replaced
+    except BertSnliError:  # a damaged file is replaced
         earlier = {}
     if earlier.get("dataset", results["dataset"]) != results["dataset"]:
         data = Path(results["dataset"])
@@ -153,7 +153,7 @@ def format_results(results: dict) -> str:
 def compute_report(
     model: EvaluatedModel, predictions: Predictions, results: dict, other: EvaluatedModel | None = None
 ) -> dict:
-    """Add the analysis of errors, and the comparison with `other`, to `results`: the content of `report.json`."""
+    """Return the content of `report.json`: `results`, an analysis of errors, and a comparison with `other`."""
     evaluation_set = predictions.evaluation_set
     pairs = evaluation_set.pairs
     # The accuracy without premises shows how much the hypotheses alone reveal (Gururangan et al., 2018).
@@ -173,7 +173,7 @@ def compute_report(
 
 
 def check_report_dir(folder: Path, model: str, weights_sha256: str | None) -> None:
-    """Refuse a folder with a report on other weights. Models on the Hub, which have no hash, are compared by name."""
+    """Raise `BertSnliError` if `folder` has a report on other weights. Hub models are compared by name."""
     old = read_json(folder / "report.json")
     is_same = old.get("weights_sha256") == weights_sha256 and (weights_sha256 or old.get("model") == model)
     if (folder / "report.json").exists() and not is_same:

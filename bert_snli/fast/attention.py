@@ -1,7 +1,7 @@
-"""Self-attention with fewer matrix products: the same function of the same weights, up to rounding.
+"""Compute self-attention with fewer matrix products. The results are equal up to floating-point rounding.
 
 `project` and `attend` are plain multi-head attention. `embed_and_project` and `attend_from` give the same results with
-less computation; their docstrings have the formulas.
+less computation. Their docstrings have the formulas.
 
 Shape suffixes: B rows, L positions, D hidden size, N attention heads, H size of a head, Q query positions of a row,
 M pairs of a query position and a head (Q·N), G segments, R rows of a table of summands, V vocabulary.
@@ -45,7 +45,7 @@ def embed_and_project(
     positions_LD: torch.Tensor,
     attention: D2LBertAttention,
 ) -> tuple[torch.Tensor, Projections]:
-    """Embed a batch (B, L, D) and compute the first block's projections: one matrix product for each distinct summand.
+    """Embed a batch (B, L, D) and compute the first block's projections, with one product for each distinct summand.
 
     An input is the sum of a word embedding w and a segment and position embedding s. Its projection is a sum too:
     W(w + s) + b = W w + (W s + b). A batch has far fewer distinct w and s than tokens, and each is projected once.
@@ -59,18 +59,18 @@ def embed_and_project(
     weight, bias = _projection_weights(attention)
     projected_R3D = torch.cat([linear(word_table_RD, weight), linear(place_table_RD, weight, bias)])
     projected_3NRH = projected_R3D.unflatten(-1, (3, -1, attention.head_size)).permute(1, 2, 0, 3).contiguous()
-    embedded_1RD = torch.cat([word_table_RD, place_table_RD])[None]  # as of one head
+    embedded_1RD = torch.cat([word_table_RD, place_table_RD])[None]  # a table with one head
     hidden_B1LD, *projections = SumsOfTwoRows.apply(rows_BL2, embedded_1RD, *projected_3NRH)
-    # Under autocast the hidden states between blocks have its dtype: casts would take a twentieth of a training step.
+    # Under autocast the hidden states between blocks have its dtype, because casts would take 5 % of a training step.
     return hidden_B1LD.squeeze(1).to(projected_R3D.dtype), Projections(*projections)
 
 
 class SumsOfTwoRows(torch.autograd.Function):
-    """For each table (N, R, H), the sums (B, N, L, H) of two rows: `table[n, rows[b, l, 0]] + table[n, rows[b, l, 1]]`.
+    """Adds two rows of each table (N, R, H): `table[n, rows[b, l, 0]] + table[n, rows[b, l, 1]]`. Shape: (B, N, L, H).
 
     The gradient of a row is the sum of the gradients of the tokens that use it. `embedding_bag` computes both kinds of
-    sums in one pass over memory; its own backward pass takes five times as long. Sums in the layout (B, N, L, H) save
-    the matrix products of attention a copy.
+    sums in one pass over memory; its own backward pass takes five times as long. The layout (B, N, L, H) avoids a copy
+    before the matrix products of attention.
     """
 
     @staticmethod
@@ -81,7 +81,7 @@ class SumsOfTwoRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients_BNLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows = ctx.rows_BL2.flatten()
-        # All tokens twice, in the order of the rows that they use: those of row r begin at `starts_R[r]`.
+        # Each token occurs twice, sorted by the rows that it uses. The tokens of row r begin at `starts_R[r]`.
         tokens = torch.argsort(rows, stable=True) // 2
         counts_R = torch.bincount(rows, minlength=ctx.num_rows)
         starts_R = counts_R.cumsum(0) - counts_R
@@ -92,7 +92,7 @@ def _sum_rows(table_NRH: torch.Tensor, rows_BL2: torch.Tensor) -> torch.Tensor:
     """Add up the two rows of each token and head: (B, N, L, H)."""
     heads, num_rows, head_size = table_NRH.shape
     batch, length, _ = rows_BL2.shape
-    rows_BNL2 = rows_BL2[:, None] + num_rows * torch.arange(heads)[:, None, None]  # of the table (NR, H)
+    rows_BNL2 = rows_BL2[:, None] + num_rows * torch.arange(heads)[:, None, None]  # row numbers in the table (NR, H)
     sums = embedding_bag(rows_BNL2.flatten(0, 2), table_NRH.flatten(0, 1), mode="sum")
     return sums.view(batch, heads, length, head_size)
 
@@ -101,7 +101,7 @@ def _sum_tokens(values_BNLH: torch.Tensor, tokens: torch.Tensor, starts_R: torch
     """Add up the values of the tokens of each row: (N, R, H). In bf16, `embedding_bag` adds up in fp32."""
     _, heads, length, head_size = values_BNLH.shape
     values = values_BNLH.reshape(-1, head_size)
-    first_head = tokens // length * (heads * length) + tokens % length  # where it is in `values`
+    first_head = tokens // length * (heads * length) + tokens % length  # row numbers in `values`
     return torch.stack(
         [embedding_bag(first_head + head * length, values, starts_R, mode="sum") for head in range(heads)]
     )
@@ -122,7 +122,7 @@ def attend(attention: D2LBertAttention, projections: Projections, mask_B11L: tor
 def attend_from(
     attention: D2LBertAttention, selected_BQD: torch.Tensor, hidden_BLD: torch.Tensor, mask_B11L: torch.Tensor | None
 ) -> torch.Tensor:
-    """Compute the attended values (B, Q, D) of a few selected positions, without the keys and values of all positions.
+    """Compute the attended values (B, Q, D) at selected positions, without projecting the keys and values of all.
 
     With query q, hidden states x, key weight K and bias k, value weight V and bias v, and attention weights a:
     q·(K x + k) = (Kᵀq)·x + q·k, and Σ a (V x + v) = V (Σ a x) + v Σ a.
@@ -148,6 +148,6 @@ def attend_from(
 def _masked_softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Compute the softmax over the positions where `mask` is true. Changes `scores`."""
     if mask is not None:
-        # Added in place, because `masked_fill` copies the scores, and its backward pass their gradient.
+        # Add in place, because `masked_fill` copies the scores, and its backward pass copies the gradient.
         scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Training of only those rows of the word embedding that occur in the training data.
+"""Train only those rows of the word embedding that occur in the training data.
 
 Shape suffixes: V vocabulary, R rows that occur in the training data, D hidden size.
 """
@@ -27,14 +27,14 @@ class EmbeddingRows(nn.Module):
         row_of_V[used_R] = torch.arange(len(used_R), device=used_R.device)
         self.register_buffer("used_R", used_R, persistent=False)
         self.register_buffer("row_of_V", row_of_V, persistent=False)
-        # A checkpoint stores this factor, because the table in it has not decayed yet.
+        # A checkpoint stores this factor, because it stores the table without the decay.
         self.register_buffer("decay", torch.ones((), device=used_R.device))
 
     def decay_other_rows(self, optimizer: torch.optim.Optimizer, *_) -> None:
         """Multiply `decay` by the weight-decay factor of one step: the post-step hook of AdamW."""
         group = next(group for group in optimizer.param_groups if any(p is self.weight for p in group["params"]))
         factor = 1 - group["lr"] * group["weight_decay"]
-        overflowed = getattr(optimizer, "found_inf", None)  # a fused optimizer under a GradScaler skips such a step
+        overflowed = getattr(optimizer, "found_inf", None)  # a fused optimizer skips a step with overflow
         self.decay *= factor if overflowed is None else torch.where(overflowed.squeeze() > 0, 1.0, factor)
 
     @torch.no_grad()

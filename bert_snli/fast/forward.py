@@ -1,4 +1,4 @@
-"""Logits and losses with fewer matrix products: the same functions of the same weights, up to rounding.
+"""Compute logits and losses with fewer matrix products. The results are equal up to floating-point rounding.
 
 Computation that does not affect the output is skipped, and repeated computation is done once:
 
@@ -11,7 +11,7 @@ Computation that does not affect the output is skipped, and repeated computation
 Results depend only on the weights and the batch. No state is stored between calls, so several threads may call one
 module. All inputs of a call must be on the device of the weights.
 
-`modeling/` computes everything, as `transformers` expects; the tests compare the two.
+`modeling/` computes all outputs that `transformers` expects. The tests compare both implementations.
 
 Shape suffixes: B rows, L positions, D hidden size, V vocabulary, G segments, C labels, Q masked positions in a row,
 P masked positions in all rows.
@@ -29,11 +29,11 @@ from bert_snli.fast.embedding_rows import EmbeddingRows
 from bert_snli.modeling import D2LBertForPreTraining, D2LBertForSequenceClassification
 from bert_snli.modeling.layers_d2l_bert import D2LBertLayer
 
-MIN_ROWS_TO_SHARE = 4  # smaller batches contain too few tokens more than once
+MIN_ROWS_TO_SHARE = 4  # smaller batches have too few repeated tokens
 
 
 class FastEncoder(nn.Module):
-    """What `FastClassifier` and `FastPreTraining` share: the blocks of a model, with the model's own weights."""
+    """Base class of `FastClassifier` and `FastPreTraining`. It computes the blocks with the weights of `model`."""
 
     def __init__(self, model: D2LBertForSequenceClassification | D2LBertForPreTraining):
         super().__init__()
@@ -43,7 +43,7 @@ class FastEncoder(nn.Module):
 
     @property
     def last_block(self) -> D2LBertLayer:
-        """The last block."""
+        """Return the last block."""
         return cast(D2LBertLayer, self.model.bert.encoder.layer[-1])
 
     def before_last_block(
@@ -52,11 +52,8 @@ class FastEncoder(nn.Module):
         """Compute the input of the last block (B, L, D) and its mask (B, 1, 1, L), true at tokens."""
         embeddings = self.model.bert.embeddings
         positions_LD, length = embeddings.position_embeddings.weight, input_ids.shape[1]
-        if length > len(positions_LD):
-            raise ValueError(
-                f"{length} positions, but the model has {len(positions_LD)} (max_position_embeddings); "
-                "truncate the input"
-            )
+        if length > (limit := len(positions_LD)):
+            raise ValueError(f"input: has {length} positions, but the model has {limit}; truncate the input")
         words_VD = embeddings.word_embeddings.weight
         if self.embedding_rows is not None:
             input_ids, words_VD = self.embedding_rows.row_of_V[input_ids], self.embedding_rows.weight
@@ -84,7 +81,7 @@ class FastEncoder(nn.Module):
 
 
 class FastClassifier(FastEncoder):
-    """The logits of a `D2LBertForSequenceClassification`."""
+    """Computes the logits of a `D2LBertForSequenceClassification`."""
 
     model: D2LBertForSequenceClassification
 
@@ -105,7 +102,7 @@ class FastClassifier(FastEncoder):
         return SequenceClassifierOutput(logits=logits_BC)
 
     def train_rows(self, used_R: torch.Tensor) -> None:
-        """Train only these rows of the word embedding: those of all tokens in the training data."""
+        """Train only the rows `used_R` of the word embedding. These must include all tokens in the training data."""
         self.embedding_rows = EmbeddingRows(self.model.bert.embeddings.word_embeddings, used_R)
 
     def decay_untrained_rows(self, optimizer: torch.optim.Optimizer) -> None:
@@ -120,7 +117,7 @@ class FastClassifier(FastEncoder):
 
 
 class FastPreTraining(FastEncoder):
-    """The losses of a `D2LBertForPreTraining`."""
+    """Computes the losses of a `D2LBertForPreTraining`."""
 
     model: D2LBertForPreTraining
 
@@ -133,7 +130,7 @@ class FastPreTraining(FastEncoder):
         labels: torch.Tensor,
         next_sentence_label: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute the sums of the cross-entropies of masked tokens and of next sentences, and the correct ones (2,).
+        """Return the summed MLM loss, the summed NSP loss, and the numbers of correct predictions for both (2,).
 
         The first three arguments are (B, L). `predicted` (B, Q) are the masked positions, and `labels` (B, Q) the ids
         of their tokens, −100 where a row has fewer masked positions. `next_sentence_label` (B,) is 1 if the second
@@ -159,7 +156,7 @@ class FastPreTraining(FastEncoder):
 
 
 def _can_read_values(tensor: torch.Tensor) -> bool:
-    """Whether Python may read values of `tensor`: on a CPU, outside `torch.compile`. With a GPU, it would wait."""
+    """Return whether Python can read values of `tensor` at no cost: on a CPU, and outside `torch.compile`."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

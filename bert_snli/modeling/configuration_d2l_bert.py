@@ -11,13 +11,13 @@ CLASSIFIER_HEADS = ("pooler", "mlp", "matching")
 class D2LBertConfig(PreTrainedConfig):
     """Configuration of the D2L-BERT models, with the names of `BertConfig`; the defaults are d2l's `bert.small`.
 
-    Special-token ids have no default: they depend on the vocabulary. There is no `hidden_act`: d2l uses ReLU.
+    Special-token ids have no default, because they depend on the vocabulary. There is no `hidden_act`: d2l uses ReLU.
 
     Args:
         classifier_head: `"pooler"`, the pretrained `hidden` layer (Linear, tanh) and a new Linear, as in section 15.7;
             `"mlp"`, a new Linear(`classifier_hidden_size`), ReLU and Linear, as in an older edition of the chapter; or
             `"matching"`, two new layers that compare the sentences (`D2LBertMatchingHead`), which d2l does not have.
-        max_pair_length: longest pair, in tokens, that the model was fine-tuned on.
+        max_pair_length: maximum length of a pair in fine-tuning, in tokens.
         pair_truncation: how longer pairs were truncated in fine-tuning.
         tie_word_embeddings: must be false, because the masked-language-model head has its own decoder weight.
 
@@ -63,17 +63,13 @@ class D2LBertConfig(PreTrainedConfig):
         return loaded
 
     def _check_values(self) -> None:
-        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
-                f"({self.num_attention_heads}); choose a divisor of hidden_size"
-            )
+        num_heads = self.num_attention_heads
+        if num_heads < 1 or self.hidden_size % num_heads:
+            what = f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads ({num_heads})"
+            raise ValueError(f"{what}; choose a divisor of hidden_size")
         if self.classifier_head not in CLASSIFIER_HEADS:
-            raise ValueError(
-                f"classifier_head is {self.classifier_head!r}; choose one of {', '.join(CLASSIFIER_HEADS)}"
-            )
+            allowed = ", ".join(CLASSIFIER_HEADS)
+            raise ValueError(f"classifier_head {self.classifier_head!r}: is unknown; choose one of {allowed}")
         if self.tie_word_embeddings:
-            raise ValueError(
-                f"tie_word_embeddings is {self.tie_word_embeddings!r}, but the decoder has its own weights; "
-                "set tie_word_embeddings to False"
-            )
+            what = f"tie_word_embeddings {self.tie_word_embeddings!r}: the decoder has its own weights"
+            raise ValueError(f"{what}; set tie_word_embeddings to False")

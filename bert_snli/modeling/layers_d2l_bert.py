@@ -1,7 +1,7 @@
 """The layers of the D2L-BERT models: embeddings, attention, block, encoder, pooler and heads.
 
-Operations are in d2l's order, so that converted checkpoints give d2l's numbers. `save_pretrained` copies this file next
-to the weights, so it imports no other part of `bert_snli` than files of this folder.
+The operations have the same order as in d2l, so that converted checkpoints give the same numbers. `save_pretrained`
+copies this file next to the weights, so it imports only files of this folder from `bert_snli`.
 
 Shape suffixes: B rows, L positions, D hidden size, N attention heads, H size of a head (D = N·H), F feed-forward size,
 V vocabulary, C labels.
@@ -59,12 +59,9 @@ class D2LBertEmbeddings(nn.Module):
         if inputs_embeds_BLD is None:
             inputs_embeds_BLD = self.word_embeddings(input_ids_BL)
         if position_ids_BL is None:
-            length = inputs_embeds_BLD.shape[1]
-            if length > self.position_embeddings.num_embeddings:
-                raise ValueError(
-                    f"{length} positions, but the model has {self.position_embeddings.num_embeddings} "
-                    "(max_position_embeddings); truncate the input"
-                )
+            length, max_length = inputs_embeds_BLD.shape[1], self.position_embeddings.num_embeddings
+            if length > max_length:
+                raise ValueError(f"input: has {length} positions, but the model has {max_length}; truncate the input")
             position_ids_BL = torch.arange(length, device=inputs_embeds_BLD.device)
         if token_type_ids_BL is None:
             token_type_ids_BL = inputs_embeds_BLD.new_zeros(inputs_embeds_BLD.shape[:2], dtype=torch.long)
@@ -130,7 +127,7 @@ class D2LBertLayer(GradientCheckpointingLayer):
 
 
 class D2LBertEncoder(nn.Module):
-    """All blocks, one after the other."""
+    """The sequence of all blocks."""
 
     def __init__(self, config: D2LBertConfig):
         super().__init__()
@@ -176,7 +173,7 @@ class D2LBertMatchingHead(nn.Module):
     def __init__(self, config: D2LBertConfig):
         super().__init__()
         if config.type_vocab_size != 2:
-            raise ValueError(f"type_vocab_size is {config.type_vocab_size}; the matching head needs 2")
+            raise ValueError(f"type_vocab_size {config.type_vocab_size}: the matching head needs 2; set it to 2")
         self.dense = nn.Linear(5 * config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.output = nn.Linear(config.hidden_size, config.num_labels)
@@ -190,14 +187,12 @@ class D2LBertMatchingHead(nn.Module):
     ) -> torch.Tensor:
         """Compute the logits (B, C). `<cls>` and `<sep>` are tokens of their sentence; the mean of no tokens is 0."""
         if token_type_ids_BL is None:
-            raise ValueError(
-                "token_type_ids: missing, but the matching head needs them to separate the two sentences; "
-                "pass those that tokenizer(premise, hypothesis) returns"
-            )
+            what = "missing, but the matching head needs them to separate the two sentences"
+            raise ValueError(f"token_type_ids: {what}; pass all outputs of tokenizer(premise, hypothesis)")
         within_B2L = torch.stack([token_type_ids_BL == sentence for sentence in range(2)], dim=1)
         if attention_mask_BL is not None:
             if attention_mask_BL.dim() != 2:
-                raise ValueError("attention_mask: must be (batch, length) for the matching head")
+                raise ValueError("attention_mask: the matching head needs the shape (batch, length); pass such a mask")
             within_B2L = within_B2L & attention_mask_BL[:, None].bool()
         counts_B21 = within_B2L.sum(dim=-1, keepdim=True).clamp(min=1)
         first_BD, second_BD = (within_B2L.to(hidden_BLD.dtype) @ hidden_BLD / counts_B21).unbind(dim=1)

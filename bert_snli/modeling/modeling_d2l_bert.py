@@ -5,8 +5,8 @@ ReLU, and the decoder of its masked-language-model head is not tied to the word 
 
 A change of the forward pass needs the same change in `bert_snli/fast/forward.py`, which training and prediction use.
 
-`save_pretrained` copies this file and what it imports from this folder next to the weights, so it imports no other part
-of `bert_snli`.
+`save_pretrained` copies this file and its imports from this folder next to the weights, so it imports nothing else from
+`bert_snli`.
 
 Shape suffixes: B rows, L positions, D hidden size, V vocabulary, C labels.
 """
@@ -110,7 +110,7 @@ class D2LBertModel(D2LBertPreTrainedModel):
             token_type_ids: 0 in the first sentence and 1 in the second (B, L), d2l's `segments`; zeros by default.
             position_ids: 0 to L - 1 by default (B, L).
             inputs_embeds: word embeddings (B, L, D), instead of `input_ids`.
-            **kwargs: of `TransformersKwargs`.
+            **kwargs: see `TransformersKwargs`.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`, or more positions than the model has.
@@ -120,13 +120,12 @@ class D2LBertModel(D2LBertPreTrainedModel):
             if name not in FORWARD_KWARGS:
                 raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("input_ids: give exactly one of input_ids and inputs_embeds")
         embedded_BLD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=embedded_BLD, attention_mask=attention_mask)
         hidden_BLD = self.encoder(embedded_BLD, mask, position_ids=position_ids, **kwargs)
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_BLD,
-            pooler_output=self.pooler(hidden_BLD) if self.pooler is not None else None,
+            last_hidden_state=hidden_BLD, pooler_output=self.pooler(hidden_BLD) if self.pooler is not None else None
         )
 
 

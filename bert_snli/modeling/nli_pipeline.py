@@ -1,6 +1,6 @@
 """The `natural-language-inference` pipeline. It truncates and batches pairs as in training.
 
-This file is copied to the Hub with the weights, so it imports nothing of `bert_snli` but its siblings.
+This file is copied to the Hub with the weights, so it imports only files of this folder from `bert_snli`.
 
 Shape suffixes: B pairs, L positions, C labels.
 """
@@ -16,9 +16,9 @@ from transformers import Pipeline
 from .pair_truncation import check_truncation, is_text, pair_budget, resolve_max_length, truncated_lengths
 
 TASK = "natural-language-inference"
-# What `config.json` says of it. `pt` is the Auto class that opens the model.
+# The entry in `config.json`. `pt` is the Auto class that loads the model.
 CUSTOM_PIPELINES = {TASK: {"impl": "nli_pipeline.NLIPipeline", "pt": ["AutoModelForSequenceClassification"]}}
-ONLY_BEST = ""  # `top_k` if it is not given, as in `text-classification`
+ONLY_BEST = ""  # default of `top_k`: only the best label, as in `text-classification`
 
 
 class NLIPipeline(Pipeline):
@@ -32,15 +32,15 @@ class NLIPipeline(Pipeline):
 
     Args:
         max_length, truncation: how to truncate pairs that are too long (default: as in fine-tuning, from the config).
-        top_k: None for a list of all labels, the most probable first; a number for the first ones of this list; not
-            given for the most probable label alone.
+        top_k: the number of labels to return, the most probable first; None returns all labels. By default, only the
+            most probable label is returned, and not a list.
         batch_size: by default 64 for a list and 1 for another iterable.
 
     Returns:
         `{"label": ..., "score": ...}` for each pair, or a list of them with `top_k`.
 
     Raises:
-        ValueError: an input is no pair of texts, or an option is invalid.
+        ValueError: an input is not a pair of texts, or an option is invalid.
 
     Example:
         >>> from transformers import pipeline
@@ -71,7 +71,7 @@ class NLIPipeline(Pipeline):
             raise ValueError(f"top_k {top_k!r}: give 1 or more, or None for all labels")
         return preprocess_params, {}, {} if top_k == ONLY_BEST else {"top_k": top_k}
 
-    # Not the base class's loop, which runs the tokenizer for each pair and does not sort a list by length.
+    # The base class runs the tokenizer for each pair, and does not sort a list by length.
     def __call__(self, inputs: Any, *, batch_size: int | None = None, num_workers: int = 0, **kwargs: Any) -> Any:
         preprocess, _, postprocess = self._sanitize_parameters(**kwargs)
         params = self._preprocess_params | preprocess, self._postprocess_params | postprocess
@@ -82,7 +82,7 @@ class NLIPipeline(Pipeline):
             return self._predict(inputs, batch_size or 64, *params)
         is_one_pair = isinstance(inputs, (tuple, Mapping, str, bytes))
         if not is_one_pair and isinstance(inputs, (Iterable, torch.utils.data.Dataset)):
-            return self._stream(iter(inputs), batch_size or 1, *params)  # it may have to wait for its next pair
+            return self._stream(iter(inputs), batch_size or 1, *params)  # it may have to wait for the next pair
         return self._predict([inputs], 1, *params)[0]
 
     def _stream(self, inputs: Iterator, batch_size: int, *params: dict) -> Iterator:
@@ -108,7 +108,7 @@ class NLIPipeline(Pipeline):
         config, positions = self.model.config, self.tokenizer.model_max_length
         budget = pair_budget(resolve_max_length(max_length, config.max_pair_length, positions), positions)
         texts = [text for pair in pairs for text in as_tuple(pair)]
-        # Not the tokenizer's own truncation, which on an odd budget gives the extra token to the other side.
+        # The tokenizer does not truncate as d2l does: with an odd budget, the other sentence gets the extra token.
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         premises, hypotheses = ids[0::2], ids[1::2]
         truncation = truncation or config.pair_truncation
@@ -152,5 +152,5 @@ def as_tuple(pair: Any) -> tuple[str, str]:
         texts = tuple(pair) if isinstance(pair, (tuple, list)) else ()
     if len(texts) != 2 or not all(map(is_text, texts)):
         example = '("premise", "hypothesis"), {"premise": ..., "hypothesis": ...}, or a list of such pairs'
-        raise ValueError(f"{pair!r:.80} is no pair of texts; give {example}")
+        raise ValueError(f"{pair!r:.80}: not a pair of texts; give {example}")
     return texts

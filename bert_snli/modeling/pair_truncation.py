@@ -14,23 +14,23 @@ DEFAULT_MAX_LENGTH = 128  # d2l's
 
 
 def is_text(value: object) -> bool:
-    """Whether `value` is a string that UTF-8 can encode. A string with lone surrogates is not."""
+    """Return whether `value` is a string that UTF-8 can encode (without lone surrogates)."""
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
 
 
 def resolve_max_length(max_length: int | None, max_pair_length: int | None, positions: int) -> int:
-    """Return the longest pair in tokens: as given, else as in fine-tuning, else as in d2l."""
+    """Return the maximum length of a pair: the given one, else that of fine-tuning, else that of d2l."""
     if max_length is not None:
         return max_length
     return min(DEFAULT_MAX_LENGTH, positions) if max_pair_length is None else max_pair_length
 
 
 def pair_budget(max_length: int, positions: int) -> int:
-    """Return the number of tokens for both texts in a pair of `max_length`; at least one for each."""
+    """Return the number of tokens that both texts together may have. Each text must have room for one token."""
     shortest = NUM_SPECIAL_TOKENS + 2
     if not shortest <= max_length <= positions:
         allowed = f"from {shortest} to {positions}, the model's number of positions"
-        raise ValueError(f"max_length {max_length}: must be {allowed}")
+        raise ValueError(f"max_length {max_length}: not allowed; give a number {allowed}")
     return max_length - NUM_SPECIAL_TOKENS
 
 
@@ -57,10 +57,10 @@ def truncated_lengths(
 
 
 def _truncate_premises(premise: np.ndarray, hypothesis: np.ndarray, budget: int, truncation: str) -> np.ndarray:
-    """Return the new lengths of the premises of pairs that do not fit; the hypotheses get the rest."""
+    """Return the new lengths of premises in pairs that are too long. The hypotheses get the rest of the budget."""
     if truncation == "longest":
-        # d2l pops tokens from the longer text, from the hypothesis on a tie. So a text that needs no more than its half
-        # stays whole, and the premise gets the larger half.
+        # d2l removes tokens from the longer text, or from the hypothesis if both are equally long. So a text that fits
+        # into half of the budget stays whole, and the premise gets the larger half.
         half = budget // 2
         return np.where(hypothesis <= half, budget - hypothesis, np.minimum(premise, budget - half))
     if truncation == "ratio":
@@ -75,5 +75,5 @@ def _truncate_premises(premise: np.ndarray, hypothesis: np.ndarray, budget: int,
     }[truncation]
     if (untruncated >= budget).any():
         problem = f"a {name} of {untruncated.max()} tokens does not fit"
-        raise ValueError(f"truncation {truncation}: {problem}; raise max_length or take truncation longest")
+        raise ValueError(f"truncation {truncation}: {problem}; increase max_length or use truncation longest")
     return budget - hypothesis if truncation == "only_first" else premise

@@ -1,4 +1,4 @@
-"""The page as a Gradio app: a tab for one pair, a tab for a file of pairs, and an endpoint for programs.
+"""The web page as a Gradio app: a tab for one pair, a tab for a file of pairs, and an endpoint for programs.
 
 Neither the page nor the server sends requests to other servers. A Hugging Face Space shows the same page.
 """
@@ -40,8 +40,8 @@ MAX_FILE_SIZE = "5mb"
 MAX_ROWS = 10_000
 NUM_DISPLAYED_ROWS = 100
 DELETE_FILES_AFTER = 3600  # seconds, for uploads and downloads on the server's disk
-# Greys the prediction while the boxes hold other texts than the predicted ones. The event of a new prediction comes
-# before it is shown, so the comparison waits for the next frame.
+# Greys out the prediction if the text boxes no longer hold the predicted texts. The browser shows a new prediction
+# after its change event, so the comparison waits for the next frame.
 MARK_STALE = """(premise, hypothesis) => {
     requestAnimationFrame(() => {
         const shown = document.querySelector("#prediction .bs-prediction");
@@ -56,7 +56,7 @@ MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "toke
 
 
 def show_errors(function: Callable) -> Callable:
-    """Show a `BertSnliError` as one line. Gradio shows it as HTML, so it is escaped."""
+    """Show a `BertSnliError` on the page. The text is escaped, because Gradio shows it as HTML."""
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> Any:
@@ -69,7 +69,7 @@ def show_errors(function: Callable) -> Callable:
 
 
 def build_app(predictor: ExplainedPredictor) -> gr.Blocks:
-    """Return the app for a model."""
+    """Build the app for a model."""
 
     @show_errors
     def explain(premise: str, hypothesis: str) -> str:
@@ -103,14 +103,14 @@ def build_app(predictor: ExplainedPredictor) -> gr.Blocks:
 def render_explanation(explanation: Explanation) -> str:
     """Return the predicted label, a bar for each probability, and the tokens coloured by weight."""
     tokens = [token for sentence in explanation.tokens.values() for token in sentence]
-    # Special tokens often have the largest weights; on their scale all words would look pale.
+    # Special tokens often have the largest weights, and would make the colours of all words pale.
     largest_weight = max((token.weight for token in tokens if token.kind != SPECIAL), default=0.0) or 1.0
     values = {"explanation": explanation, "kinds": {token.kind for token in tokens}, "largest_weight": largest_weight}
     return render("page_explanation.html", meanings=MEANINGS, **values)
 
 
 def _add_pair_tab(explain: Callable[[str, str], str], app: gr.Blocks) -> None:
-    """Add the sentences and examples on the left, the prediction on the right; on a phone the examples come last."""
+    """Add sentences and examples on the left, and the prediction on the right. On a phone, the examples come last."""
     first_premise, first_hypothesis = EXAMPLES[0]
     with gr.Column(min_width=280):
         # In a box of one line, which grows with the text, Enter submits and Shift+Enter starts a new line.
@@ -146,7 +146,7 @@ def _add_file_tab(predict_uploaded_file: Callable[[str], tuple[str, Any, str]]) 
 
 
 def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, str]:
-    """Return a summary in one line, the path of the file of predictions, and a table of the first ones as HTML."""
+    """Predict a file. Return a one-line summary, the path of the predictions, and the first rows as HTML."""
     count = count_pairs(path, name=path.name)
     if count > MAX_ROWS:
         raise BertSnliError(f"{path.name}: {count:,} pairs; give at most {MAX_ROWS:,} at once")
@@ -155,7 +155,7 @@ def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, 
     labels = [next(iter(scores)) for scores in predictions]
     counts = ", ".join(f"{labels.count(label):,} {label}" for label in sorted(predictions[0]))
     displayed = f"; the first {NUM_DISPLAYED_ROWS} below" if len(pairs) > NUM_DISPLAYED_ROWS else ""
-    predictions_file = path.with_name(f"{path.stem}-predictions.jsonl")  # in the folder that Gradio empties
+    predictions_file = path.with_name(f"{path.stem}-predictions.jsonl")  # Gradio deletes the files in this folder
     predictions_file.write_text(format_predictions(pairs, predictions), encoding="utf-8")
     rows = list(zip(pairs, predictions, strict=True))[:NUM_DISPLAYED_ROWS]
     table = render("page_predictions.html", rows=rows)
@@ -163,7 +163,7 @@ def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, 
 
 
 def start(predictor: ExplainedPredictor, host: str | None, port: int | None) -> gr.Blocks:
-    """Serve the page in background threads until `close()` of the returned app."""
+    """Serve the page in background threads. Call `close()` of the returned app to stop."""
     app = build_app(predictor)
     try:
         app.launch(
@@ -180,16 +180,16 @@ def start(predictor: ExplainedPredictor, host: str | None, port: int | None) -> 
             ssr_mode=False,
         )
     except (OSError, OverflowError) as error:
-        what = "no free port from 7860" if port is None else f"port {port}: is taken or not permitted"
-        raise BertSnliError(f"{what}; name another port") from error
+        what = "port: no port is free" if port is None else f"port {port}: is taken or not permitted"
+        raise BertSnliError(f"{what}; give another port") from error
     return app
 
 
 def serve(model_name_or_path: str, *, host: str | None = None, port: int | None = None, log: Callable = print) -> None:
     """Serve the page of a fine-tuned model until Ctrl-C.
 
-    The defaults are `GRADIO_SERVER_NAME`, which a Space sets, or 127.0.0.1, and `GRADIO_SERVER_PORT` or the first free
-    port from 7860.
+    `host` is by default the variable `GRADIO_SERVER_NAME`, which a Space sets, or 127.0.0.1. `port` is by default the
+    variable `GRADIO_SERVER_PORT` or the first free port from 7860.
     """
     if host is not None:
         check_host(host)
@@ -204,7 +204,7 @@ def serve(model_name_or_path: str, *, host: str | None = None, port: int | None 
 
 
 def check_host(host: str) -> None:
-    """Check that the server can listen at an address. Gradio would try 100 ports, 5 seconds each."""
+    """Check that the server can listen on `host`. Gradio would try 100 ports, for 5 seconds each."""
     try:
         family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
@@ -214,7 +214,7 @@ def check_host(host: str) -> None:
 
 
 def write_space(model_name_or_path: str, folder: Path) -> None:
-    """Write a Space of a fine-tuned model. A local model is copied into it."""
+    """Write a Hugging Face Space for a fine-tuned model. A local model is copied into the Space."""
     check_output_dir(folder)
     name = ExplainedPredictor(model_name_or_path).name  # fails for a model that the Space could not load
     source = Path(model_name_or_path)

@@ -1,4 +1,4 @@
-"""A prediction for one pair, with the tokens that the model read and how much each influenced the prediction."""
+"""Explain a prediction: the tokens that the model read, and the influence of each token on the prediction."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from bert_snli.inference import classifier_labels, load_classifier, load_tokeniz
 from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.prediction import Predictor
 
-MAX_CHARACTERS = 5_000  # of a sentence; ten times as many as fit into 128 tokens
+MAX_CHARACTERS = 5_000  # of a sentence; 128 tokens are about ten times shorter
 WORD, UNKNOWN, SPECIAL, TRUNCATED = "word", "unknown", "special", "truncated"
 
 
@@ -22,27 +22,27 @@ class DisplayedToken(NamedTuple):
 
     space: str  # white space in the text before this token
     text: str  # the user's characters; empty for a special token
-    token: str  # what the model read
+    token: str  # the token that the model read
     kind: str  # WORD, UNKNOWN, SPECIAL or TRUNCATED
-    weight: float  # its share of the weights of all tokens
+    weight: float  # its share in the sum of all weights
 
 
 @dataclass(frozen=True)
 class Explanation:
     """A prediction for one pair."""
 
-    premise: str  # as the user typed it, like the hypothesis
+    premise: str  # both texts as the user typed them
     hypothesis: str
     scores: dict[str, float]  # probability of each label, the highest first
-    tokens: dict[str, list[DisplayedToken]]  # of premise and hypothesis
-    length: int  # of the whole pair in tokens, including the special ones
-    max_length: int  # the number of tokens that the model reads
+    tokens: dict[str, list[DisplayedToken]]  # by text: "premise" and "hypothesis"
+    length: int  # number of tokens in the pair, including the special ones
+    max_length: int  # maximum number of tokens that the model reads
 
 
 def gradient_times_input(model: D2LBertForSequenceClassification, inputs: dict[str, Tensor]) -> Tensor:
     """Return the norm of gradient x token embedding at each token (L).
 
-    The gradient is that of the margin between the two highest logits, which does not vanish in confident predictions.
+    The gradient is taken of the margin between the two highest logits. It does not vanish in confident predictions.
     """
     embeddings_BLD = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
     logits = model(inputs_embeds=embeddings_BLD, token_type_ids=inputs["token_type_ids"]).logits
@@ -52,7 +52,7 @@ def gradient_times_input(model: D2LBertForSequenceClassification, inputs: dict[s
 
 
 class ExplainedPredictor(Predictor):
-    """A `Predictor` for a model folder or Hub id that also explains its predictions. Threads may share it."""
+    """A `Predictor` for a model folder or Hub id that also explains its predictions. Several threads may use it."""
 
     def __init__(self, model_name_or_path: str):
         path = Path(model_name_or_path)
@@ -89,7 +89,7 @@ class ExplainedPredictor(Predictor):
         return Explanation(premise, hypothesis, scores, tokens, sum(map(len, tokens.values())), self.max_length)
 
     def _match_tokens(self, text: str, shares: list[float]) -> list[DisplayedToken]:
-        """Split `text` at its tokens. The first ones have `shares`; the model does not read the others."""
+        """Split `text` into its tokens. `shares` are those of the first tokens; the model does not read the others."""
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         tokens: list[DisplayedToken] = []
         position = 0

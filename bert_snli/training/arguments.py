@@ -20,7 +20,7 @@ from bert_snli.files import write_atomically
 NOT_IN_RECIPE = "overwrite_output_dir resume_from_checkpoint push_to_hub hub_model_id hub_private_repo".split()
 # Options that do not affect an update.
 OUTPUT_OPTIONS = "output_dir logging_steps save_steps save_total_limit report_to".split()
-# Options that may differ when a run is resumed, which then is not bit-exact.
+# Options that may change when a run is resumed. Resume is then not bit-exact.
 CHANGEABLE_ON_RESUME = """
     num_train_epochs max_steps num_micro_batches per_device_eval_batch_size mixed_precision attn_implementation
     pad_to_max_length torch_compile
@@ -72,18 +72,18 @@ class BaseTrainingArguments:
     overwrite_output_dir: bool = option(False, "Write into a folder that is not empty; removes its results.")
 
     text_source: str = option("raw", "Text of SNLI: raw sentences, or parse tokens as in d2l.", choices.TEXT_SOURCES)
-    max_length: int = option(128, "Maximum length of a pair in tokens, with its three special tokens.")
+    max_length: int = option(128, "Maximum length of a pair in tokens, including the three special tokens.")
     max_train_samples: int | None = option(None, "Train on the first N pairs only. (default: all)")
     max_eval_samples: int | None = option(None, "Evaluate on the first N pairs only. (default: all)")
-    dropout: float | None = option(None, "Dropout of hidden states and attention. (default: that of the model)")
+    dropout: float | None = option(None, "Dropout of hidden states and attention. (default: as in the model)")
 
     num_train_epochs: int = option(4, "Number of epochs.")
     max_steps: int = option(-1, "Number of updates; overrides num_train_epochs. -1: train for all epochs.")
     train_batch_size: int = option(256, "Pairs in one update, over all processes and micro-batches.")
     per_device_eval_batch_size: int = option(256, "Pairs in one evaluation batch of a process.")
-    num_micro_batches: int = option(1, "Number of micro-batches into which an update is split, to save memory.")
+    num_micro_batches: int = option(1, "Split each update into this number of micro-batches, to save memory.")
     train_sampling_strategy: str = option(
-        "group_by_length", "Batches of similar length, or random batches, as in d2l.", choices.SAMPLING_STRATEGIES
+        "group_by_length", "Batches of pairs of similar length, or random as in d2l.", choices.SAMPLING_STRATEGIES
     )
 
     optim: str = option("adamw_torch_fused", "Optimizer.", choices.OPTIMIZERS)
@@ -91,23 +91,23 @@ class BaseTrainingArguments:
     lr_scheduler_type: str = option("linear", "Learning rate schedule after the warm-up.", choices.SCHEDULERS)
     warmup_steps: float = option(0.06, "Updates of linear warm-up; a value below 1 is a fraction of all updates.")
     weight_decay: float = option(0.01, "Weight decay. Biases and LayerNorm weights have none.")
-    max_grad_norm: float = option(1.0, "Maximum norm to which gradients are clipped. 0: no clipping.")
+    max_grad_norm: float = option(1.0, "Maximum gradient norm; larger gradients are clipped. 0: no clipping.")
     mixed_precision: str = option(
         "auto",
-        "Precision of training. auto: the setting of Accelerate; if it has none, bf16 where bf16 is at least 1.5 times "
-        "as fast as fp32. no: fp32. fp16: needs a GPU. Evaluation is always in fp32.",
+        "Precision of training. auto: the setting of Accelerate if there is one; otherwise bf16 if it is at least 1.5 "
+        "times as fast as fp32 on this machine, else fp32. no: fp32. fp16: needs a GPU. Evaluation always uses fp32.",
         ("auto", "no", "bf16", "fp16"),
     )
     seed: int = option(42, "Random seed of new weights, data order, masks and dropout.")
 
-    load_best_model_at_end: bool = option(True, "Save the model of the best epoch; false: that of the last epoch.")
+    load_best_model_at_end: bool = option(True, "Save the model of the best epoch. false: of the last epoch.")
     logging_steps: int = option(50, "Updates between two lines of metrics.jsonl.")
-    save_steps: int = option(0, "Updates between two checkpoints. 0: write one only if a signal stops the run.")
+    save_steps: int = option(0, "Updates between two checkpoints. 0: write one only when a signal stops the run.")
     save_total_limit: int = option(2, "Number of checkpoints to keep.")
     resume_from_checkpoint: str | None = option(
         None, "Checkpoint to resume from. auto: the newest valid one in output_dir, if any.", metavar="DIR|auto"
     )
-    report_to: str = option("none", "Experiment tracker that also gets the metrics.", choices.TRACKERS)
+    report_to: str = option("none", "Experiment tracker to which the metrics are also sent.", choices.TRACKERS)
 
     def __post_init__(self):
         if not self.output_dir:
@@ -140,7 +140,7 @@ class BaseTrainingArguments:
         write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
     def settings(self) -> dict[str, Any]:
-        """Return the options that affect the weights, if only by rounding."""
+        """Return the options that affect the weights, even if only by rounding."""
         others = {*NOT_IN_RECIPE, *OUTPUT_OPTIONS}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
@@ -163,8 +163,8 @@ class FinetuneArguments(BaseTrainingArguments):
     model_name_or_path: str = option("", "Model folder or Hub id to fine-tune; bert-snli convert writes such a folder.")
     dataset_name_or_path: str = option(
         choices.HUB_ID,
-        "A Hub id, snli_1.0.zip from Stanford, a folder with its jsonl or txt files, a folder of parquet files, or "
-        "sample, a small generated corpus.",
+        "A Hub id, Stanford's snli_1.0.zip, a folder with SNLI's .jsonl or .txt files, a folder of .parquet files, "
+        "or the word sample for a small generated corpus.",
     )
     train_file: str | None = option(
         None,
@@ -180,7 +180,7 @@ class FinetuneArguments(BaseTrainingArguments):
     classifier_head: str | None = option(
         None,
         "Classifier head. pooler: as in d2l, can be exported to d2l format; mlp: as in d2l before 2020; matching: more "
-        "accurate, compares mean states of the sentences. (default: that of the model, or matching if it has none)",
+        "accurate, compares the mean hidden states of both sentences. (default: the head of the model, else matching)",
         choices.CLASSIFIER_HEADS,
     )
     attn_implementation: str | None = option(
@@ -196,7 +196,7 @@ class FinetuneArguments(BaseTrainingArguments):
     torch_compile: bool = option(
         False, "Compile the model with torch.compile, which takes one to two minutes. For long runs on GPUs."
     )
-    eval_split: str = option("validation", "Split to evaluate on after each epoch; d2l: test.", ("validation", "test"))
+    eval_split: str = option("validation", "Evaluation split after each epoch. d2l uses test.", ("validation", "test"))
     push_to_hub: bool = option(False, "Push the model to the Hub at the end of the run.")
     hub_model_id: str | None = option(None, "Repository for push_to_hub.", metavar="USER/NAME")
     hub_private_repo: bool = option(False, "Create the repository as private.")
@@ -234,8 +234,8 @@ class PretrainArguments(BaseTrainingArguments):
     do_lower_case: bool | None = option(None, "Convert text to lower case, as in d2l. (default: true)")
     extend_vocab_from: str | None = option(
         None,
-        "Text, as for dataset_name_or_path. Its tokens that occur min_freq times or more are added to the "
-        "vocabulary of model_name_or_path. Their embeddings are drawn from the distribution of the known ones.",
+        "Text that extends the vocabulary of model_name_or_path: its tokens that occur at least min_freq times are "
+        "added. Takes the same values as dataset_name_or_path.",
         metavar="PATH",
     )
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a running training: `checkpoint-N` folders from which training resumes bit-exactly.
+"""Write and load `checkpoint-N` folders, from which training resumes bit-exactly.
 
-A checkpoint is written under a temporary name with the checksums of its files, flushed to the disk and renamed when it
-is complete. Resume checks the checksums and uses the checkpoint before if one is damaged.
+A checkpoint is written under a temporary name with the checksums of its files, flushed to the disk, and renamed when
+it is complete. Resume compares the checksums, and skips a damaged checkpoint if there is an older one.
 """
 
 import json
@@ -32,16 +32,16 @@ logger = logging.getLogger(__name__)
 class Progress:
     """The state of a run, apart from the model, the optimizer and the random states."""
 
-    epoch: int = 0  # finished epochs
-    batch: int = 0  # updates in the current epoch
-    step: int = 0  # updates
+    epoch: int = 0  # number of finished epochs
+    batch: int = 0  # number of updates in the current epoch
+    step: int = 0  # number of updates
     best_score: float | None = None
     best_step: int = 0
     seconds: float = 0.0  # training time without evaluation and saving
-    epoch_sums: list[float] = field(default_factory=list)  # of the objective, up to the last line of metrics
-    interval_sums: list[float] = field(default_factory=list)  # of the objective, since the last line of metrics
+    epoch_sums: list[float] = field(default_factory=list)  # sums of the objective up to the last line of metrics
+    interval_sums: list[float] = field(default_factory=list)  # sums since the last line of metrics
     epochs: list[dict[str, Any]] = field(default_factory=list)  # metrics of the finished epochs
-    saved_model: dict[str, Any] = field(default_factory=dict)  # its step, and details of its evaluation
+    saved_model: dict[str, Any] = field(default_factory=dict)  # step and evaluation details of the saved model
     scheduler: dict[str, Any] = field(default_factory=dict)  # state of the learning rate schedule
     settings: dict[str, Any] = field(default_factory=dict)  # options and machine that affect the weights
     data_fingerprint: str = ""
@@ -80,7 +80,7 @@ def _remove_on_error(temporary: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if is_lost_connection(error):  # the process that could not write reports the cause
+        if is_lost_connection(error):  # the process that failed to write reports the cause
             raise
         shutil.rmtree(temporary, ignore_errors=True)
         earlier = list_checkpoints(target.parent)
@@ -95,12 +95,12 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the number of updates before a checkpoint was written, from the name of its folder."""
+    """Return the step of a checkpoint, from the name of its folder."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def find_damage(folder: Path) -> str | None:
-    """Describe what is wrong with the files of a checkpoint; None if they are as written."""
+def describe_damage(folder: Path) -> str | None:
+    """Return a description of the damage to a checkpoint, or None if all its files are intact."""
     try:
         checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         if not isinstance(checksums, dict) or PROGRESS not in checksums:
@@ -123,15 +123,15 @@ def check_checkpoint_folder(folder: Path, output_dir: Path) -> None:
     if not (folder / PROGRESS).is_file():
         raise BertSnliError(f"resume_from_checkpoint {folder}: not a checkpoint; give a checkpoint-N folder or 'auto'")
     if folder.resolve().parent != output_dir.resolve():
-        raise BertSnliError(f"resume_from_checkpoint {folder}: is not in {output_dir}; set output_dir to its parent")
+        raise BertSnliError(f"resume_from_checkpoint {folder}: is not in {output_dir}; give a checkpoint from there")
 
 
 def find_valid_checkpoint(requested: str, output_dir: Path) -> Path | None:
-    """Return the checkpoint folder to resume from; with 'auto' the newest valid one, or None if there are none."""
+    """Return the checkpoint to resume from. With 'auto', return the newest valid one, or None if there is none."""
     is_auto = requested == "auto"
     damaged: list[str] = []
     for folder in list_checkpoints(output_dir)[::-1] if is_auto else [Path(requested)]:
-        damage = find_damage(folder)
+        damage = describe_damage(folder)
         if damage is None:
             if damaged:
                 logger.warning("%s; resuming from %s", "; ".join(damaged), folder.name)
@@ -150,7 +150,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Read the progress of the run when the checkpoint was written."""
+    """Read the progress that is stored in a checkpoint."""
     with _explain_unreadable(folder):
         return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
@@ -167,7 +167,7 @@ def _explain_unreadable(folder: Path) -> Iterator[None]:
 
 
 def restore_output_dir(output_dir: Path, step: int) -> list[str]:
-    """Restore the output folder to its state when the checkpoint of `step` was written; 0: at the start of the run.
+    """Restore the output folder to its state when the checkpoint of `step` was written. Step 0 is the start.
 
     Deletes later checkpoints, which `resume_from_checkpoint="auto"` would use, and returns their names. Deletes
     incomplete files. Restores the best model of the checkpoint.

@@ -1,6 +1,6 @@
-"""The command lines of `finetune` and `pretrain`: their options, and the options of `accelerate launch` among them.
+"""Parse the command lines of `finetune` and `pretrain`, which also accept options of `accelerate launch`.
 
-This module imports neither PyTorch nor transformers, so that help and errors in options appear at once.
+This module imports neither PyTorch nor transformers, so that `--help` and errors about options appear at once.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from bert_snli.errors import BertSnliError, one_line
 from bert_snli.recipes import RECIPES
 from bert_snli.training.arguments import GROUPS, BaseTrainingArguments, FinetuneArguments, PretrainArguments
 
-# Options of `accelerate launch` that `bert-snli finetune` and `pretrain` pass on: those with a value, and switches.
+# Options with a value, and switches, that `bert-snli finetune` and `pretrain` pass on to `accelerate launch`.
 LAUNCH_OPTIONS = """
     config_file gpu_ids log_dir machine_rank main_process_ip main_process_port max_restarts monitor_interval
     num_cpu_threads_per_process num_machines num_processes rdzv_backend rdzv_conf role tee
 """.split()
 LAUNCH_SWITCHES = "cpu debug multi_gpu quiet same_network".split()
-# Options of `transformers.TrainingArguments` and of its examples, and what to do instead.
+# Advice for options of `transformers.TrainingArguments` and of its examples that these commands do not have.
 _REMEDIES = {
     "per_device_train_batch_size per_gpu_train_batch_size batch_size": "use --train_batch_size, a global batch size",
     "gradient_accumulation_steps": "use --num_micro_batches, which splits --train_batch_size and does not multiply it",
@@ -74,17 +74,17 @@ class TrainingCommand(Generic[Arguments]):
 
     @property
     def option_names(self) -> set[str]:
-        """The names of all options, including those of the launcher."""
+        """Return the names of all options, including those of the launcher."""
         return {field.name for field in fields(self.arguments_class)} | {"config"} | set(LAUNCH_OPTIONS)
 
     @property
     def recipes(self) -> dict[str, Path]:
-        """The recipes that are installed for this command, by name."""
+        """Return the installed recipes for this command, by name."""
         is_pretraining = self.arguments_class is PretrainArguments
         return {name: path for name, path in RECIPES.items() if name.endswith("_pretrain") == is_pretraining}
 
     def build_parser(self) -> OneLineErrorParser:
-        """Return the parser, with the options in the groups of the help."""
+        """Build the parser. `GROUPS` defines the order of the options in the help."""
         required = self.arguments_class.required
         usage = "%(prog)s MODEL " if "model_name_or_path" in required else "%(prog)s "
         parser = OneLineErrorParser(
@@ -107,7 +107,7 @@ class TrainingCommand(Generic[Arguments]):
         return parser
 
     def parse(self, argv: Sequence[str]) -> Arguments:
-        """Read options. The command line overrides the recipe that `--config` names."""
+        """Parse the options. Options on the command line override the recipe that `--config` names."""
         parser = self.build_parser()
         given, unknown = parser.parse_known_args(argv)
         if unknown:
@@ -168,7 +168,7 @@ def boolean(text: str) -> bool:
 
 
 def split_arguments(argv: Sequence[str], arguments_class: type[BaseTrainingArguments]) -> tuple[list[str], list[str]]:
-    """Separate the options of `accelerate launch` from those of training. An option of both is one of training."""
+    """Separate the options of `accelerate launch` from those of training. An option of both belongs to training."""
     training_options = {field.name for field in fields(arguments_class)}
     launch: list[str] = []
     training: list[str] = []

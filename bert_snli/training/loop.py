@@ -1,4 +1,4 @@
-"""The training loop: updates on global batches, an evaluation after each epoch, checkpoints."""
+"""The training loop: updates on global batches, an evaluation after each epoch, and checkpoints."""
 
 import logging
 import math
@@ -26,6 +26,7 @@ from bert_snli.training.run_folder import append_metrics, tracker_metrics
 from bert_snli.training.stopping import StopRequest
 from bert_snli.training.task import TrainingTask
 
+DIVERGENCE_REMEDY = "lower learning_rate or set max_grad_norm"
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ class TrainingLoop:
         self.clock = time.perf_counter()
 
     def run(self) -> None:
-        """Train until the last update. Raises `Stopped` after a signal, when a checkpoint is written."""
+        """Train until the last update. After a signal, write a checkpoint and raise `Stopped`."""
         with StopRequest(self.accelerator.num_processes) as request:
             # A checkpoint may have been written between the last update of an epoch and its evaluation.
             while self._has_updates_left() or self.progress.batch:
@@ -72,9 +73,9 @@ class TrainingLoop:
         micro_batches = (self.task.pairs[micro_batch] for micro_batch in self.sampler)
         self._start_interval(progress.interval_sums)
         self.clock = time.perf_counter()
-        hidden = None if self.accelerator.is_local_main_process else True  # None: hidden if stderr is no terminal
+        hide = None if self.accelerator.is_local_main_process else True  # None hides the bar without a terminal
         name = f"Epoch {progress.epoch + 1}"
-        with tqdm(total=len(self.task.pairs), desc=name, unit=" examples", disable=hidden) as bar:
+        with tqdm(total=len(self.task.pairs), desc=name, unit=" examples", disable=hide) as bar:
             bar.update(sum(map(len, batches[: progress.batch])))
             while progress.batch < len(batches) and progress.step < self.total_updates:
                 rows = batches[progress.batch]
@@ -95,21 +96,21 @@ class TrainingLoop:
         for remaining in reversed(range(self.arguments.num_micro_batches)):
             with accelerator.no_sync(self.module) if remaining else nullcontext():
                 loss, sums = self.task.objective(self.module, next(micro_batches), rows)
-                # DistributedDataParallel averages gradients over processes, but the loss is a sum over their shares.
+                # DistributedDataParallel averages gradients over processes, but the loss is the sum over processes.
                 accelerator.backward(loss * accelerator.num_processes)
             self.interval_sums += sums
         self.interval_rows += len(rows)
         self.grad_norm = accelerator.clip_grad_norm_(self.module.parameters(), self.arguments.max_grad_norm or math.inf)
         self.optimizer.step()
-        # The learning rate depends on the number of the update only. It also changes after an fp16 overflow, when the
-        # optimizer skips the update: with fused AdamW, the host would have to wait for the GPU to know of that.
+        # The learning rate depends only on the step number. It also changes when the optimizer skips an update after an
+        # fp16 overflow, because the host would have to wait for the GPU to detect this with fused AdamW.
         self.scheduler.step()
         self.optimizer.zero_grad()
 
     def _start_interval(self, sums: list[float]) -> None:
-        """Start the sums for the next line of metrics, with those of a checkpoint if the run was resumed.
+        """Reset the sums for the next line of metrics to `sums`, or to 0. A resumed run gives those of the checkpoint.
 
-        Sums of float32 losses in float64 have no rounding error worth mentioning, whatever the order of the processes.
+        The sums are float64, so that the order in which the processes are added hardly changes them.
         """
         is_initial = self.accelerator.is_main_process and sums
         start = sums if is_initial else [0.0] * self.task.objective.num_sums
@@ -122,17 +123,15 @@ class TrainingLoop:
         """Return the sums of all processes since the last line of metrics. Waits for the device."""
         sums: list[float] = self.accelerator.reduce(self.interval_sums, "sum").tolist()
         self._add_training_time()
-        # In fp16 the scaler skips updates with gradients that are not finite.
+        # In fp16 the gradient scaler skips updates with non-finite gradients.
         is_finite = self.accelerator.scaler is not None or bool(self.grad_norm.isfinite())
         if not (is_finite and all(map(math.isfinite, sums))):
-            raise BertSnliError(
-                f"the loss or its gradient is not finite at step {self.progress.step} or shortly before; lower "
-                "learning_rate or set max_grad_norm"
-            )
+            when = f"at step {self.progress.step} or shortly before"
+            raise BertSnliError(f"the loss or its gradient is not finite {when}; {DIVERGENCE_REMEDY}")
         return sums
 
     def _show_interval(self, bar: tqdm, entry: dict[str, Any]) -> None:
-        """Show the loss in the bar, which shows examples/s. Print both in a line if stderr is not a terminal."""
+        """Show the loss in the progress bar. If there is no bar, log the loss and the throughput."""
         loss = f"{entry['train_loss']:.3f}"
         if not bar.disable:
             bar.set_postfix(loss=loss)
@@ -141,7 +140,7 @@ class TrainingLoop:
             logger.info("step %s: loss %s, %s examples/s", step, loss, f"{rate:,.0f}")
 
     def _log_interval(self) -> dict[str, Any]:
-        """Write and return a line of metrics on the updates since the last line."""
+        """Write and return a line of metrics about the updates since the last line."""
         progress, sums = self.progress, self._reduce_interval_sums()
         epoch_sums = progress.epoch_sums or [0.0] * len(sums)
         progress.epoch_sums = [total + value for total, value in zip(epoch_sums, sums, strict=True)]
@@ -149,7 +148,7 @@ class TrainingLoop:
             "step": progress.step,
             "epoch": self._epochs_done(),
             **{f"train_{name}": value for name, value in self.task.objective.metrics(sums).items()},
-            # In fp16 it may be infinite, which JSON does not allow.
+            # In fp16 the norm may be infinite, which JSON does not allow.
             "grad_norm": float(self.grad_norm) if self.grad_norm.isfinite() else None,
             "learning_rate": self.scheduler.get_last_lr()[0],
             "train_samples_per_second": self.interval_rows / (progress.seconds - self.interval_start),
@@ -167,12 +166,12 @@ class TrainingLoop:
         self.progress.seconds, self.clock = self.progress.seconds + now - self.clock, now
 
     def _save_checkpoint(self) -> Path:
-        """Write the checkpoint of this step, unless it exists."""
+        """Write the checkpoint of this step, unless it already exists."""
         if self.newest_checkpoint is not None and self.newest_checkpoint.name == f"checkpoint-{self.progress.step}":
             return self.newest_checkpoint
         sums = self._reduce_interval_sums()
         progress = replace(self.progress, scheduler=self.scheduler.state_dict(), interval_sums=sums)
-        if self.accelerator.is_main_process:  # lines that a resumed run does not write again
+        if self.accelerator.is_main_process:  # a resumed run does not write these lines again
             flush_to_disk(self.output_dir / METRICS)
             for tracker in self.accelerator.trackers:
                 if tracker.name == "tensorboard":
@@ -198,9 +197,7 @@ class TrainingLoop:
         progress = self.progress
         metrics, details = self.task.evaluate()
         if not all(map(math.isfinite, metrics.values())):
-            raise BertSnliError(
-                f"the evaluation after step {progress.step} is not finite; lower learning_rate or set max_grad_norm"
-            )
+            raise BertSnliError(f"the metrics after step {progress.step} are not finite; {DIVERGENCE_REMEDY}")
         train_metrics = self.task.objective.metrics(progress.epoch_sums)
         entry = {
             "step": progress.step,

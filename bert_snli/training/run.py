@@ -1,4 +1,4 @@
-"""One training run around its loop, for fine-tuning and pretraining: output folder, trackers and results."""
+"""Run a fine-tuning or pretraining: prepare the output folder, train, log to trackers and write the results."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training returns."""
+    """The result of a training run."""
 
     output_dir: Path  # the model folder
     metrics: dict[str, Any]  # the content of `train_results.json`: metrics of the saved model, throughput, machine
@@ -47,7 +47,7 @@ def run_training(
     prepare_output_dir: Callable[[Path], None],
     more_results: dict[str, Any],
 ) -> TrainingResult:
-    """Train, evaluate after each epoch, and write the output folder. `Stopped` is raised after a signal.
+    """Train, evaluate after each epoch, and write the output folder. Raises `Stopped` after a signal.
 
     `prepare_output_dir` is called with the output folder before the first update; `more_results` are additional entries
     of `train_results.json`.
@@ -67,10 +67,10 @@ def run_training(
                 loop.run()
             except Stopped:
                 write_progress_files(loop)
-                accelerator.wait_for_everyone()  # the launcher ends the others as soon as one process has ended
+                accelerator.wait_for_everyone()  # the launcher stops all processes as soon as one has ended
                 raise
             write_progress_files(loop)
-        results = summarise(loop) | more_results
+        results = summarize_run(loop) | more_results
         if is_main:
             write_run_report(output_dir, results, loop.progress)
             text = json.dumps(results, indent=2) + "\n"
@@ -96,7 +96,7 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
     scheduler = make_scheduler(optimizer, arguments.lr_scheduler_type, arguments.warmup_steps, total_updates)
     if isinstance(task.module, FastClassifier):
         task.module.decay_untrained_rows(optimizer)
-    # The buffers are equal in all processes: without this, DDP would send them before each forward pass.
+    # The buffers are equal in all processes, so DDP need not send them before each forward pass.
     buffers = [name for name, _ in task.module.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task.module, buffers)
     module, optimizer = accelerator.prepare(task.module, optimizer)
@@ -105,7 +105,7 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
 
 
 def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], None]) -> None:
-    """Write the first files of a run, and remove what was written after the point from which it starts."""
+    """Write the first files of a run, and remove files from after the checkpoint from which the run resumes."""
     output_dir, progress = loop.output_dir, loop.progress
     removed = restore_output_dir(output_dir, progress.step)
     if removed and progress.step:
@@ -125,7 +125,7 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
     if loop.accelerator.is_main_process and loop.arguments.report_to != "none":
         run_id, step = run_folder.read_origin(loop.output_dir)["id"], loop.progress.step
         settings: dict[str, dict[str, Any]] = {
-            "tensorboard": {"purge_step": step},  # hides what a killed run logged after this step
+            "tensorboard": {"purge_step": step},  # hides the entries that a killed run logged after this step
             "wandb": {"id": run_id, "name": loop.output_dir.name, "resume": "allow"},
             "trackio": {"name": run_id, "resume": "allow"},
         }
@@ -133,7 +133,7 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
         loop.accelerator.init_trackers("bert-snli", options, init_kwargs=settings)
         if loop.arguments.report_to == "tensorboard":
             for entry in run_folder.read_metrics(loop.output_dir):
-                if entry["step"] == step:  # purged, but not logged again
+                if entry["step"] == step:  # purged, and the resumed run does not log it again
                     loop.accelerator.log(run_folder.tracker_metrics(entry), step=step)
     try:
         yield
@@ -151,7 +151,7 @@ def write_progress_files(loop: TrainingLoop) -> None:
 
 
 def describe_machine(loop: TrainingLoop) -> dict[str, Any]:
-    """Return device, number of processes and precision."""
+    """Return the device, the number of processes and the precision."""
     return {
         "num_processes": loop.accelerator.num_processes,
         "mixed_precision": str(loop.accelerator.mixed_precision),
@@ -159,8 +159,8 @@ def describe_machine(loop: TrainingLoop) -> dict[str, Any]:
     }
 
 
-def summarise(loop: TrainingLoop) -> dict[str, Any]:
-    """Return metrics of the saved model, throughput and machine, for `train_results.json`."""
+def summarize_run(loop: TrainingLoop) -> dict[str, Any]:
+    """Return the metrics of the saved model, the throughput and the machine, for `train_results.json`."""
     progress = loop.progress
     saved = next(entry for entry in progress.epochs if entry["step"] == progress.saved_model["step"])
     metrics = {name: value for name, value in saved.items() if name.startswith(("train_", "eval_"))}

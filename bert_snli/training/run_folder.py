@@ -61,13 +61,13 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
 
 
 def append_metrics(output_dir: Path, entry: dict[str, Any]) -> None:
-    """Write a line of `metrics.jsonl`."""
+    """Append a line to `metrics.jsonl`."""
     with (output_dir / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def restore_metrics(output_dir: Path, progress: Progress) -> None:
-    """Remove the lines of `metrics.jsonl` that were written after the checkpoint of `progress`; all for a new run."""
+    """Remove the lines of `metrics.jsonl` after the checkpoint of `progress`. For a new run, remove all lines."""
     path = output_dir / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if progress.step and path.exists() else []
     write_atomically(path, "".join(f"{line}\n" for line in lines if _was_written_before(line, progress)))
@@ -76,15 +76,15 @@ def restore_metrics(output_dir: Path, progress: Progress) -> None:
 def _was_written_before(line: str, progress: Progress) -> bool:
     try:
         entry = json.loads(line)
-    except ValueError:  # a killed run may leave half a line
+    except ValueError:  # a killed run may leave an incomplete line
         return False
     return entry in progress.epochs if is_evaluation(entry) else entry["step"] <= progress.step
 
 
 def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
-    """Rename a line of `metrics.jsonl` as `transformers` names metrics for trackers: `train/loss`, `eval/loss`.
+    """Rename the metrics in a line of `metrics.jsonl` as `transformers` does for trackers: `train/loss`, `eval/loss`.
 
-    For an evaluation only the evaluation metrics are logged, because its training metrics are means over the epoch.
+    The training metrics of an evaluation line are left out, because they are means over the epoch.
     """
     prefix = "eval_" if is_evaluation(entry) else "train_"
     return {
@@ -99,7 +99,7 @@ def write_trainer_state(
 ) -> None:
     """Write `trainer_state.json` as `transformers.Trainer` does, from the lines of `metrics.jsonl`."""
     entries = read_metrics(output_dir)
-    # `Trainer` calls the loss `loss`, not `train_loss`, and an evaluation has no metrics of training.
+    # `Trainer` names the training loss `loss`, and its evaluation entries have no training metrics.
     log_history = [
         {
             name.removeprefix("train_"): value

@@ -26,9 +26,9 @@ from bert_snli.training import checkpointing
 from bert_snli.training.arguments import CHANGEABLE_ON_RESUME, BaseTrainingArguments
 from bert_snli.training.run_folder import RUN
 
-UNSUPPORTED_LAUNCHES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # the models are small: each process has all weights
-WAITING_LIMIT = timedelta(hours=1)  # of processes for the main one, which encodes the data; NCCL's own is 10 minutes
-# adam_torch is that of d2l (15.7.4): Adam without weight decay.
+UNSUPPORTED_LAUNCHES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # not needed, because the models are small
+PROCESS_TIMEOUT = timedelta(hours=1)  # all processes wait while the main one encodes the data; NCCL: 10 minutes
+# d2l uses adam_torch without weight decay (15.7.4).
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw_torch_fused": partial(torch.optim.AdamW, fused=True),
     "adamw_torch": torch.optim.AdamW,
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_arguments(arguments: BaseTrainingArguments) -> None:
-    """Check what can be checked before anything is loaded or written."""
+    """Check the arguments before anything is loaded or written."""
     output_dir, checkpoint = Path(arguments.output_dir), arguments.resume_from_checkpoint
     is_unfinished = (output_dir / RUN).is_file() and not (output_dir / TRAIN_RESULTS).is_file()
     can_resume = is_unfinished or checkpointing.list_checkpoints(output_dir)
@@ -58,12 +58,12 @@ def check_arguments(arguments: BaseTrainingArguments) -> None:
 
 
 def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
-    """Join the processes of the run. Return also the arguments with the chosen precision and checkpoint."""
+    """Connect the processes of the run. Return also the arguments with the chosen precision and checkpoint."""
     for name in UNSUPPORTED_LAUNCHES:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise BertSnliError(f"distributed_type {name}: is not supported; use MULTI_GPU")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    state = PartialState(cpu=on_cpu, timeout=WAITING_LIMIT)
+    state = PartialState(cpu=on_cpu, timeout=PROCESS_TIMEOUT)
     if state.is_main_process:
         model, train_file = arguments.model_name_or_path or "new weights", getattr(arguments, "train_file", None)
         data = train_file or arguments.dataset_name_or_path
@@ -71,8 +71,8 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
     choices: list = [choose_checkpoint_and_precision(arguments, state.device) if state.is_main_process else None]
     ((checkpoint, precision),) = broadcast_object_list(choices)
     arguments = replace(arguments, resume_from_checkpoint=checkpoint, mixed_precision=precision.name)
-    # After the first update DDP reorders the gradients in its buckets, which changes the order in which those of more
-    # than two processes are added; a resumed run would start with the first order again. DDP keeps the order when it
+    # DDP reorders its gradient buckets after the first update, but a resumed run would start with the initial order.
+    # With more than two processes, the order changes the rounding of sums. DDP keeps the order of the buckets if it
     # looks for unused parameters.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=state.num_processes > 2, gradient_as_bucket_view=True)
     accelerator = Accelerator(
@@ -93,7 +93,7 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
 def choose_checkpoint_and_precision(
     arguments: BaseTrainingArguments, device: torch.device
 ) -> tuple[str | None, Precision]:
-    """Choose the checkpoint to resume from, and the precision: with 'auto', that of the checkpoint if there is one."""
+    """Choose the checkpoint to resume from, and the precision. With 'auto', the checkpoint decides the precision."""
     checkpoint, precision = None, arguments.mixed_precision
     if arguments.resume_from_checkpoint:
         checkpoint = checkpointing.find_valid_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))
@@ -109,7 +109,7 @@ def format_count(number: int, noun: str, total: int | None = None) -> str:
 
 
 def choose_attention(requested: str | None, device: torch.device) -> str:
-    """Return the attention implementation. At SNLI's lengths, eager attention is faster than sdpa on a CPU."""
+    """Return the attention implementation. For pairs as short as in SNLI, eager is faster than sdpa on a CPU."""
     return requested or ("eager" if device.type == "cpu" else "sdpa")
 
 
@@ -149,7 +149,7 @@ def resume_or_start(
     data_fingerprint: str,
     total_updates: int,
 ) -> checkpointing.Progress:
-    """Load the checkpoint that was chosen, if any. Return the progress of the run."""
+    """Load the chosen checkpoint, if any, and return the progress of the run."""
     num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
     machine = {"num_processes": accelerator.num_processes, "num_gpus": num_gpus}
     settings = arguments.settings() | machine
@@ -170,7 +170,7 @@ def resume_or_start(
         raise BertSnliError(f"{where}: {reached}; increase max_steps or num_train_epochs to continue")
     checkpointing.load_checkpoint(accelerator, folder)
     scheduler.load_state_dict(progress.scheduler)
-    if machine.keys() & set(changed):  # the random states of the checkpoint do not fit
+    if machine.keys() & set(changed):  # its random states belong to another machine
         set_seed((arguments.seed + progress.step) % 2**32, device_specific=True)
     if accelerator.is_main_process:
         logger.info("resuming from %s", folder.name)

@@ -1,4 +1,4 @@
-"""Stopping a run on SIGTERM (from a scheduler) or SIGINT (Ctrl-C)."""
+"""Stop a run on SIGTERM (from a scheduler) or SIGINT (Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A terminal sends Ctrl-C to the launcher and to the processes, and the launcher passes it on: a process gets it twice.
-SECONDS_OF_ONE_CTRL_C = 1.0
+# A process receives one Ctrl-C twice: from the terminal, and from the launcher, which forwards it.
+CTRL_C_REPEAT_SECONDS = 1.0
 
 
 class StopRequest:
-    """A context that turns SIGTERM and SIGINT into a request to stop after an update. A second Ctrl-C stops at once.
+    """Context manager: SIGTERM or SIGINT requests a stop after the current update. A second Ctrl-C stops at once.
 
-    Signals reach one process or all, at different times. `received` makes the processes agree.
+    A signal may reach one process or all, at different times. `received` returns the same signal in all processes.
     """
 
     def __init__(self, num_processes: int):
@@ -30,22 +30,22 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self.handlers_before = {}
-        if threading.current_thread() is threading.main_thread():  # Python handles signals in no other thread
-            # nohup starts a process with ignored signals.
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
+            # Signals that the process ignores stay ignored, for example under nohup.
             numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self.handlers_before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
         if self.signum and self.group is not None:
-            return  # keep the handlers: the launcher's copy of a signal must not interrupt the end of this process
+            return  # keep the handlers, because the launcher may forward the signal while this process ends
         for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
             now = time.monotonic()
-            if now - self.first_sigint > SECONDS_OF_ONE_CTRL_C:
+            if now - self.first_sigint > CTRL_C_REPEAT_SECONDS:
                 raise KeyboardInterrupt
             self.first_sigint = min(now, self.first_sigint)
         self.signum = signum

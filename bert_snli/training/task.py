@@ -1,4 +1,4 @@
-"""What the training loop has to know about fine-tuning or pretraining."""
+"""The parts of a run that differ between fine-tuning and pretraining."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from bert_snli.training.objectives import Objective
 class TrainingTask:
     """Model, data, objective and evaluation of a run."""
 
-    model: PreTrainedModel  # is saved, with the tokenizer
+    model: PreTrainedModel  # the model that is saved
     tokenizer: PreTrainedTokenizerBase
-    module: nn.Module  # is trained; it holds the parameters of `model`, or faster equivalents
+    module: nn.Module  # the module that is trained: `model`, or a faster module with its parameters
     objective: Objective
     pairs: PaddedPairs  # the training data
-    data_fingerprint: str  # of training and evaluation data
+    data_fingerprint: str  # hash of the training and evaluation data
     eval_split: str
     # Returns metrics, and details that are stored with the best model. All processes call it.
     evaluate: Callable[[], tuple[dict[str, float], dict[str, Any]]]

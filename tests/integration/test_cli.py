@@ -180,7 +180,7 @@ def test_dashes_in_the_name_of_an_option_are_underscores():
         (["--model_name_or_path", "tests/nowhere"], "tests/nowhere: no such folder"),
         (["--model_name_or_path", "README.md"], "README.md: is a file, not a model folder; give the folder"),
         (["--num_processes", "two"], "accelerate launch: argument --num_processes/--num-processes: invalid"),
-        (["--max_length", "4"], "--max_length 4: must be from 5 to 40"),
+        (["--max_length", "4"], "--max_length 4: not allowed; give a number from 5 to 40"),
         (["--dataset_name_or_path", "nowhere.zip"], "--dataset_name_or_path nowhere.zip: no such file or folder"),
         (["--resume_from_checkpoint", "nowhere"], "not a checkpoint; give"),
         (["--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU"),
@@ -288,7 +288,7 @@ def test_unknown_label_is_refused_before_anything_is_written(
     for split in ("train", "dev"):
         (data / f"snli_1.0_{split}.jsonl").write_text(json.dumps(row) + "\n")
     command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", data, "--max_length", 32]
-    assert "label 'maybe' is none of" in error_line([*command, "--output_dir", tmp_path / "run"], capsys)
+    assert "label 'maybe' is unknown" in error_line([*command, "--output_dir", tmp_path / "run"], capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -364,12 +364,18 @@ def test_predict_writes_a_prediction_for_each_row_of_a_file(suffix: str, model_f
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--premise", "a"], "give either --premise and --hypothesis, or --input_file"),
+        (["--premise", "a"], "no pair: give either --premise and --hypothesis, or --input_file"),
         (["--input_file", "nowhere.csv"], "--input_file nowhere.csv"),
         (["--input_file", "pairs.xlsx"], "unknown file type '.xlsx'"),
-        (["--premise", "a", "--hypothesis", "b", "--max_length", "41"], "--max_length 41: must be from 5 to 40"),
-        (["--premise", "a", "--input_file", "pairs.csv"], "give either --premise and --hypothesis, or --input_file"),
-        (["--premise", "a", "--hypothesis", "b", "--output_file", "x"], "--output_file goes with --input_file"),
+        (
+            ["--premise", "a", "--hypothesis", "b", "--max_length", "41"],
+            "--max_length 41: not allowed; give a number from 5 to 40",
+        ),
+        (
+            ["--premise", "a", "--input_file", "pairs.csv"],
+            "no pair: give either --premise and --hypothesis, or --input_file",
+        ),
+        (["--premise", "a", "--hypothesis", "b", "--output_file", "x"], "--output_file: needs --input_file"),
         (["--premise", "a", "--hypothesis", "b", "--batch_size", "0"], "0: give 1 or more"),
     ],
 )
@@ -531,7 +537,7 @@ def test_finetune_warns_when_the_model_is_no_better_than_the_most_frequent_label
 ):
     metrics = {"train_steps": num_updates, "eval_accuracy": accuracy, "eval_split": "validation"}
     finetune.warn_if_nothing_learned(TrainingResult(Path("run"), metrics), [0, 0, 1, 2])
-    message = f"validation accuracy is {accuracy:.3f}, the share of the most frequent label 0.500"
+    message = f"validation accuracy is {accuracy:.3f}, and the share of the most frequent label is 0.500"
     assert (message in caplog.text) == is_warned and bool(caplog.records) == is_warned
 
 
@@ -603,7 +609,7 @@ def test_quickstart_converts_trains_evaluates_and_predicts(
     for path in ("mini_snli/snli_1.0_train.jsonl", "d2l_checkpoint/pretrained.params", "converted/model.safetensors"):
         assert (tmp_path / "q" / path).is_file()
     results = json.loads((tmp_path / "q" / "finetuned" / "eval_results_test.json").read_text())
-    assert f"right on {results['accuracy']:.0%} of such pairs" in printed
+    assert f"{results['accuracy']:.0%} accuracy on the generated test pairs" in printed
     assert set(re.findall(r"-> .*; gold: (\w+)", printed)) == set(LABEL2ID)
     assert main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 2
 

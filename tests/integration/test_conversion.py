@@ -206,7 +206,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "masked", "--format", "d2l-torch", "--output_dir", "out"], "D2LBertForMaskedLM"),
         (
             ["export", "grown", "--format", "d2l-torch", "--output_dir", "out"],
-            "50 tokens for 64 embedding rows; resize its",
+            "50 tokens for 64 embedding rows; resize the",
         ),
         (["export", "model", "--format", "d2l-torch", "--output_dir", "d2l"], "--overwrite_output_dir"),
         (["verify", "nowhere"], "conversion_certificate.json: No such file"),
@@ -291,7 +291,7 @@ INVALID_SOURCES = {
     ),
     "no special token": (
         change_vocabulary(lambda tokens: ["x" if t == "<sep>" else t for t in tokens]),
-        "<sep> is not",
+        "<sep> is missing",
     ),
     "duplicate special token": (change_vocabulary(lambda tokens: [*tokens[:-1], "<cls>"]), "'<cls>' has two ids"),
     "missing tensor": (change_state_dict(lambda s: s.pop("mlm.mlp.2.bias")), "missing tensors: mlm.mlp.2.bias"),
@@ -303,7 +303,7 @@ INVALID_SOURCES = {
     "no blocks": (change_state_dict(lambda s: [s.pop(n) for n in list(s) if "blks" in n]), "no Transformer block"),
     "d2l 0.11": (
         change_state_dict(lambda s: [s.pop(n) for n in list(s) if "pos_embedding" in n or "attention.W_q.bias" in n]),
-        r"d2l 0.11's BERT \(no learned positions\); give a checkpoint of d2l 0.12",
+        r"has no learned positions, as in d2l 0.11; give a checkpoint of d2l 0.12",
     ),
     "integer tensor": (
         change_state_dict(lambda s: s.__setitem__("hidden.0.bias", torch.zeros(16, dtype=torch.int32))),

@@ -23,7 +23,7 @@ from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
 from bert_snli.files import CERTIFICATE, atomic_folder
 from bert_snli.finetune import finetune_model
-from bert_snli.hub import push_to_hub, stage
+from bert_snli.hub import push_to_hub, stage_upload
 from bert_snli.inference import load_classifier
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.training.arguments import FinetuneArguments
@@ -414,8 +414,8 @@ def test_incomplete_or_changed_folder_is_refused(
         (["user/name"], KNOWN_TOKEN, f"{UNREACHABLE} cannot be reached"),
         (["name"], KNOWN_TOKEN, "--repo_id name: not the name of a repository; give one such as user/name"),
         (["user/na me"], KNOWN_TOKEN, "--repo_id user/na me: not the name of a repository"),
-        (["user/name", "--dry_run"], KNOWN_TOKEN, "--dry_run and --output_dir go together"),
-        (["user/name", "--output_dir", "staged"], KNOWN_TOKEN, "--dry_run and --output_dir go together"),
+        (["user/name", "--dry_run"], KNOWN_TOKEN, "--dry_run and --output_dir: one needs the other"),
+        (["user/name", "--output_dir", "staged"], KNOWN_TOKEN, "--dry_run and --output_dir: one needs the other"),
         (["user/name", "--dry_run", "--output_dir", "full"], KNOWN_TOKEN, "error: full: already holds files"),
     ],
 )
@@ -537,10 +537,10 @@ def test_finetune_in_a_used_folder_removes_measurements_of_the_earlier_weights(
     recipe = FinetuneArguments(str(folder), str(corpus), str(folder), overwrite_output_dir=True, **options)
     finetune_model(recipe)
     assert (folder / "notes.txt").is_file()
-    stage(folder, "user/name", tmp_path / "staged")
+    stage_upload(folder, "user/name", tmp_path / "staged")
     names = files_of(tmp_path / "staged").keys()
     assert not {"eval_results_test.json", "report/report.md", CERTIFICATE} & names
     assert (folder / "start_conversion_certificate.json").read_bytes() == (converted / CERTIFICATE).read_bytes()
     finetune_model(recipe)
-    stage(folder, "user/name", tmp_path / "again")
+    stage_upload(folder, "user/name", tmp_path / "again")
     assert "start_conversion_certificate.json" not in files_of(tmp_path / "again")

@@ -22,7 +22,7 @@ from bert_snli.cli import main
 from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.files import lock_folder
-from bert_snli.training.checkpointing import find_damage
+from bert_snli.training.checkpointing import describe_damage
 from bert_snli.training.objectives import ClassificationObjective
 from tests.support import soak
 from tests.support.finetuning import find_differences, read_metrics, run_finetune
@@ -204,11 +204,11 @@ def flip_bit(path: Path) -> None:
         ),
     ],
 )
-def test_find_damage_names_what_is_wrong_with_a_checkpoint(name: str, damage: Callable, message: str, run: Path):
-    assert find_damage(run / "checkpoint-6") is None
+def test_describe_damage_names_the_damaged_file_of_a_checkpoint(name: str, damage: Callable, message: str, run: Path):
+    assert describe_damage(run / "checkpoint-6") is None
     damage(run / "checkpoint-6" / name)
     (checkpoint,) = set(run.glob("checkpoint-*")) - {run / "checkpoint-4"}
-    assert message in find_damage(checkpoint)
+    assert message in describe_damage(checkpoint)
 
 
 def test_resume_from_the_checkpoint_before_a_damaged_one_is_bit_exact(
@@ -221,7 +221,7 @@ def test_resume_from_the_checkpoint_before_a_damaged_one_is_bit_exact(
     assert message in caplog.messages
     assert find_differences(uninterrupted, run) == []
     assert not list(run.glob(".*partial*"))
-    assert all(find_damage(folder) is None for folder in run.glob("checkpoint-*"))
+    assert all(describe_damage(folder) is None for folder in run.glob("checkpoint-*"))
 
 
 def test_resume_is_refused_when_all_checkpoints_are_damaged(base_model: Path, corpus: Path, run: Path):
@@ -295,7 +295,7 @@ def test_full_disk_leaves_the_previous_checkpoint_to_resume_from(base_model: Pat
     message = printed.splitlines()[-1]
     assert f"{run / 'checkpoint-6'}: cannot be written" in message, printed
     assert "free disk space and resume from checkpoint-3" in message, printed
-    assert find_damage(run / "checkpoint-3") is None
+    assert describe_damage(run / "checkpoint-3") is None
     assert not list(run.glob(".checkpoint-*"))
     run_finetune(base_model, corpus, run, **changes, resume_from_checkpoint="auto")
     assert find_differences(tmp_path / "uninterrupted", run) == []

@@ -175,8 +175,8 @@ def test_swapped_arguments_are_named(model_folder: Path, tmp_path: Path, capsys:
     out = tmp_path / "out"
     finetune = ("finetune", "--output_dir", out, "--max_length", 32, "--model_name_or_path")
     for command, message in {
-        ("convert", model_folder, "--output_dir", out): f"{model_folder}: already a model folder; give a d2l",
-        ("evaluate", data): f"{data}: is not a model folder; give data with --dataset_name_or_path",
+        ("convert", model_folder, "--output_dir", out): f"{model_folder}: already a model folder; use it",
+        ("evaluate", data): f"{data}: is not a model folder; give the data set as --dataset_name_or_path",
         ("evaluate", data, "--output_dir", out): f"{data}: is a file, not a model folder; give the folder",
         ("predict", data, "--input_file", data): f"{data}: is a file, not a model folder; give the folder",
         ("predict", data, "--input_file", model_folder): f"--input_file {model_folder}: unknown file type ''; give a",

@@ -250,7 +250,7 @@ def test_extended_vocabulary_keeps_the_known_ids_and_weights(
         (["--dataset_config_name", "wikitext-2-v1"], "--dataset_config_name wikitext-2-v1: only for the Hub"),
         (
             ["--learning_rate", 1e30, "--warmup_steps", 0, "--max_steps", 1, *TINY],
-            "the evaluation after step 1 is not finite",
+            "the metrics after step 1 are not finite",
         ),
     ],
 )
@@ -265,23 +265,23 @@ def test_invalid_option_is_reported_in_one_line(more: list, message: str, wiki: 
     [
         (
             ["train.txt", "valid.txt", "dev.txt"],
-            "the files dev.txt, train.txt, valid.txt are not one file for each split",
+            "the splits of the files dev.txt, train.txt, valid.txt are unclear",
         ),
-        (["train.md", "train.txt"], "the files train.md, train.txt are not one file for each split"),
+        (["train.md", "train.txt"], "the splits of the files train.md, train.txt are unclear"),
         (
             ["valid.txt", "test.txt"],
-            "the files test.txt, valid.txt are not one file for each split; name the training text",
+            "the splits of the files test.txt, valid.txt are unclear; name the training file",
         ),
         (
             ["train.txt", "valid.txt", "notes.txt"],
-            "the files notes.txt, train.txt, valid.txt are not one file for each split",
+            "the splits of the files notes.txt, train.txt, valid.txt are unclear",
         ),
-        (["notes.txt", "valid.txt"], "the files notes.txt, valid.txt are not one file for each split"),
+        (["notes.txt", "valid.txt"], "the splits of the files notes.txt, valid.txt are unclear"),
         (["README.md", "LICENSE.txt"], "no text files (README and LICENSE files are not read); add a"),
         ([], "no text files (README and LICENSE files are not read); add a file train.txt"),
         (
             ["wiki.valid.tokens", "wiki.test.tokens"],
-            "the files wiki.test.tokens, wiki.valid.tokens are not one file for each",
+            "the splits of the files wiki.test.tokens, wiki.valid.tokens are unclear",
         ),
     ],
 )
@@ -387,5 +387,5 @@ def test_vocabulary_of_a_tokenizer_with_other_rules_is_not_extended(
     tokenizer["normalizer"]["normalizers"].pop(0)
     (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer))
     command = ["pretrain", *options(tmp_path / "hf", wiki, tmp_path / "run"), "--extend_vocab_from"]
-    assert "has other rules" in error_line([*command, wiki], capsys)
+    assert "is of another version of bert-snli" in error_line([*command, wiki], capsys)
     assert "--extend_vocab_from nowhere/text" in error_line([*command, "nowhere/text"], capsys)

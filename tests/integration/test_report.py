@@ -147,7 +147,7 @@ def test_rerun_replaces_the_report_and_prints_the_p_value(
     [
         (["--columns", "premise"], "--columns: premise: write NAME=VALUE"),
         (["--columns", "text=premise"], "--columns text=premise: write premise|hypothesis|label=NAME"),
-        (["--compare", "x"], "--compare x: add --report DIR"),
+        (["--compare", "x"], "--compare x: needs a report; add --report DIR"),
         (["--report", __file__], "is a file; give a folder"),
         (["--output_dir", f"{__file__}/deep/er"], "test_report.py: is a file; give a folder"),
         (["--split", "nowhere"], "no .jsonl, .txt, .tsv, .csv, .parquet file of the nowhere split"),

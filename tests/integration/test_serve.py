@@ -30,7 +30,7 @@ from gradio_client import Client
 from packaging.requirements import Requirement
 
 from bert_snli.cli import main
-from bert_snli.data.pair_encoding import encoder_of
+from bert_snli.data.pair_encoding import make_encoder
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.prediction import Predictor
@@ -104,7 +104,7 @@ def test_shown_tokens_are_the_inputs_of_the_model_and_shown_words_are_the_text_o
 ):
     explanation = predictor.explain(*pair)
     read = [token for side in explanation.tokens.values() for token in side if token.kind != TRUNCATED]
-    encoder = encoder_of(predictor.model.config, predictor.tokenizer)
+    encoder = make_encoder(predictor.model.config, predictor.tokenizer)
     row = encoder.encode([pair[0]], [pair[1]]).to_pylist()[0]
     assert predictor.tokenizer.convert_tokens_to_ids([token.token for token in read]) == row["input_ids"]
     for text, side in zip(pair, explanation.tokens.values(), strict=True):

@@ -432,7 +432,7 @@ def test_model_without_a_tokenizer_is_refused(base_model: Path, corpus: Path, tm
 
 def test_second_run_of_a_process_uses_the_precision_of_the_first(base_model: Path, corpus: Path, tmp_path: Path):
     run_finetune(base_model, corpus, tmp_path / "first", mixed_precision="bf16", max_steps=1)
-    with pytest.raises(BertSnliError, match="mixed_precision no: this process has an Accelerator with bf16 already"):
+    with pytest.raises(BertSnliError, match="mixed_precision no: this process already has an Accelerator with bf16"):
         run_finetune(base_model, corpus, tmp_path / "second", mixed_precision="no", max_steps=1)
     run_finetune(base_model, corpus, tmp_path / "third", mixed_precision="auto", max_steps=1)
     assert read_results(tmp_path / "third")["mixed_precision"] == "bf16"

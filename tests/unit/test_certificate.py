@@ -116,7 +116,7 @@ def test_numpy_reference_agrees_with_outputs_of_d2l_code(name: str):
 
 def test_verify_accepts_unchanged_model(model: Path, reference_bert: ReferenceBERT, capsys):
     assert main(["verify", str(model)]) == 0
-    assert f"as certified; {len(reference_bert.state_dict())} tensors" in capsys.readouterr().out
+    assert f"matches its certificate ({len(reference_bert.state_dict())} tensors" in capsys.readouterr().out
 
 
 def test_convert_warns_if_number_of_heads_is_not_the_one_of_d2l(tmp_path: Path, capsys):
@@ -231,7 +231,7 @@ DAMAGES = {
     ),
     "certificate of another version": (
         replace_certificate('{"format_version": 1}'),
-        "cannot be read as a certificate (another format version); convert again",
+        "cannot be read as a certificate (unknown format version); convert again",
     ),
     "weights removed": (lambda model: (model / "model.safetensors").unlink(), "model.safetensors: cannot be read"),
     "certificate truncated": (replace_certificate("{"), "cannot be read as a certificate"),

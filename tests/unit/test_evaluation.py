@@ -63,7 +63,9 @@ def test_metrics_of_logits_use_the_given_label_order():
 
 
 def test_non_finite_logits_are_refused():
-    with pytest.raises(BertSnliError, match="logits are NaN or infinite: training diverged; use a lower learning rate"):
+    with pytest.raises(
+        BertSnliError, match="logits: some are NaN or infinite; train the model again with a lower learning rate"
+    ):
         nli_metrics(np.array([[np.nan, 0.0, 0.0]]), np.array([0]), D2L_LABELS)
 
 

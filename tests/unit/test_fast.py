@@ -344,7 +344,7 @@ def test_precision_is_the_chosen_one_or_the_faster_one(monkeypatch, option, laun
 
 def test_unsupported_precision_of_accelerate_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
-    with pytest.raises(BertSnliError, match="fp8: choose from no, bf16, fp16"):
+    with pytest.raises(BertSnliError, match="fp8: is unknown; choose from no, bf16, fp16"):
         choose_precision("auto", CPU)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from bert_snli.errors import BertSnliError
 from bert_snli.files import CERTIFICATE
-from bert_snli.hub import stage
+from bert_snli.hub import stage_upload
 from bert_snli.inference import load_classifier
 from bert_snli.model_card import describe_data, make_converted_card
 from tests.support.classifiers import save_random_classifier
@@ -44,7 +44,7 @@ def stage_files(folder: Path, repo_id: str = "user/name") -> tuple[dict[str, byt
     """Return the files of a push, and the notes for the user."""
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / "staged"
-        notes = stage(folder, repo_id, staged)
+        notes = stage_upload(folder, repo_id, staged)
         paths = [path for path in staged.rglob("*") if path.is_file()]
         return {path.relative_to(staged).as_posix(): path.read_bytes() for path in paths}, notes
 
@@ -280,7 +280,7 @@ def test_generated_card_of_an_earlier_push_is_replaced(model: Path, converted: P
 def test_error_names_a_damaged_file(name: str, content: str, message: str, model: Path, tmp_path: Path):
     folder = copy_model_folder(model, tmp_path / "damaged", lambda folder: (folder / name).write_text(content))
     with pytest.raises(BertSnliError, match=message):
-        stage(folder, "user/name", tmp_path / "staged")
+        stage_upload(folder, "user/name", tmp_path / "staged")
     assert not (tmp_path / "staged").exists()
 
 
@@ -289,4 +289,4 @@ def test_link_in_the_folder_is_refused(model: Path, tmp_path: Path):
         (folder / "confusion_matrix_x.png").symlink_to("/etc/hostname")
 
     with pytest.raises(BertSnliError, match="confusion_matrix_x.png: is a symbolic link; replace it with the file"):
-        stage(copy_model_folder(model, tmp_path / "run", add_link), "user/name", tmp_path / "staged")
+        stage_upload(copy_model_folder(model, tmp_path / "run", add_link), "user/name", tmp_path / "staged")

@@ -250,5 +250,5 @@ def test_second_encoding_is_read_from_the_cache(corpus: Path):
 
 @pytest.mark.parametrize("max_length", [0, 4, 65])
 def test_max_length_outside_the_model_range_is_refused(max_length: int):
-    with pytest.raises(BertSnliError, match=f"^max_length {max_length}: must be from 5 to 64"):
+    with pytest.raises(BertSnliError, match=f"^max_length {max_length}: not allowed; give a number from 5 to 64"):
         PairEncoder(build_tokenizer(SPECIALS, model_max_length=64), max_length)

@@ -182,7 +182,7 @@ def test_readme_next_to_snli_is_not_read_as_text(corpus: Path, tmp_path: Path):
 def test_dataset_without_a_train_split_is_refused(tmp_path: Path):
     (tmp_path / "validation.txt").write_text("A dog runs. It sleeps.\n", encoding="utf-8")
     (tmp_path / "test.txt").write_text("A cat runs. It sleeps.\n", encoding="utf-8")
-    with pytest.raises(BertSnliError, match="needs a split 'train' and a column 'text'"):
+    with pytest.raises(BertSnliError, match="has no split 'train' or no column 'text'"):
         _read_hub(str(tmp_path), None)
 
 

@@ -142,7 +142,7 @@ def test_dataset_in_memory_without_the_split_or_with_an_unknown_label_is_refused
         load_snli(dataset["train"])
     with pytest.raises(BertSnliError, match=r"^dataset: no split 'test' \(found: train, extra\)"):
         load_snli(dataset, splits=["test"])
-    with pytest.raises(BertSnliError, match=r"^dataset\['train'\]: label '3' is none of entailment"):
+    with pytest.raises(BertSnliError, match=r"^dataset\['train'\]: label '3' is unknown; write entailment"):
         load_snli(dataset, splits=["train"])
 
 
@@ -200,7 +200,7 @@ def test_text_that_looks_like_a_missing_value_is_kept(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "text_source", "message"),
     [
-        ([ROW, {**ROW, "gold_label": "maybe"}], "raw", r"label 'maybe' is none of entailment, contradiction"),
+        ([ROW, {**ROW, "gold_label": "maybe"}], "raw", r"label 'maybe' is unknown; write entailment, contradiction"),
         ([{**ROW, "gold_label": "-"}], "raw", "no row has a gold label"),
         ([ROW], "parse", r"no column sentence1_binary_parse \(found: .*\); use text_source raw"),
         ([{"text": "A dog."}], "raw", "no column sentence1 or premise"),

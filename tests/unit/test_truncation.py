@@ -55,7 +55,7 @@ def test_truncation_of_one_side_or_none_fits_the_budget_or_is_refused(
 ):
     arrays = [np.array([2, side]) for side in lengths]  # the first pair fits and stays unchanged
     if isinstance(expected, str):
-        with pytest.raises(ValueError, match=f"{expected} does not fit; raise max_length"):
+        with pytest.raises(ValueError, match=f"{expected} does not fit; increase max_length"):
             truncated_lengths(*arrays, 7, truncation)
     else:
         premise, hypothesis = truncated_lengths(*arrays, 7, truncation)
