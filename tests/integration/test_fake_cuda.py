@@ -14,7 +14,7 @@ from tests.support.fake_cuda.cases import CASES
 from tests.support.processes import REPOSITORY
 
 
-@pytest.mark.skipif(not fake_cuda.is_supported(), reason="needs Linux and g++")
+@pytest.mark.skipif(not fake_cuda.is_supported(), reason="needs Linux, g++ and a CPU build of PyTorch")
 def test_cuda_branches_run_on_fake_tensors(tmp_path: Path):
     """One process runs all cases, because PyTorch takes seconds to import; the message names those that failed."""
     results = tmp_path / "results.json"

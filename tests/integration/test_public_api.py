@@ -29,7 +29,8 @@ def test_public_name_is_found_and_documented(package, name: str):
     assert name in dir(package)
     assert name == "__version__" or (found.__name__ == name and found.__doc__)
     if inspect.isfunction(found):
-        assert all(f"\n    {section}:\n" in found.__doc__ for section in ("Args", "Returns", "Raises"))
+        documentation = inspect.getdoc(found)  # Python 3.13 removes the indentation of `__doc__`, older versions do not
+        assert all(f"\n{section}:\n" in documentation for section in ("Args", "Returns", "Raises"))
 
 
 @pytest.mark.parametrize("package", [bert_snli, conversion])

@@ -20,8 +20,10 @@ SOURCE = Path(__file__).with_name("fake_cuda.cpp")
 
 
 def is_supported() -> bool:
-    """Whether the library can be compiled and loaded here."""
-    return sys.platform.startswith("linux") and shutil.which("g++") is not None
+    """Return whether the library can be compiled and loaded here. It takes the place of CUDA's in a CPU build."""
+    from torch.version import cuda  # not at the top: `load` comes before the first import of torch
+
+    return sys.platform.startswith("linux") and shutil.which("g++") is not None and cuda is None
 
 
 def environment() -> dict[str, str]:
