@@ -93,7 +93,7 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
 def choose_checkpoint_and_precision(
     arguments: BaseTrainingArguments, device: torch.device
 ) -> tuple[str | None, Precision]:
-    """Choose the checkpoint to resume from, and the precision. With 'auto', the checkpoint decides the precision."""
+    """Choose the checkpoint to resume from, and the precision. With 'auto', a checkpoint decides the precision."""
     checkpoint, precision = None, arguments.mixed_precision
     if arguments.resume_from_checkpoint:
         checkpoint = checkpointing.find_valid_checkpoint(arguments.resume_from_checkpoint, Path(arguments.output_dir))

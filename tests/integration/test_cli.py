@@ -176,7 +176,7 @@ def test_dashes_in_the_name_of_an_option_are_underscores():
         (["--dropout", "1"], "--dropout 1.0: give a probability from 0 to below 1"),
         (["--optim", "adam"], "invalid choice: 'adam'"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
-        (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
+        (["--model_name_or_path", "nowhere"], "nowhere: no such model folder"),
         (["--model_name_or_path", "tests/nowhere"], "tests/nowhere: no such folder"),
         (["--model_name_or_path", "README.md"], "README.md: is a file, not a model folder; give the folder"),
         (["--num_processes", "two"], "accelerate launch: argument --num_processes/--num-processes: invalid"),

@@ -241,7 +241,7 @@ def test_extended_vocabulary_keeps_the_known_ids_and_weights(
             "the Hub cannot be reached",
         ),
         (["--extend_vocab_from", "sample"], "--extend_vocab_from: needs --model_name_or_path"),
-        (["--model_name_or_path", "nowhere"], "nowhere: no model folder"),
+        (["--model_name_or_path", "nowhere"], "nowhere: no such model folder"),
         (["--num_train_epochs", 0], "--num_train_epochs 0: give 1 or more"),
         (["--initializer_range", "inf"], "--initializer_range inf: give a number"),
         (["--min_freq", 10_000], "--min_freq 10000: no token occurs that often"),
@@ -387,5 +387,5 @@ def test_vocabulary_of_a_tokenizer_with_other_rules_is_not_extended(
     tokenizer["normalizer"]["normalizers"].pop(0)
     (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer))
     command = ["pretrain", *options(tmp_path / "hf", wiki, tmp_path / "run"), "--extend_vocab_from"]
-    assert "is of another version of bert-snli" in error_line([*command, wiki], capsys)
+    assert "the tokenizer of another version of bert-snli" in error_line([*command, wiki], capsys)
     assert "--extend_vocab_from nowhere/text" in error_line([*command, "nowhere/text"], capsys)
