@@ -701,7 +701,7 @@ def test_number_of_heads_must_divide_hidden_size(heads: int):
 
 def test_unknown_classifier_head_is_an_error_that_names_the_choices():
     assert HEAD_PARAMETERS.keys() == set(CLASSIFIER_HEADS)
-    with pytest.raises(ValueError, match=f"'linear'; choose one of {', '.join(CLASSIFIER_HEADS)}"):
+    with pytest.raises(ValueError, match=f"'linear': is unknown; choose one of {', '.join(CLASSIFIER_HEADS)}"):
         tiny_config(classifier_head="linear")
 
 
