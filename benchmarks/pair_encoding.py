@@ -123,7 +123,7 @@ def main() -> None:
     again["d2l"] = first["d2l"]  # it has no cache
     print(f"{pairs:,} pairs, max_length {MAX_LENGTH}, medians of {args.rounds}")
     print(f"{'':26}{'first run':>16}{'second run':>20}{'memory':>18}")
-    for side, title in (("d2l", "d2l, 4 processes"), ("parse", "ours, parse leaves"), ("raw", "ours, raw text")):
+    for side, title in (("d2l", "d2l, 4 processes"), ("parse", "ours, parse tokens"), ("raw", "ours, raw text")):
         print(
             f"{title:26}{first[side]:7.2f} s {first['d2l'] / first[side]:5.1f} x"
             f"{again[side]:10.3f} s {first['d2l'] / again[side]:6.0f} x"

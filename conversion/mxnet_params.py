@@ -73,7 +73,7 @@ def read_mxnet_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_array(reader: _Reader) -> np.ndarray | None:
-    """Read the next array, mapped to the file. Return None if it has no data."""
+    """Read the next array as a memory map of the file. Return None if the array has no data."""
     magic = reader.read_number("I")
     if magic not in (V2, V3):
         raise reader.error(f"an array that is not in MXNet's format V2 or V3 (its first word is {magic:#x})")
