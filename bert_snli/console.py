@@ -70,7 +70,7 @@ class OneLineErrorParser(argparse.ArgumentParser):
     user. `other_options` are parsed by the caller; here they only serve to suggest names for misspelled options.
     """
 
-    remedies: Mapping[str, str] = {}
+    remedies: Mapping[str, str] = {"model_name_or_path": "give the model without an option name"}
     other_options: Sequence[str] = ()
 
     def __init__(self, *args, **kwargs):

@@ -37,7 +37,7 @@ class TensorNames:
         return self.pytorch if framework == PYTORCH else self.mxnet
 
     def with_prefix(self, d2l: str, hugging_face: str = "") -> TensorNames:
-        """Add the prefix `d2l` to d2l's PyTorch and MXNet names, and the prefix `hugging_face` to the `transformers` name."""
+        """Add the prefix `d2l` to d2l's names, and the prefix `hugging_face` to the name in `transformers`."""
         return TensorNames(d2l + self.pytorch, d2l + self.mxnet, hugging_face + self.hugging_face, self.leading_one)
 
 

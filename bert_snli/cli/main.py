@@ -55,7 +55,7 @@ def run_training(name: str, argv: list[str]) -> int:
 
         codes.append(launch.main(importlib.import_module(f"bert_snli.{name}"), argv))
 
-    return run(f"bert-snli {name}", train, TRAINING_COMMANDS[name].option_names) or codes[0]
+    return run(f"bert-snli {name}", train, TRAINING_COMMANDS[name].option_names - set(argv)) or codes[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[args.command]
     if command is not config:
         log_loading()
-    options = [action.dest for action in args.parser._actions if action.option_strings]
+    # A name that was given as a value, such as a folder `report`, is no option in a message.
+    options = {action.dest for action in args.parser._actions if action.option_strings} - set(argv)
     return run_and_leave(f"bert-snli {args.command}", lambda: command.run(args), options)
 
 

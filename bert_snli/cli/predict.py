@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
-        raise BertSnliError("no pair: give either --premise and --hypothesis, or --input_file")
+        what = "no pair" if one_pair else "a pair and a file"
+        raise BertSnliError(f"{what}: give either --premise and --hypothesis, or --input_file")
     for name in ("premise", "hypothesis") if one_pair else ():
         if not getattr(args, name).strip():
             raise BertSnliError(f"--{name}: the text is empty; give a sentence")

@@ -94,8 +94,8 @@ class BaseTrainingArguments:
     max_grad_norm: float = option(1.0, "Maximum gradient norm; larger gradients are clipped. 0: no clipping.")
     mixed_precision: str = option(
         "auto",
-        "Precision of training. auto: the setting of Accelerate if there is one; otherwise bf16 if it is at least 1.5 "
-        "times as fast as fp32 on this machine, else fp32. no: fp32. fp16: needs a GPU. Evaluation always uses fp32.",
+        "Precision of training. auto: the setting of Accelerate if there is one; otherwise bf16 if a matrix "
+        "product is at least 1.5 times as fast in bf16 as in fp32. no: fp32. fp16: needs a GPU. Evaluation uses fp32.",
         ("auto", "no", "bf16", "fp16"),
     )
     seed: int = option(42, "Random seed of new weights, data order, masks and dropout.")

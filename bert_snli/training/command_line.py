@@ -35,6 +35,7 @@ _REMEDIES = {
     "warmup_ratio": "use --warmup_steps; a value below 1 is a fraction of all updates",
     "group_by_length": "use --train_sampling_strategy group_by_length",
     "max_seq_length": "use --max_length",
+    "model": "use --model_name_or_path",
     "dataset_name": "use --dataset_name_or_path",
     "tokenizer_name": "remove it; the tokenizer is in the model folder",
     "use_cpu no_cuda": "use --cpu",
@@ -99,9 +100,9 @@ class TrainingCommand(Generic[Arguments]):
             group = parser.add_argument_group(title)
             for name in names.split():
                 if name in options:
-                    text = add_dashes(options[name].metadata["help"], options) + " (required)" * (name in required)
+                    text = add_dashes(options[name].metadata["help"], options)
                     (kind,) = {*(get_args(hints[name]) or [hints[name]])} - {type(None)}  # `int` for `int | None`
-                    add_option(group, options[name], kind, text)
+                    add_option(group, options[name], kind, text, name in required)
         accepted = ", ".join(f"--{name}" for name in parser.other_options)
         parser.add_argument_group("Several processes", f"Options of `accelerate launch` that are accepted: {accepted}")
         return parser
@@ -147,12 +148,14 @@ PRETRAIN = TrainingCommand("bert-snli pretrain", PretrainArguments, PRETRAIN_DES
 COMMANDS: dict[str, TrainingCommand[Any]] = {"finetune": FINETUNE, "pretrain": PRETRAIN}
 
 
-def add_option(group: Any, field: Field, kind: type, text: str) -> None:
+def add_option(group: Any, field: Field, kind: type, text: str, is_required: bool) -> None:
     """Add the option of a dataclass field. A model that is required may also be a positional argument."""
-    if field.name == "model_name_or_path" and text.endswith("(required)"):
-        text = text.replace("(required)", "Also: --model_name_or_path MODEL. (required)")
+    if is_required and field.name == "model_name_or_path":
+        text += " Also: --model_name_or_path MODEL. (required)"
         group.add_argument("model", metavar="MODEL", nargs="?", help=text)
         text = argparse.SUPPRESS
+    elif is_required:
+        text += " (required)"
     options: dict[str, Any] = {"type": kind, "choices": field.metadata["choices"], "metavar": field.metadata["metavar"]}
     if kind is bool:
         options = {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
@@ -163,7 +166,7 @@ def boolean(text: str) -> bool:
     """Parse true or false, for `type=`."""
     values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text}: give true or false")
+        raise argparse.ArgumentTypeError(f"{text}: give true or false, or give MODEL before the options")
     return values[text.lower()]
 
 

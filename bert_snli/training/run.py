@@ -188,15 +188,17 @@ def run_command(
     `argv` is by default the command line of the process. `labels` maps the results to print to their labels.
     """
 
+    argv = sys.argv[1:] if argv is None else argv
+
     def run() -> None:
         configure_logging()
         quiet_libraries()
         keep_freed_memory()
-        result = train(command.parse(sys.argv[1:] if argv is None else argv))
+        result = train(command.parse(argv))
         if PartialState().is_main_process:
             results = result.metrics
             values = ", ".join(f"{label} {results[name]:.3f}" for name, label in labels.items())
             speed = f"{results['train_samples_per_second']:,.0f} examples/s"
             print(f"{result.output_dir}: epoch {results['saved_epoch']:g}: {values}; {speed}; see report.md")
 
-    return run_and_leave(command.prog, run, command.option_names)
+    return run_and_leave(command.prog, run, command.option_names - set(argv))

@@ -38,6 +38,11 @@ Arguments = TypeVar("Arguments", bound=BaseTrainingArguments)
 logger = logging.getLogger(__name__)
 
 
+def runs_on_cpu() -> bool:
+    """Return whether training runs on the CPU: there is no accelerator, or Accelerate is set to the CPU."""
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
 def check_arguments(arguments: BaseTrainingArguments) -> None:
     """Check the arguments before anything is loaded or written."""
     output_dir, checkpoint = Path(arguments.output_dir), arguments.resume_from_checkpoint
@@ -50,8 +55,8 @@ def check_arguments(arguments: BaseTrainingArguments) -> None:
         raise BertSnliError(f"{output_dir}: already holds a run; {remedy}")
     elif not (checkpoint and can_resume):
         check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir)
-    if arguments.mixed_precision == "fp16" and not torch.accelerator.is_available():
-        raise BertSnliError("mixed_precision fp16: needs a GPU, and there is none; choose 'no' or 'bf16'")
+    if arguments.mixed_precision == "fp16" and runs_on_cpu():
+        raise BertSnliError("mixed_precision fp16: needs a GPU, but the run is on a CPU; choose 'no' or 'bf16'")
     tracker = arguments.report_to
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise BertSnliError(f"report_to {tracker}: is not installed; pip install 'bert-snli[{tracker}]'")
@@ -62,7 +67,7 @@ def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
     for name in UNSUPPORTED_LAUNCHES:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise BertSnliError(f"distributed_type {name}: is not supported; use MULTI_GPU")
-    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    on_cpu = runs_on_cpu()
     state = PartialState(cpu=on_cpu, timeout=PROCESS_TIMEOUT)
     if state.is_main_process:
         model, train_file = arguments.model_name_or_path or "new weights", getattr(arguments, "train_file", None)

@@ -224,10 +224,26 @@ def test_recipe_of_the_other_training_command_is_not_offered(tmp_path: Path, cap
     assert "give a YAML file or one of d2l_book_pretrain" in line
 
 
-def test_positional_argument_is_not_written_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "argv"),
+    [
+        ("report", ["evaluate", "report"]),
+        ("premise", ["predict", "premise", "--input_file", "pairs.csv"]),
+        ("config", ["finetune", "config", "--output_dir", "run"]),
+    ],
+)
+def test_folder_with_the_name_of_an_option_is_not_written_as_an_option(
+    name: str, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    assert "error: model: has no config.json" in error_line(["evaluate", "model"], capsys)
+    (tmp_path / name).mkdir()
+    (tmp_path / "pairs.csv").write_text("premise,hypothesis\nA dog runs.,A dog moves.\n")
+    assert f"error: {name}: has no config.json" in error_line(argv, capsys)
+
+
+def test_model_name_or_path_of_another_command_gets_advice(capsys: pytest.CaptureFixture):
+    remedy = "--model_name_or_path: unknown option; give the model without an option name"
+    assert remedy in error_line(["evaluate", "m", "--model_name_or_path", "m"], capsys)
 
 
 def test_command_line_overrides_the_recipe(tmp_path: Path):
@@ -373,7 +389,7 @@ def test_predict_writes_a_prediction_for_each_row_of_a_file(suffix: str, model_f
         ),
         (
             ["--premise", "a", "--input_file", "pairs.csv"],
-            "no pair: give either --premise and --hypothesis, or --input_file",
+            "a pair and a file: give either --premise and --hypothesis, or --input_file",
         ),
         (["--premise", "a", "--hypothesis", "b", "--output_file", "x"], "--output_file: needs --input_file"),
         (["--premise", "a", "--hypothesis", "b", "--batch_size", "0"], "0: give 1 or more"),
