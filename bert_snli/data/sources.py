@@ -61,6 +61,8 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Datase
     else:
         what = "is a single file, not a zip" if path.is_file() else "no such file or folder"
         remedy = f"give Stanford's zip, a folder of its files, a Hub id such as {HUB_ID}, or '{SAMPLE}'"
+        if path.is_file() and path.suffix in READERS:
+            remedy = "give a folder with a file for each split, or set train_file to train on one file"
         raise BertSnliError(f"dataset_name_or_path {dataset}: {what}; {remedy}")
     return read_files(files, split), f"{dataset} ({', '.join(file.name for file in files)})"
 

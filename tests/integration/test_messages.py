@@ -187,7 +187,7 @@ def test_swapped_arguments_are_named(model_folder: Path, tmp_path: Path, capsys:
             model_folder,
             "--dataset_name_or_path",
             data,
-        ): f"{data}: is a single file, not a zip; give",
+        ): f"{data}: is a single file, not a zip; give a folder with a file for each split, or set --train_file",
     }.items():
         assert message in error_line(list(command), capsys)
     assert not out.exists()
