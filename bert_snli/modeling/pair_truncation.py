@@ -26,7 +26,7 @@ def resolve_max_length(max_length: int | None, max_pair_length: int | None, posi
 
 
 def pair_budget(max_length: int, positions: int) -> int:
-    """Return the number of tokens that both texts together may have. Each text must have room for one token."""
+    """Return the number of tokens that both texts together may have. Each text must have at least one token."""
     shortest = NUM_SPECIAL_TOKENS + 2
     if not shortest <= max_length <= positions:
         allowed = f"from {shortest} to {positions}, the model's number of positions"

@@ -209,6 +209,7 @@ def test_mistake_in_a_recipe_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
     for content, message in {
         "learning_rat: 1": "unknown option 'learning_rat'; did you mean --learning_rate?",
         "fp16: true": "unknown option 'fp16'; use --mixed_precision fp16 or bf16",
+        "model: m": "unknown option 'model'; use --model_name_or_path",
         "learning_rate: fast": "invalid float value: 'fast'",
         "[1, 2]": "has no options",
         "a: [": "not YAML",

@@ -50,7 +50,7 @@ def test_help_and_unknown_option_import_no_large_library(command: str, run_pytho
     ("arguments", "message"),
     [
         (["--learning_rate", "fast"], "argument --learning_rate: invalid float value: 'fast'"),
-        (["--fast_forward", "perhaps"], "argument --fast_forward: perhaps: give true or false"),
+        (["--fast_forward", "m"], "--fast_forward: m: give true or false, or give MODEL before the options"),
         (["--optim", "sgd"], "argument --optim: invalid choice: 'sgd'"),
         (["--learning_rat", "1"], "--learning_rat: unknown option; did you mean --learning_rate?"),
         (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),

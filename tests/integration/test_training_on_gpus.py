@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from bert_snli.errors import Stopped
+from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.files import sha256_of_file
 from bert_snli.training import loop, setup
@@ -162,3 +162,13 @@ def test_processes_wait_for_the_encoding_longer_than_ten_minutes():
     for process in processes:
         process.join(timeout=120)
     assert [timeouts.get(timeout=1) for _ in processes] == [timedelta(hours=1)] * 2
+
+
+def test_fp16_is_refused_if_accelerate_is_set_to_the_cpu_of_a_machine_with_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    arguments = FinetuneArguments(model_name_or_path="m", output_dir=str(tmp_path / "run"), mixed_precision="fp16")
+    with pytest.raises(BertSnliError, match="mixed_precision fp16: needs a GPU, but the run is on a CPU"):
+        setup.check_arguments(arguments)
