@@ -19,7 +19,7 @@ from tests.support.docs import DOCS, PAGES, code_blocks
 from tests.support.processes import REPOSITORY
 
 HOOKS = runpy.run_path(str(DOCS / "site_hooks.py"))
-CHECKED = [REPOSITORY / "CONTRIBUTING.md", *PAGES.values()]
+CHECKED = [*(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *PAGES.values()]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)")
 
 
