@@ -55,7 +55,7 @@ def own_pipeline(model: str) -> tuple[Callable, Callable]:
 
 def command(model: str) -> tuple[Callable, Callable]:
     """Return the same two functions as `text_classification`. The first one runs the command without loading."""
-    from bert_snli.data.pair_files import count_pairs, format_predictions, iterate_pairs, open_output
+    from bert_snli.data.pair_files import count_pairs, iterate_pairs, open_output, write_predictions
     from bert_snli.fast.machine import keep_freed_memory
     from bert_snli.inference import load_classifier, load_tokenizer
     from bert_snli.prediction import Predictor
@@ -67,8 +67,7 @@ def command(model: str) -> tuple[Callable, Callable]:
         target = source.with_name("predictions.jsonl")
         count_pairs(source)
         with open_output(target) as file:
-            for pairs, predictions in predictor.stream(iterate_pairs(source)):
-                file.write(format_predictions(pairs, predictions))
+            write_predictions(file, predictor.stream(iterate_pairs(source)), "jsonl")
         return target
 
     return predict_file, predictor

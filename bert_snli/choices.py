@@ -12,4 +12,5 @@ TRUNCATIONS = ("longest", "ratio", "only_first", "only_second", "do_not_truncate
 CLASSIFIER_HEADS = ("pooler", "mlp", "matching")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adam_torch")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+PREDICTION_FORMATS = ("jsonl", "json", "csv")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")

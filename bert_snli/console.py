@@ -10,7 +10,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bert_snli.errors import BertSnliError, Stopped
 
@@ -113,6 +113,25 @@ def add_dashes(message: str, options: Iterable[str]) -> str:
         where = r"(?<![\w/.-])" if "_" in name else "(?:^|(?<=or set ))"
         message = re.sub(rf"{where}{name}(?![\w/.-]\w|=)", f"--{name}", message)
     return message
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """Parse NAME=VALUE, for `type=`."""
+    name, equals, value = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=VALUE")
+    return name, value
+
+
+def add_token(parser: Any) -> None:
+    """Add `--token` to a parser or to a group of its options."""
+    parser.add_argument("--token", help="Token for private repositories on the Hub. (default: HF_TOKEN or the login)")
+
+
+def use_token(token: str | None) -> None:
+    """Use a token for all requests of this process and of its children to the Hub."""
+    if token:
+        os.environ["HF_TOKEN"] = token
 
 
 def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> int:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_snli import inference
 from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import PairEncoder, encode_pairs, flat_columns
-from bert_snli.data.snli import SNLI, load_snli, load_train_file
+from bert_snli.data.snli import SNLI, load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.metrics import nli_metrics
 from bert_snli.evaluation.plots import plot_curve
@@ -26,7 +26,6 @@ from bert_snli.files import read_history, write_history
 from bert_snli.hub import check_login, check_repo_id, copy_initial_certificate, push_to_hub, remove_results
 from bert_snli.model_card import describe_data
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
-from bert_snli.modeling.labels import ID2LABEL, LABEL2ID
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.command_line import FINETUNE as COMMAND
 from bert_snli.training.objectives import ClassificationObjective
@@ -54,8 +53,7 @@ def finetune_model(
         arguments: the options.
         model: a pretrained model or a classifier, instead of `arguments.model_name_or_path`. It is not changed.
         tokenizer: the tokenizer of `model`.
-        dataset: splits `train` and `arguments.eval_split` with the columns `premise`, `hypothesis` and `label`, instead
-            of `arguments.dataset_name_or_path`. Labels are matched by name.
+        dataset: splits `train` and `arguments.eval_split`, instead of `arguments.dataset_name_or_path`.
 
     Returns:
         The output folder, and the metrics of the saved model.
@@ -80,23 +78,26 @@ def finetune_model(
     check_arguments(arguments)
     config = classifier_config(arguments, model)
     arguments = replace(arguments, classifier_head=config.classifier_head)  # for recipe.yaml
-    labels = inference.classifier_labels(config, arguments.model_name_or_path)
     sources = [arguments.model_name_or_path, *([arguments.train_file] if arguments.train_file else [])]
     history = [step for source in sources for step in read_history(Path(source))]
-    tokenizer = tokenizer or inference.load_tokenizer(arguments.model_name_or_path)
+    tokenizer = tokenizer or inference.load_tokenizer(arguments.model_name_or_path, arguments.revision)
     encoder = PairEncoder(tokenizer, arguments.max_length, arguments.truncation, arguments.text_source)
     accelerator, arguments = open_accelerator(arguments)
     if arguments.hub_model_id and accelerator.is_main_process:
         check_login(arguments.hub_model_id)
     with accelerator.main_process_first():
-        train, evaluation, snli = load_encoded(arguments, dataset, labels, encoder)
+        train, evaluation, snli = load_encoded(arguments, dataset, known_labels(config), encoder)
     split, num_dropped = arguments.eval_split, snli.num_dropped["train"]
+    if known_labels(config) is None:
+        config.id2label = dict(enumerate(evaluation.features["labels"].names))
+        config.label2id = {name: number for number, name in config.id2label.items()}
     if accelerator.is_main_process:
         train_pairs = format_count(len(train), "training pair", len(snli.splits["train"]))
         eval_pairs = format_count(len(evaluation), f"{split} pair", len(snli.splits[split]))
         dropped = format_count(num_dropped, "row")
         logger.info("%s (%s without a gold label dropped), %s", train_pairs, dropped, eval_pairs)
-        logger.info("classifier head: %s", config.classifier_head)
+        labels = ", ".join(inference.ordered_labels(config))
+        logger.info("classifier head: %s; labels: %s", config.classifier_head, labels)
     classifier = load_base_model(arguments, config, model)
     task = make_task(arguments, accelerator, classifier, tokenizer, train, evaluation)
     prepare = partial(prepare_output_dir, arguments=arguments, history=history)
@@ -116,16 +117,14 @@ def check_arguments(arguments: FinetuneArguments) -> None:
 
 
 def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = None) -> D2LBertConfig:
-    """Return the configuration of the base model with the changes that `arguments` make, and with labels."""
+    """Return the configuration of the base model with the changes that `arguments` make."""
     if model is None:
         inference.refuse_onnx_export(arguments.model_name_or_path)
-        config = inference.load_config(arguments.model_name_or_path)
-        architectures = config.architectures or []
+        config = inference.load_config(arguments.model_name_or_path, arguments.revision)
     else:
         config = D2LBertConfig.from_dict(model.config.to_dict())
-        architectures = [type(model).__name__]  # the class may come from the code in a model folder
-    if D2LBertForSequenceClassification.__name__ not in architectures:
-        config.id2label, config.label2id = dict(ID2LABEL), dict(LABEL2ID)
+        config.architectures = [type(model).__name__]  # the class may come from the code in a model folder
+    if known_labels(config) is None:
         config.classifier_head = arguments.classifier_head or "matching"
     elif arguments.classifier_head not in (None, config.classifier_head):
         what = f"{arguments.model_name_or_path} is a classifier with the {config.classifier_head} head"
@@ -138,18 +137,28 @@ def classifier_config(arguments: FinetuneArguments, model: BaseModel | None = No
     return config
 
 
+def known_labels(config: D2LBertConfig) -> list[str] | None:
+    """Return the labels of a classifier, or None for a pretrained model, whose classifier will be new."""
+    is_classifier = D2LBertForSequenceClassification.__name__ in (config.architectures or [])
+    return inference.classifier_labels(config) if is_classifier else None
+
+
 def load_encoded(
-    arguments: FinetuneArguments, dataset: DatasetDict | None, labels: Sequence[str], encoder: PairEncoder
+    arguments: FinetuneArguments, dataset: DatasetDict | None, labels: Sequence[str] | None, encoder: PairEncoder
 ) -> tuple[Dataset, Dataset, SNLI]:
     """Return the encoded training pairs, the encoded evaluation pairs, and the loaded data."""
-    source = arguments.dataset_name_or_path if dataset is None else dataset
-    splits = [arguments.eval_split] if arguments.train_file else ["train", arguments.eval_split]
-    snli = load_snli(source, splits=splits, text_source=arguments.text_source, labels=labels)
-    if arguments.train_file:
-        snli.splits["train"], snli.num_dropped["train"] = load_train_file(
-            Path(arguments.train_file), text_source=arguments.text_source, labels=labels
-        )
-    limits = {"train": arguments.max_train_samples, arguments.eval_split: arguments.max_eval_samples}
+    split = arguments.eval_split
+    snli = load_snli(
+        arguments.dataset_name_or_path if dataset is None else dataset,
+        dataset_config_name=arguments.dataset_config_name,
+        train_file=arguments.train_file,
+        splits=["train", split],
+        text_source=arguments.text_source,
+        columns=arguments.columns,
+        label_mapping=arguments.labels,
+        labels=labels,
+    )
+    limits = {"train": arguments.max_train_samples, split: arguments.max_eval_samples}
     encoded = []
     for split, limit in limits.items():
         pairs = snli.splits[split]
@@ -171,7 +180,11 @@ def load_base_model(
         missing = info["missing_keys"]
     else:
         classifier, missing = inference.load_weights(
-            arguments.model_name_or_path, config, D2LBertForSequenceClassification, dtype=torch.float32
+            arguments.model_name_or_path,
+            config,
+            D2LBertForSequenceClassification,
+            revision=arguments.revision,
+            dtype=torch.float32,
         )
     missing = sorted(name for name in missing if not name.startswith("classifier."))
     if missing:
@@ -192,7 +205,7 @@ def make_task(
     model.to(accelerator.device)
     set_seed(arguments.seed, device_specific=True)  # the classifier is the same in all processes, dropout is not
     module = make_module(arguments, model, train)
-    labels, references = inference.classifier_labels(model.config, "model"), np.asarray(evaluation["labels"])
+    labels, references = inference.classifier_labels(model.config), np.asarray(evaluation["labels"])
 
     def evaluate() -> tuple[dict[str, float], dict[str, dict]]:
         if isinstance(module, FastClassifier):

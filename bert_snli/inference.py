@@ -22,7 +22,6 @@ from bert_snli.errors import BertSnliError, one_line
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.files import CONFIG, ONNX_FILE, PARAMS, TOKENIZER, WEIGHTS, looks_like_path
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
-from bert_snli.modeling.labels import D2L_LABELS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,40 +31,50 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 REMEDY = "give the folder or the Hub id of a converted, pretrained or fine-tuned model"
 
 
-def load_config(model_name_or_path: str) -> D2LBertConfig:
-    """Load the configuration of a D2L-BERT folder or Hub repository."""
+def load_config(model_name_or_path: str, revision: str | None = None) -> D2LBertConfig:
+    """Load the configuration of a D2L-BERT folder, or of a revision (branch, tag or commit) of a Hub repository."""
     if (Path(model_name_or_path) / PARAMS).is_file():
         raise BertSnliError(f"{model_name_or_path}: a d2l checkpoint; convert it first")
-    check_has_file(model_name_or_path, CONFIG)
+    check_has_file(model_name_or_path, CONFIG, revision)
     with explain_load_errors(model_name_or_path, CONFIG):
-        config_dict, _ = D2LBertConfig.get_config_dict(model_name_or_path)
+        config_dict, _ = D2LBertConfig.get_config_dict(model_name_or_path, revision=revision)
         found, expected = config_dict.get("model_type"), D2LBertConfig.model_type
         if found != expected:
             raise BertSnliError(f"{model_name_or_path}: a model of type {found!r}, not {expected!r}; {REMEDY}")
         return D2LBertConfig.from_dict(config_dict)
 
 
-def load_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(model_name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model folder or Hub repository."""
-    check_has_file(model_name_or_path, TOKENIZER)
+    check_has_file(model_name_or_path, TOKENIZER, revision)
     with explain_load_errors(model_name_or_path, TOKENIZER):
-        return PreTrainedTokenizerFast.from_pretrained(model_name_or_path)
+        return PreTrainedTokenizerFast.from_pretrained(model_name_or_path, revision=revision)
 
 
 def load_weights(
-    model_name_or_path: str, config: D2LBertConfig, model_class: type[Model], **options
+    model_name_or_path: str,
+    config: D2LBertConfig,
+    model_class: type[Model],
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
 ) -> tuple[Model, set[str]]:
     """Load a `model_class`. Return also the names of missing weights, which are initialized randomly."""
     if not Path(model_name_or_path).is_dir():  # the weights in a folder may be split into several files
-        check_has_file(model_name_or_path, WEIGHTS)
+        check_has_file(model_name_or_path, WEIGHTS, revision)
     with explain_load_errors(model_name_or_path, "weights"):
         model, info = model_class.from_pretrained(
-            model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
+            model_name_or_path,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            revision=revision or "main",  # `from_pretrained` of a model does not accept None
+            dtype=dtype,
         )
     return model, set(info["missing_keys"])
 
 
-def check_has_file(model_name_or_path: str, filename: str) -> None:
+def check_has_file(model_name_or_path: str, filename: str, revision: str | None = None) -> None:
     """Check that a model folder has the file `filename`, or download the file from the Hub.
 
     `from_pretrained` reports most errors of the Hub as a missing file. This function reports the actual error.
@@ -79,10 +88,12 @@ def check_has_file(model_name_or_path: str, filename: str) -> None:
         problem = "no such folder"
     elif not folder.is_dir():
         try:
-            hf_hub_download(model_name_or_path, filename)
+            hf_hub_download(model_name_or_path, filename, revision=revision)
             return
         except errors.RemoteEntryNotFoundError:
             pass
+        except errors.RevisionNotFoundError:
+            problem = f"the Hub has no revision {revision} of it"
         except (errors.RepositoryNotFoundError, errors.HFValidationError):
             problem = "no such model folder, and no model on the Hub that your token can read"
         except (OSError, errors.HTTPError) as error:
@@ -132,22 +143,31 @@ def refuse_onnx_export(model_name_or_path: str) -> None:
         raise BertSnliError(f"{model_name_or_path}: {problem}; give the folder that it was exported from")
 
 
-def load_classifier(model_name_or_path: str) -> D2LBertForSequenceClassification:
+def load_classifier(
+    model_name_or_path: str, *, revision: str | None = None, dtype: str = "auto"
+) -> D2LBertForSequenceClassification:
     """Load a fine-tuned classifier, in evaluation mode."""
     refuse_onnx_export(model_name_or_path)
-    model, missing = load_weights(model_name_or_path, load_config(model_name_or_path), D2LBertForSequenceClassification)
+    config = load_config(model_name_or_path, revision)
+    model, missing = load_weights(
+        model_name_or_path, config, D2LBertForSequenceClassification, revision=revision, dtype=dtype
+    )
     if missing:
         raise BertSnliError(f"{model_name_or_path}: a model without a trained classifier; fine-tune it first")
     return model.eval()
 
 
-def open_classifier(model_name_or_path: str, backend: str | None = None) -> Classifier:
+def open_classifier(
+    model_name_or_path: str, backend: str | None = None, *, revision: str | None = None, dtype: str | None = None
+) -> D2LBertForSequenceClassification | OnnxClassifier:
     """Load a fine-tuned classifier for a backend. Default: `onnx` if a folder has only `model.onnx`, else `torch`."""
     if backend not in (None, "torch", "onnx"):
         raise BertSnliError(f"backend {backend}: choose torch or onnx")
     path = Path(model_name_or_path) / ONNX_FILE
     if backend == "torch" or not (backend or has_only_onnx(model_name_or_path)):
-        return load_classifier(model_name_or_path)
+        return load_classifier(model_name_or_path, revision=revision, dtype=dtype or "auto")
+    if dtype:
+        raise BertSnliError(f"dtype {dtype}: an ONNX model has its own precision; leave dtype out")
     if not path.is_file():
         raise BertSnliError(f"backend onnx: no {ONNX_FILE} in {model_name_or_path}; export the model first")
     return OnnxClassifier(path, load_config(model_name_or_path))
@@ -158,13 +178,9 @@ def ordered_labels(config: D2LBertConfig) -> list[str]:
     return [config.id2label[number] for number in range(config.num_labels)]
 
 
-def classifier_labels(config: D2LBertConfig, where: str) -> list[str]:
+def classifier_labels(config: D2LBertConfig) -> list[str]:
     """Return the labels of a classifier in the order of its logits, in lower case."""
-    names = [name.lower() for name in ordered_labels(config)]
-    if set(names) != set(D2L_LABELS):
-        what = f"its labels are {', '.join(names)}, not {', '.join(D2L_LABELS)}"
-        raise BertSnliError(f"{where}: {what}; set id2label and label2id in its {CONFIG}")
-    return names
+    return [name.lower() for name in ordered_labels(config)]
 
 
 class TorchLogits:

@@ -5,6 +5,7 @@ Shape suffixes: R rows, C labels.
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from bert_snli.data.batching import PaddedPairs
 from bert_snli.data.pair_encoding import make_encoder
 from bert_snli.errors import BertSnliError
 from bert_snli.inference import Classifier, as_logits_function, batches_by_length, compute_logits, ordered_labels
+from bert_snli.modeling.nli_pipeline import as_tuple, is_one_pair
 
 Pair = tuple[str, str]
 Prediction = dict[str, float]  # probability of each label by name, the most probable first
@@ -43,7 +45,7 @@ class Predictor:
         >>> from transformers import AutoModelForSequenceClassification, AutoTokenizer
         >>> model = AutoModelForSequenceClassification.from_pretrained("quickstart/finetuned")
         >>> predictor = Predictor(model, AutoTokenizer.from_pretrained("quickstart/finetuned"))
-        >>> (prediction,) = predictor([("A man is sleeping.", "A man is awake.")])
+        >>> prediction = predictor("A man is sleeping.", "A man is awake.")
         >>> sorted(prediction)
         ['contradiction', 'entailment', 'neutral']
     """
@@ -65,9 +67,16 @@ class Predictor:
         self.batch_size = batch_size
         self.labels = ordered_labels(classifier.config)
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[Prediction]:
-        """Predict `pairs` in this process."""
-        return self._predictions(self._logits(pairs))
+    def __call__(self, pairs: Any, hypothesis: str | None = None) -> Any:
+        """Predict in this process: one pair, or an iterable of pairs, in any format that `NLIPipeline` accepts.
+
+        Returns the prediction of one pair, or a list of predictions.
+        """
+        if hypothesis is not None:
+            return self([(pairs, hypothesis)])[0]
+        if is_one_pair(pairs):
+            return self([pairs])[0]
+        return self._predictions(self._logits([as_tuple(pair) for pair in pairs]))
 
     def stream(self, pairs: Iterable[Pair]) -> Iterator[tuple[list[Pair], list[Prediction]]]:
         """Yield chunks of `pairs` with their predictions, in order. The processes share the computation.

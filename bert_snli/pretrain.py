@@ -95,10 +95,10 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
 def load_base_model(arguments: PretrainArguments) -> tuple[D2LBertForPreTraining, PreTrainedTokenizerFast]:
     """Load a pretrained model in fp32, and its tokenizer."""
     name = arguments.model_name_or_path
-    config, tokenizer = load_config(name), load_tokenizer(name)
+    config, tokenizer = load_config(name, arguments.revision), load_tokenizer(name, arguments.revision)
     if arguments.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = arguments.dropout
-    model, missing = load_weights(name, config, D2LBertForPreTraining, dtype=torch.float32)
+    model, missing = load_weights(name, config, D2LBertForPreTraining, revision=arguments.revision, dtype=torch.float32)
     if missing:
         raise BertSnliError(f"{name}: lacks {min(missing)}; give a pretrained model with its pretraining heads")
     return model, tokenizer

@@ -2,10 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from bert_snli.choices import HUB_ID, TEXT_SOURCES
-from bert_snli.cli.options import add_backend, add_encoding, add_model
+from bert_snli.cli.options import add_assignments, add_encoding, add_loading, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 from bert_snli.files import check_output_dir
@@ -18,7 +17,8 @@ HTML, JSON and images): accuracy by pair type, accuracy with empty premises, and
 
 Data sets: SNLI from the Hub, a zip archive or a folder; or one published file of MultiNLI, HANS, e-SNLI, ChaosNLI,
 Breaking-NLI or counterfactually-augmented NLI. For other files, give --columns and --labels. If a data set has the
-labels entailment and non-entailment, neutral and contradiction count as one label.
+labels entailment and non-entailment, neutral and contradiction count as one label. One file is evaluated as a whole;
+--split validation evaluates the tenth of it that bert-snli finetune does not train on.
 
 examples:
   bert-snli evaluate runs/snli --dataset_name_or_path snli_1.0.zip
@@ -26,7 +26,6 @@ examples:
   bert-snli evaluate runs/snli --dataset_name_or_path my.csv \\
       --columns premise=text label=class --labels 0=entailment 1=contradiction
 """
-COLUMNS = ("premise", "hypothesis", "label")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,31 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_model(parser)
     add("--dataset_name_or_path", default=HUB_ID, help="Data set, see above.")
+    add("--dataset_config_name", metavar="NAME", help="Configuration of a data set on the Hub.")
     add("--split", metavar="NAME", help="train, validation, test, or another split of the data set. (default: test)")
     add("--text_source", choices=TEXT_SOURCES, default="raw", help="Text of SNLI: raw, or parse tokens as in d2l.")
-    assignments: dict[str, Any] = {"nargs": "+", "type": assignment, "default": []}
-    add("--columns", metavar="ROLE=NAME", help="Names of the columns premise, hypothesis and label.", **assignments)
-    add("--labels", metavar="VALUE=LABEL", help="The label that each value in the label column means.", **assignments)
+    add_assignments(parser, "--columns", "ROLE=NAME", "Names of the columns premise, hypothesis and label.")
+    add_assignments(parser, "--labels", "VALUE=LABEL", "The label that each value in the label column means.")
     add("--output_dir", type=Path, help="Folder for the results. (default: the model folder)")
     add("--report", type=Path, metavar="DIR", help="Folder for the report. A report on the same weights is replaced.")
     add("--compare", metavar="OTHER", help="Another fine-tuned model; the report compares both by McNemar's test.")
     add_encoding(parser)
-    add_backend(parser)
-
-
-def assignment(text: str) -> tuple[str, str]:
-    """Parse NAME=VALUE, for `type=`."""
-    name, equals, value = text.rpartition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=VALUE")
-    return name, value
+    add_loading(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    for role, name in args.columns:
-        if role not in COLUMNS:
-            raise BertSnliError(f"--columns {role}={name}: write {'|'.join(COLUMNS)}=NAME")
     if args.compare and not args.report:
         raise BertSnliError(f"--compare {args.compare}: needs a report; add --report DIR for the comparison")
     if args.output_dir is None and not Path(args.model).is_dir():
@@ -73,16 +61,19 @@ def run(args: argparse.Namespace) -> None:
 
     quiet_libraries()
     options = {name: getattr(args, name) for name in ("text_source", "max_length", "truncation", "batch_size")}
-    model = report.EvaluatedModel(args.model, backend=args.backend, **options)
+    loading = {name: getattr(args, name) for name in ("backend", "revision", "dtype")}
+    model = report.EvaluatedModel(args.model, **loading, **options)
     if args.report:
         report.check_report_dir(args.report, model.name, model.weights_sha256)
     other = report.EvaluatedModel(args.compare, **options) if args.compare else None
     evaluation_set = load_evaluation_set(
         args.dataset_name_or_path,
+        dataset_config_name=args.dataset_config_name,
         split=args.split,
         text_source=args.text_source,
         columns=dict(args.columns),
         label_mapping=dict(args.labels),
+        labels=model.labels,
     )
     predictions = model.predict(evaluation_set)
     results = report.compute_results(model, predictions, args.dataset_name_or_path)

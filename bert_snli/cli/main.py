@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from bert_snli.cli import config, convert, evaluate, export, predict, push, quickstart, serve, verify
-from bert_snli.console import OneLineErrorParser, configure_logging, log_loading, run, run_and_leave
+from bert_snli.console import OneLineErrorParser, configure_logging, log_loading, run, run_and_leave, use_token
 from bert_snli.training.command_line import COMMANDS as TRAINING_COMMANDS
 from bert_snli.training.command_line import split_arguments
 
@@ -22,7 +22,10 @@ bert-snli COMMAND --help shows the options of a command.
 """
 # The options of training commands are the fields of a dataclass. Each other command is a module with SUMMARY, HELP,
 # `add_arguments` and `run`.
-TRAINING = {"pretrain": "Pretrain a model on plain text.", "finetune": "Fine-tune a model on SNLI."}
+TRAINING = {
+    "pretrain": "Pretrain a model on plain text.",
+    "finetune": "Fine-tune a model on SNLI or on your own pairs.",
+}
 MODULES = (quickstart, convert, verify, evaluate, predict, serve, push, export, config)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 ORDER_OF_HELP = "quickstart convert verify pretrain finetune evaluate predict serve push export config".split()
@@ -67,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:  # argparse would refer to the help of the program, not of the command
         args.parser.refuse(unknown)
+    use_token(getattr(args, "token", None))
     command = COMMANDS[args.command]
     if command is not config:
         log_loading()

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from bert_snli.choices import TRUNCATIONS
+from bert_snli.console import add_token, assignment
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -11,10 +12,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="Fine-tuned model: a folder or a Hub id.")
 
 
-def add_backend(parser: argparse.ArgumentParser) -> None:
-    """Add `--backend`."""
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a model is loaded."""
+    add_hub(parser)
+    dtype_help = "Precision of the weights. bfloat16 may be faster. (default: as in the folder, normally float32)"
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help=dtype_help)
     backend_help = "Library that runs the model. (default: torch; onnx if the folder has only model.onnx)"
     parser.add_argument("--backend", choices=["torch", "onnx"], help=backend_help)
+
+
+def add_hub(parser: argparse.ArgumentParser) -> None:
+    """Add the options for a model on the Hub."""
+    parser.add_argument("--revision", help="Branch, tag or commit of a model on the Hub. (default: main)")
+    add_token(parser)
+
+
+def add_assignments(parser: argparse.ArgumentParser, name: str, metavar: str, text: str) -> None:
+    """Add an option whose values are assignments."""
+    parser.add_argument(name, nargs="+", type=assignment, default=[], metavar=metavar, help=text)
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,24 @@
 """`bert-snli predict`."""
 
+from __future__ import annotations
+
 import argparse
 import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bert_snli.cli.options import add_backend, add_encoding, add_model
+from bert_snli.choices import PREDICTION_FORMATS
+from bert_snli.cli.options import add_assignments, add_encoding, add_loading, add_model
 from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
+
+if TYPE_CHECKING:
+    from bert_snli.prediction import Predictor
 
 SUMMARY = "Predict the labels of sentence pairs."
 HELP = """\
@@ -17,8 +28,10 @@ An input file may be larger than memory. The predictions are in the order of the
 examples:
   bert-snli predict runs/snli --premise "A dog runs." --hypothesis "It runs."
   bert-snli predict runs/snli --input_file pairs.csv --output_file out.jsonl
+  cat pairs.csv | bert-snli predict runs/snli --input_file - --output_format csv
   accelerate launch --num_processes 2 -m bert_snli.cli predict runs/snli ...
 """
+STDIN = Path("-")
 logger = logging.getLogger(__name__)
 
 
@@ -29,16 +42,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--premise", metavar="TEXT", help="First sentence: the text that is assumed to be true.")
     parser.add_argument("--hypothesis", metavar="TEXT", help="Second sentence: the text that may follow from it.")
-    parser.add_argument(
-        "--input_file", type=Path, help=".jsonl, .csv or .tsv file with columns premise and hypothesis."
-    )
-    parser.add_argument("--output_file", type=Path, help=".jsonl file for the predictions. (default: print them)")
+    input_help = ".jsonl, .csv or .tsv file with columns premise and hypothesis. -: standard input."
+    parser.add_argument("--input_file", type=Path, help=input_help)
+    add_assignments(parser, "--columns", "ROLE=NAME", "Names of the columns premise and hypothesis.")
+    parser.add_argument("--output_file", type=Path, help="File for the predictions. (default: print them)")
+    format_help = "Format. (default: from the name of --output_file, otherwise jsonl; a table for one pair)"
+    parser.add_argument("--output_format", choices=PREDICTION_FORMATS, help=format_help)
     add_encoding(parser)
-    add_backend(parser)
+    add_loading(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    check_arguments(args)
+    from bert_snli.data.pair_files import COLUMNS, check_writable, count_pairs, iterate_pairs, open_input
+    from bert_snli.fast.machine import keep_freed_memory
+    from bert_snli.inference import load_tokenizer, open_classifier
+    from bert_snli.prediction import Predictor
+
+    quiet_libraries()
+    columns = tuple(dict(args.columns).get(role, role) for role in COLUMNS)
+    source: dict = {"name": f"input_file {args.input_file}", "columns": columns}
+    with open_input(args.input_file) if args.input_file else nullcontext() as input_file:
+        num_pairs = count_pairs(input_file, **source) if input_file else 1
+        if args.output_file:
+            check_writable(args.output_file)
+        keep_freed_memory()
+        options = {name: getattr(args, name) for name in ("max_length", "truncation", "batch_size")}
+        model = open_classifier(args.model, args.backend, revision=args.revision, dtype=args.dtype)
+        predictor = Predictor(model, load_tokenizer(args.model, args.revision), **options)
+        if input_file:
+            predict_file(args, predictor, islice(iterate_pairs(input_file, **source), num_pairs), num_pairs)
+        elif predictor.accelerator.is_main_process:
+            predict_pair(args, predictor)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check the combination of the options."""
     one_pair = args.input_file is None
     if any((side is None) is one_pair for side in (args.premise, args.hypothesis)):
         what = "no pair" if one_pair else "a pair and a file"
@@ -48,38 +88,49 @@ def run(args: argparse.Namespace) -> None:
             raise BertSnliError(f"--{name}: the text is empty; give a sentence")
     if one_pair and args.output_file:
         raise BertSnliError("--output_file: needs --input_file; leave it out for a single pair")
-    if args.output_file and args.output_file.suffix in {".csv", ".tsv", ".parquet"}:
-        raise BertSnliError(f"--output_file {args.output_file}: predictions are lines of JSON; name it .jsonl")
+    suffix = args.output_file.suffix[1:] if args.output_file else ""
+    if suffix in ("tsv", "parquet"):
+        raise BertSnliError(f"--output_file {args.output_file}: unknown format; name it .jsonl, .json or .csv")
+    if args.output_format is None and not one_pair:
+        args.output_format = suffix if suffix in PREDICTION_FORMATS else "jsonl"
+    if args.input_file == STDIN and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise BertSnliError("--input_file -: several processes cannot share standard input; give a file")
 
+
+def predict_pair(args: argparse.Namespace, predictor: Predictor) -> None:
+    """Print the prediction of one pair, with notes about the pair."""
+    from bert_snli.data.pair_files import write_predictions
+
+    pair = (args.premise, args.hypothesis)
+    for note in predictor.encoder.describe_problems(*pair):
+        logger.info("note: %s", note)
+    scores = predictor(*pair)
+    if args.output_format:
+        write_predictions(sys.stdout, [([pair], [scores])], args.output_format)
+        return
+    for label, probability in scores.items():
+        print(f"{label:15}{probability:8.4f}")
+
+
+def predict_file(
+    args: argparse.Namespace, predictor: Predictor, pairs: Iterator[tuple[str, str]], num_pairs: int
+) -> None:
+    """Write the predictions of a stream of pairs. All processes compute, and the main process writes."""
     from tqdm.auto import tqdm
 
-    from bert_snli.data.pair_files import check_writable, count_pairs, format_predictions, iterate_pairs, open_output
-    from bert_snli.fast.machine import keep_freed_memory
-    from bert_snli.inference import load_tokenizer, open_classifier
-    from bert_snli.prediction import Predictor
+    from bert_snli.data.pair_files import open_output, write_predictions
 
-    quiet_libraries()
-    num_pairs = 1 if one_pair else count_pairs(args.input_file)
-    if args.output_file:
-        check_writable(args.output_file)
-    keep_freed_memory()
-    options = {name: getattr(args, name) for name in ("max_length", "truncation", "batch_size")}
-    model, tokenizer = open_classifier(args.model, args.backend), load_tokenizer(args.model)
-    predictor = Predictor(model, tokenizer, **options)
-    if one_pair:
-        if predictor.accelerator.is_main_process:
-            for note in predictor.encoder.describe_problems(args.premise, args.hypothesis):
-                logger.info("note: %s", note)
-            for label, probability in predictor([(args.premise, args.hypothesis)])[0].items():
-                print(f"{label:15}{probability:8.4f}")
-        return
-    chunks = predictor.stream(islice(iterate_pairs(args.input_file), num_pairs))
+    chunks = predictor.stream(pairs)
     if not predictor.accelerator.is_main_process:
         for _ in chunks:  # the iteration computes the share of this process
             pass
         return
     hide = None if args.output_file else True  # the bar would mix with predictions on the terminal
     with open_output(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=hide) as bar:
-        for pairs, predictions in chunks:
-            file.write(format_predictions(pairs, predictions))
-            bar.update(len(pairs))
+
+        def show_progress() -> Iterator:
+            for chunk in chunks:
+                yield chunk
+                bar.update(len(chunk[0]))
+
+        write_predictions(file, show_progress(), args.output_format)

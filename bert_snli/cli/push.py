@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from bert_snli.cli.options import folder
-from bert_snli.console import quiet_libraries
+from bert_snli.console import add_token, quiet_libraries
 from bert_snli.errors import BertSnliError
 
 SUMMARY = "Upload a model to the Hugging Face Hub."
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="Repository on the Hub.")
     parser.add_argument("--private", action="store_true", help="Create the repository as private.")
     parser.add_argument("--revision", metavar="BRANCH", help="Branch; it is created if it is missing. (default: main)")
+    add_token(parser)
     parser.add_argument("--commit_message", default="Push with bert-snli", help="Commit message.")
     parser.add_argument("--license", default="apache-2.0", help="Licence in the model card: a licence id of the Hub.")
     parser.add_argument("--dry_run", action="store_true", help="Write the files to --output_dir and push nothing.")

@@ -4,7 +4,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from bert_snli.cli.options import add_model, positive
+from bert_snli.cli.options import add_hub, add_model, positive
 from bert_snli.console import quiet_libraries
 
 SUMMARY = "Show a fine-tuned model in a web page."
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on. 0.0.0.0 accepts other machines.")
     parser.add_argument("--port", type=positive, help="Port to listen on. (default: the first free port from 7860)")
+    add_hub(parser)
     parser.add_argument("--space", type=Path, metavar="DIR", help="Write a Hugging Face Space to DIR and do not serve.")
 
 
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
 
     quiet_libraries()
     if args.space is None:
-        serve(args.model, host=args.host, port=args.port, log=functools.partial(print, flush=True))
+        log = functools.partial(print, flush=True)
+        serve(args.model, host=args.host, port=args.port, revision=args.revision, log=log)
     else:
-        write_space(args.model, args.space)
+        write_space(args.model, args.space, revision=args.revision)
         print(f"Wrote {args.space}; its README.md says how to try it and how to upload it")

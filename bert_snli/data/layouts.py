@@ -1,11 +1,11 @@
 """Names of columns and labels in published data sets of natural language inference.
 
-SNLI, MultiNLI, HANS, Breaking-NLI and counterfactually-augmented NLI share Stanford's names; e-SNLI, ChaosNLI and the
-Hub have their own. Labels are mapped by name, never by number.
+SNLI, MultiNLI, HANS, Breaking-NLI and counterfactually-augmented NLI share Stanford's names; ANLI, e-SNLI, ChaosNLI
+and the Hub have their own. Labels are mapped by name, never by number.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset
@@ -16,21 +16,21 @@ from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT
 
 TEXT_COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "raw": {
-        "premise": ("sentence1", "premise", "Sentence1", "example.premise"),
+        "premise": ("sentence1", "premise", "Sentence1", "example.premise", "context"),
         "hypothesis": ("sentence2", "hypothesis", "Sentence2", "example.hypothesis"),
     },
     "parse": {"premise": ("sentence1_binary_parse",), "hypothesis": ("sentence2_binary_parse",)},
 }
 LABEL_COLUMNS = ("gold_label", "label", "majority_label")
 NO_GOLD_LABEL = "-"
+MAX_LABELS = 100  # more are probably not labels
+WITHOUT_GOLD_LABEL = ("-", "-1", "")
 LABEL_NAMES = {
     "e": "entailment",
     "c": "contradiction",
     "n": "neutral",
     "not_entailment": NON_ENTAILMENT,
     "non_entailment": NON_ENTAILMENT,
-    "-1": NO_GOLD_LABEL,
-    "": NO_GOLD_LABEL,
 }
 # The labels of single annotators: a list, counts, or five columns.
 ANNOTATOR_COLUMNS = (["annotator_labels"], ["label_counter"], ["label1", "label2", "label3", "label4", "label5"])
@@ -38,29 +38,50 @@ ANNOTATOR_COLUMNS = (["annotator_labels"], ["label_counter"], ["label1", "label2
 
 def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], where: str) -> list[str]:
     """Find the columns of premise, hypothesis and label. Columns in `declared` override the known names."""
-    columns = []
+    roles, columns = ("premise", "hypothesis", "label"), []
+    if unknown := set(declared) - set(roles):
+        raise BertSnliError(f"columns {min(unknown)}: is no role; write {'|'.join(roles)}=NAME")
     for role, known in {**TEXT_COLUMNS[text_source], "label": LABEL_COLUMNS}.items():
         names = (declared[role],) if role in declared else known
         found = [name for name in names if name in rows.column_names]
         if not found:
-            remedy = "name the columns premise, hypothesis, label, or set columns premise=NAME in an evaluation"
-            remedy = "use text_source raw" if text_source == "parse" else remedy
-            raise no_column_error(where, names, rows.column_names, remedy)
+            if text_source == "parse":
+                raise no_column_error(where, names, rows.column_names, "use text_source raw")
+            remedy = f"name the columns premise, hypothesis, label, or set columns {role}=NAME"
+            raise no_column_error(where, [declared.get(role, role)], rows.column_names, remedy)
         columns.append(found[0])
     return columns
 
 
 def name_labels(rows: Dataset, column: str, declared: Mapping[str, str]) -> dict[Any, str]:
-    """Map each value of `column` to the name of its label, or to `NO_GOLD_LABEL`."""
+    """Map each value of `column`, in order, to the name of its label, or to `NO_GOLD_LABEL`."""
     feature = rows.features[column]
-    values = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {v: v for v in rows.unique(column)}
+    if isinstance(feature, ClassLabel):
+        values: dict[Any, Any] = dict(enumerate(feature.names))
+    else:
+        values = {value: value for value in sorted(rows.unique(column), key=str)}
     names = {value: label_name(str(name), declared) for value, name in values.items()}
+    if not set(names.values()) <= {*D2L_LABELS, NON_ENTAILMENT, NO_GOLD_LABEL}:
+        # The labels of another task: "n" is not neutral.
+        names = {value: label_name(str(name), declared, {}) for value, name in values.items()}
     return {-1: NO_GOLD_LABEL} | names | {None: NO_GOLD_LABEL}
 
 
-def label_name(name: str, declared: Mapping[str, str]) -> str:
-    """Return the name that bert-snli uses for a label of a data set."""
-    return declared.get(name) or LABEL_NAMES.get(name.lower(), name.lower())
+def label_name(name: str, declared: Mapping[str, str], known: Mapping[str, str] = LABEL_NAMES) -> str:
+    """Return the name that bert-snli uses for a label of a data set, in lower case."""
+    if name in declared:
+        return declared[name].lower()
+    return NO_GOLD_LABEL if name in WITHOUT_GOLD_LABEL else known.get(name.lower(), name.lower())
+
+
+def choose_labels(names: Iterable[str], where: str) -> list[str]:
+    """Return the labels of a new classifier, in the order of `names`. For NLI, they are always `D2L_LABELS`."""
+    found = [name for name in dict.fromkeys(names) if name != NO_GOLD_LABEL]
+    if len(found) > MAX_LABELS:
+        what = f"has {len(found):,} different labels"
+        raise BertSnliError(f"{where}: {what}; choose another column with columns label=NAME")
+    is_nli = set(found) <= set(D2L_LABELS) or "contradiction" in found
+    return list(D2L_LABELS) if is_nli or all(map(str.isdecimal, found)) else found
 
 
 def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -> dict[Any, int | None]:
@@ -71,7 +92,7 @@ def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -
             what = f"the labels {', '.join(unknown[:5])} are numbers without names"
         remedy = f"write {', '.join(labels)} or - (no gold label)"
         mapping = " ".join(f"{name}=NAME" for name in unknown[:5])
-        raise BertSnliError(f"{where}: {what}; {remedy}, or set labels {mapping} in an evaluation")
+        raise BertSnliError(f"{where}: {what}; {remedy}, or set labels {mapping}")
     return {value: None if name == NO_GOLD_LABEL else labels.index(name) for value, name in names.items()}
 
 

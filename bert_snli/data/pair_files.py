@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -20,8 +22,10 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JOINED_NAMES = re.compile(r'[\w".]+(?: ?([;|,\t]) ?[\w".]+)+')  # a header line that was not split: premise;hypothesis
 
 
-def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the pairs in a .jsonl, .csv or .tsv file. Error messages call the file `name`."""
+def iterate_pairs(
+    path: Path, *, name: str | None = None, columns: Sequence[str] = COLUMNS
+) -> Iterator[tuple[str, str]]:
+    """Yield the pairs in two columns of a .jsonl, .csv or .tsv file. Error messages call the file `name`."""
     name = name or f"input_file {path}"
     if path.suffix not in (".jsonl", *DELIMITERS):
         raise BertSnliError(f"{name}: unknown file type {path.suffix!r}; give a .jsonl, .csv or .tsv file")
@@ -35,14 +39,15 @@ def iterate_pairs(path: Path, *, name: str | None = None) -> Iterator[tuple[str,
                 check_delimiter(rows.fieldnames or (), DELIMITERS[path.suffix], name)
             for number, row in enumerate(rows, start=1):
                 where, row = f"{name}: row {number}", row if isinstance(row, dict) else {}
-                for column in COLUMNS:
+                for column in columns:
                     if column not in row:
-                        raise no_column_error(where, [column], list(row), "name the columns premise and hypothesis")
+                        remedy = "name the columns premise and hypothesis, or set columns premise=NAME"
+                        raise no_column_error(where, [column], list(row), remedy)
                     has_more = any(row.get(None, ()))
                     problem = "more cells than column names; write texts with ',' in quotes" if has_more else None
                     if problem := problem or find_problem(column, row[column]):
                         raise BertSnliError(f"{where}: {problem}")
-                yield row["premise"], row["hypothesis"]
+                yield row[columns[0]], row[columns[1]]
     except BertSnliError:
         raise
     except OSError as error:
@@ -96,11 +101,11 @@ def describe_damage(path: Path) -> str | None:
     return None
 
 
-def count_pairs(path: Path, *, name: str | None = None) -> int:
+def count_pairs(path: Path, *, name: str | None = None, columns: Sequence[str] = COLUMNS) -> int:
     """Count the pairs in a file. This finds errors in the file before the first prediction."""
-    count = sum(1 for _ in iterate_pairs(path, name=name))
+    count = sum(1 for _ in iterate_pairs(path, name=name, columns=columns))
     if count == 0:
-        raise BertSnliError(f"{name or f'input_file {path}'}: has no rows; add rows with {' and '.join(COLUMNS)}")
+        raise BertSnliError(f"{name or f'input_file {path}'}: has no rows; add rows with {' and '.join(columns)}")
     return count
 
 
@@ -111,13 +116,50 @@ def check_writable(path: Path) -> None:
         raise BertSnliError(f"output_file {path}: cannot be written; give a file in an existing folder")
 
 
-def format_predictions(pairs: Sequence[tuple[str, str]], predictions: Sequence[dict[str, float]]) -> str:
-    """Format each pair as a JSON line with premise, hypothesis, label and the score of each label."""
-    lines = [
-        json.dumps({"premise": premise, "hypothesis": hypothesis, "label": next(iter(scores)), "scores": scores})
+def write_predictions(
+    file: TextIO, chunks: Iterable[tuple[Sequence[tuple[str, str]], Sequence[dict[str, float]]]], output_format: str
+) -> None:
+    """Write premise, hypothesis, label and scores of each pair. `chunks` are pairs with their predictions.
+
+    The format `jsonl` has an object with the scores of all labels in each line, `json` has a list of these objects, and
+    `csv` has a column for the score of each label.
+    """
+    rows = (
+        ({"premise": premise, "hypothesis": hypothesis, "label": next(iter(scores))}, scores)
+        for pairs, predictions in chunks
         for (premise, hypothesis), scores in zip(pairs, predictions, strict=True)
-    ]
-    return "\n".join(lines) + "\n"
+    )
+    if output_format == "csv":
+        table = None
+        for row, scores in rows:
+            if table is None:
+                table = csv.DictWriter(file, [*row, *sorted(scores)], lineterminator="\n")
+                table.writeheader()
+            table.writerow(row | scores)
+        return
+    before, separator, end = ("[\n", ",\n", "\n]\n") if output_format == "json" else ("", "\n", "\n")
+    for row, scores in rows:
+        file.write(before + json.dumps(row | {"scores": scores}))
+        before = separator
+    file.write(end)
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[Path]:
+    """Yield the path of a file of pairs. Standard input (`-`) is copied to a temporary file.
+
+    The first line of standard input decides its format: an object of JSON, or column names with tabs or commas.
+    """
+    if str(path) != "-":
+        yield path
+        return
+    first = sys.stdin.buffer.readline()
+    suffix = ".jsonl" if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") else ".tsv" if b"\t" in first else ".csv"
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        file.write(first)
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield Path(file.name)
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bert_snli.choices import HUB_ID, TEXT_SOURCES
-from bert_snli.data.layouts import count_votes, find_columns, name_labels, number_labels
+from bert_snli.data.layouts import choose_labels, count_votes, find_columns, name_labels, number_labels
 from bert_snli.data.pair_files import find_problem
-from bert_snli.data.sources import READERS, SPLITS, read_files, read_split
+from bert_snli.data.sources import SPLITS, hold_out, is_table, read_files, read_split, read_train_file
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
 
@@ -32,19 +33,30 @@ class SNLI:
 def load_snli(
     dataset_name_or_path: str | Mapping[str, Dataset] = HUB_ID,
     *,
+    dataset_config_name: str | None = None,
+    train_file: str | None = None,
     splits: Sequence[str] = tuple(SPLITS),
     text_source: str = "raw",
-    labels: Sequence[str] = D2L_LABELS,
+    columns: Mapping[str, str] | None = None,
+    label_mapping: Mapping[str, str] | None = None,
+    labels: Sequence[str] | None = D2L_LABELS,
 ) -> SNLI:
-    """Load splits of SNLI with columns `premise`, `hypothesis` and `label` (a `ClassLabel`).
+    """Load splits of SNLI or of other sentence pairs: columns `premise`, `hypothesis` and `label` (a `ClassLabel`).
 
     Args:
-        dataset_name_or_path: a Hub id, Stanford's zip, a folder of its jsonl or txt files or of parquet files,
-            `"sample"` for the generated corpus of `bert_snli.data.sample`, or a `DatasetDict`. Its labels are a
-            `ClassLabel` in any order, names, or numbers in the order of `labels`; -1 and None mean no gold label.
-        splits: some of `train`, `validation` and `test`.
+        dataset_name_or_path: a Hub id, Stanford's zip, a folder with a .jsonl, .txt, .tsv, .csv or .parquet file for
+            each split, one such file, of which a tenth is the split `validation`, `"sample"` for the generated corpus
+            of `bert_snli.data.sample`, or a `DatasetDict`.
+        dataset_config_name: the configuration of a data set on the Hub, such as `rte` of `nyu-mll/glue`.
+        train_file: a file that replaces the split `train`. If it has a column `scores` (see `bert-snli predict`), its
+            `label` is the list of these probabilities in the order of `labels`.
+        splits: some of `train`, `validation` and `test`, or other splits of the data set.
         text_source: `raw` or `parse`.
-        labels: the three labels in the order of their numbers.
+        columns: the data set's names of `premise`, `hypothesis` and `label`, if `layouts.py` does not know them.
+        label_mapping: value of the label column → label, if the values are not names of `labels`. `-` means no gold
+            label, as -1 and None do.
+        labels: the labels in the order of their numbers; None takes those of the first split, see `choose_labels`. In
+            a `DatasetDict`, labels may be numbers in this order.
 
     Returns:
         The splits without the rows that have no gold label, and the number of these rows.
@@ -63,29 +75,20 @@ def load_snli(
         given = f"got text_source {text_source!r} and splits {splits!r}"
         raise BertSnliError(f"load_snli: {given}; give text_source raw or parse, and a list of splits")
     in_memory = isinstance(dataset_name_or_path, Mapping)
-    label_mapping = {str(number): name for number, name in enumerate(labels)} if in_memory else {}
+    numbers = {str(number): name for number, name in enumerate(labels or ())} if in_memory else {}
+    layout = Layout(text_source, columns or {}, label_mapping or numbers)
     loaded, num_dropped = DatasetDict(), {}
     for split in splits:
-        rows, where = read_split(dataset_name_or_path, split)
-        loaded[split] = _read_pairs(rows, where, text_source, {}, labels, label_mapping)
-        num_dropped[split] = len(rows) - len(loaded[split])
+        if train_file and split == "train":
+            rows, where = read_train_file(Path(train_file)), f"train_file {train_file}"
+            soft_labels = {"label": SCORES} if SCORES in rows.column_names else {}
+            pairs, labels = read_pairs(rows, where, layout._replace(columns={**soft_labels, **layout.columns}), labels)
+        else:
+            rows, where = read_split(dataset_name_or_path, split, dataset_config_name)
+            pairs, labels = read_pairs(rows, where, layout, labels)
+        loaded[split] = pairs if train_file else hold_out(pairs, dataset_name_or_path, split)
+        num_dropped[split] = len(rows) - len(pairs)
     return SNLI(loaded, num_dropped)
-
-
-def load_train_file(path: Path, *, text_source: str = "raw", labels: Sequence[str] = D2L_LABELS) -> tuple[Dataset, int]:
-    """Load training pairs from one file. Return also the number of dropped rows without a gold label.
-
-    If the file has a column `scores` (see `bert-snli predict`), `label` is the list of these probabilities in the
-    order of `labels`.
-    """
-    where = f"train_file {path}"
-    if not path.is_file() or path.suffix not in READERS:
-        what = f"not an existing file of type {', '.join(READERS)}"
-        raise BertSnliError(f"{where}: {what}; give one with the columns premise, hypothesis and label or scores")
-    rows = read_files([path], "train")
-    columns = {"label": SCORES} if SCORES in rows.column_names else {}
-    pairs = _read_pairs(rows, where, text_source, columns, labels, {})
-    return pairs, len(rows) - len(pairs)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class EvaluationSet:
     """Pairs for evaluation. A column `votes` counts the labels of single annotators, in the order of `D2L_LABELS`."""
 
     name: str  # of the split or of the file
-    pairs: Dataset  # `label` is a `ClassLabel` of `D2L_LABELS` or of `TWO_WAY_LABELS`
+    pairs: Dataset  # `label` is a `ClassLabel` of the model's labels or of `TWO_WAY_LABELS`
     num_dropped: int  # rows without a gold label
 
     @property
@@ -105,52 +108,57 @@ class EvaluationSet:
 def load_evaluation_set(
     dataset_name_or_path: str = HUB_ID,
     *,
+    dataset_config_name: str | None = None,
     split: str | None = None,
     text_source: str = "raw",
     columns: Mapping[str, str] | None = None,
     label_mapping: Mapping[str, str] | None = None,
+    labels: Sequence[str] = D2L_LABELS,
 ) -> EvaluationSet:
-    """Load a split of any source that `load_snli` accepts, or one .jsonl, .txt, .tsv, .csv or .parquet file.
+    """Load a split of any source that `load_snli` accepts, by default `test`, or all rows of one file.
 
-    Args:
-        split: the split to load, by default `test`. A single file has no splits.
-        columns: the data set's names of `premise`, `hypothesis` and `label`, if `layouts.py` does not know them.
-        label_mapping: label of the data set → label of bert-snli, if `layouts.py` does not know it.
+    The arguments are those of `load_snli`. If `labels` are `D2L_LABELS` and the data set has `TWO_WAY_LABELS` (as in
+    HANS), the labels of the result are `TWO_WAY_LABELS`.
     """
     path, label_mapping = Path(dataset_name_or_path), label_mapping or {}
-    if path.is_file() and path.suffix in READERS:
-        if split is not None:
-            raise BertSnliError(f"split {split}: {dataset_name_or_path} is one file without splits; leave split out")
+    if split is None and is_table(path):
         name, where, rows = path.stem, str(path), read_files([path], "test")
     else:
         name = split or "test"
-        rows, where = read_split(dataset_name_or_path, name)
-    votes = count_votes(rows, label_mapping)
+        rows, where = read_split(dataset_name_or_path, name, dataset_config_name)
+    votes = count_votes(rows, label_mapping) if set(labels) == set(D2L_LABELS) else []
     # ChaosNLI nests its texts, so the columns are flattened.
-    pairs = _read_pairs(rows.flatten(), where, text_source, columns or {}, None, label_mapping, votes)
-    return EvaluationSet(name, pairs, len(rows) - len(pairs))
+    pairs, _ = read_pairs(rows.flatten(), where, Layout(text_source, columns or {}, label_mapping), labels, votes)
+    num_dropped = len(rows) - len(pairs)
+    return EvaluationSet(name, pairs if split is None else hold_out(pairs, dataset_name_or_path, split), num_dropped)
 
 
-def _read_pairs(
-    rows: Dataset,
-    where: str,
-    text_source: str,
-    declared_columns: Mapping[str, str],
-    labels: Sequence[str] | None,
-    label_mapping: Mapping[str, str],
-    votes: Sequence[list[int]] = (),
-) -> Dataset:
-    """Read the rows with a gold label. If `labels` is None, `TWO_WAY_LABELS` (as in HANS) or `D2L_LABELS` are used."""
-    columns = find_columns(rows, text_source, declared_columns, where)
+class Layout(NamedTuple):
+    """How a data set stores pairs: `columns` and `label_mapping` are added to what `layouts.py` knows."""
+
+    text_source: str
+    columns: Mapping[str, str]
+    label_mapping: Mapping[str, str]
+
+
+def read_pairs(
+    rows: Dataset, where: str, layout: Layout, labels: Sequence[str] | None, votes: Sequence[list[int]] = ()
+) -> tuple[Dataset, Sequence[str]]:
+    """Read the rows with a gold label. Return them with their labels, see `load_snli` and `load_evaluation_set`."""
+    columns = find_columns(rows, layout.text_source, layout.columns, where)
     label_feature: ClassLabel | List
     read_label: Callable[..., int | list[float] | None]
     if columns[2] == SCORES:
-        label_feature, read_label = List(Value("float32")), partial(_order_scores, labels=labels or D2L_LABELS)
+        labels = labels or choose_labels(sorted(rows.features[SCORES]), where)
+        label_feature, read_label = List(Value("float32")), partial(_order_scores, labels=labels)
     else:
-        names = name_labels(rows, columns[2], label_mapping)
-        labels = labels or (TWO_WAY_LABELS if NON_ENTAILMENT in names.values() else D2L_LABELS)
+        names = name_labels(rows, columns[2], layout.label_mapping)
+        if labels is None:
+            labels = choose_labels(names.values(), where)
+        elif NON_ENTAILMENT in names.values() and set(labels) == set(D2L_LABELS):
+            labels = TWO_WAY_LABELS
         label_feature, read_label = ClassLabel(names=list(labels)), number_labels(names, labels, where).get
-    read_text = read_parse if text_source == "parse" else str
+    read_text = read_parse if layout.text_source == "parse" else str
     features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": label_feature})
     if votes:
         features["votes"] = List(Value("int32"))
@@ -178,7 +186,7 @@ def _read_pairs(
     pairs = rows.map(read_batch, input_columns=columns, desc="Reading pairs", **options)
     if len(pairs) == 0:
         raise BertSnliError(f"{where}: no row has a gold label; give data with labels")
-    return pairs
+    return pairs, labels
 
 
 def _order_scores(scores: object, labels: Sequence[str]) -> list[float]:

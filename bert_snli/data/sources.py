@@ -41,8 +41,8 @@ def is_hub_id(name_or_path: str) -> bool:
     return not (is_file or os.path.exists(name_or_path) or looks_like_path(name_or_path))
 
 
-def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Dataset, str]:
-    """Read the rows of a split unchanged. Return also a description of the source for error messages."""
+def read_split(dataset: str | Mapping[str, Dataset], split: str, config_name: str | None = None) -> tuple[Dataset, str]:
+    """Read the rows of a split (of one file: all rows) unchanged. Return also a description for error messages."""
     if isinstance(dataset, Dataset):
         raise BertSnliError("dataset: is a Dataset, which has no splits; give a DatasetDict")
     if isinstance(dataset, Mapping):
@@ -50,7 +50,7 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Datase
             raise BertSnliError(f"dataset: no split {split!r} (found: {', '.join(map(str, dataset))}); add the split")
         return dataset[split], f"dataset[{split!r}]"
     if dataset != SAMPLE and is_hub_id(dataset):
-        return load_from_hub(dataset, split=split), f"{dataset} ({split})"
+        return load_from_hub(dataset, config_name, split), f"{dataset} ({split})"
     path = Path(dataset)
     if dataset == SAMPLE:
         path = _cached_folder(Path(sample.__file__).read_text(), sample.write_sample)
@@ -58,13 +58,40 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str) -> tuple[Datase
         files = _files_of_split(sorted(path.rglob("*")), split, dataset)
     elif zipfile.is_zipfile(path):
         files = _extract(path, split)
+    elif is_table(path):
+        if split not in ("train", "validation"):
+            remedy = "choose train or validation, or give a folder with a file for each split"
+            raise BertSnliError(f"split {split}: {dataset} is one file, which has no split of this name; {remedy}")
+        files = [path]
     else:
-        what = "is a single file, not a zip" if path.is_file() else "no such file or folder"
-        remedy = f"give Stanford's zip, a folder of its files, a Hub id such as {HUB_ID}, or '{SAMPLE}'"
-        if path.is_file() and path.suffix in READERS:
-            remedy = "give a folder with a file for each split, or set train_file to train on one file"
+        what = "is not a zip or a table" if path.is_file() else "no such file or folder"
+        remedy = f"give Stanford's zip, a folder of its files, one table, a Hub id such as {HUB_ID}, or '{SAMPLE}'"
         raise BertSnliError(f"dataset_name_or_path {dataset}: {what}; {remedy}")
     return read_files(files, split), f"{dataset} ({', '.join(file.name for file in files)})"
+
+
+def is_table(path: Path) -> bool:
+    """Return whether `path` is one file of pairs, for all splits."""
+    return path.is_file() and path.suffix in READERS
+
+
+def read_train_file(path: Path) -> Dataset:
+    """Read one file as the split `train`."""
+    if not is_table(path):
+        what = f"not an existing file of type {', '.join(READERS)}"
+        remedy = "give one with the columns premise, hypothesis and label or scores"
+        raise BertSnliError(f"train_file {path}: {what}; {remedy}")
+    return read_files([path], "train")
+
+
+def hold_out(pairs: Dataset, dataset: str | Mapping[str, Dataset], split: str) -> Dataset:
+    """Return the pairs of a split. If `dataset` is one file, a random tenth, always the same, is `validation`."""
+    if isinstance(dataset, Mapping) or not is_table(Path(dataset)):
+        return pairs
+    if len(pairs) < 2:
+        raise BertSnliError(f"dataset_name_or_path {dataset}: one row cannot be split; give more rows")
+    parts = pairs.train_test_split(test_size=0.1, seed=0)
+    return parts["train" if split == "train" else "test"]
 
 
 def load_from_hub(name: str, config_name: str | None = None, split: str | None = None) -> Any:

@@ -45,7 +45,7 @@ def open_text(name_or_path: str, config_name: str | None, text_source: str) -> T
     if splits := _find_text_files(Path(name_or_path)):
         rows = {split: read_files(files, split, "text") for split, files in splits.items()}
         return Text(rows, name_or_path, tokenized=splits["train"][0].suffix == WIKITEXT_SUFFIX)
-    snli = load_snli(name_or_path, splits=["train", "validation"], text_source=text_source)
+    snli = load_snli(name_or_path, splits=["train", "validation"], text_source=text_source, labels=None)
     return Text(dict(snli.splits), name_or_path, tokenized=text_source == "parse")
 
 

@@ -32,10 +32,10 @@ AGREEMENTS = {"up to 50%": 0.5, "50% to 70%": 0.7, "70% to 90%": 0.9, "above 90%
 
 @dataclass(frozen=True)
 class Predictions:
-    """The logits (R, 3) for an evaluation set, in the order of `D2L_LABELS`. `encoded` are the inputs of the model.
+    """The logits (R, C) for an evaluation set, in the order of its labels. `encoded` are the inputs of the model.
 
-    A two-way set such as HANS has only the labels entailment and non-entailment. There, the predictions neutral and
-    contradiction count as non-entailment (McCoy et al., 2019).
+    If a set such as HANS has only the labels entailment and non-entailment, the logits (R, 3) are in the order of
+    `D2L_LABELS`, and the predictions neutral and contradiction count as non-entailment (McCoy et al., 2019).
     """
 
     evaluation_set: EvaluationSet
@@ -60,11 +60,11 @@ class Predictions:
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
         """Return the probabilities (R, C) of the set's labels."""
-        probabilities_R3 = softmax(self.logits, temperature)
-        if len(self.labels) == len(D2L_LABELS):
-            return probabilities_R3
+        probabilities_RC = softmax(self.logits, temperature)
+        if len(self.labels) == probabilities_RC.shape[1]:
+            return probabilities_RC
         # Not the sum of the other two, which may be above 1 after rounding.
-        return np.stack([probabilities_R3[:, 0], 1 - probabilities_R3[:, 0]], axis=1)
+        return np.stack([probabilities_RC[:, 0], 1 - probabilities_RC[:, 0]], axis=1)
 
     def probability_of(self, label_ids_R: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         return self.probabilities(temperature)[np.arange(len(label_ids_R)), label_ids_R]
@@ -137,7 +137,7 @@ def accuracy_by_slice(is_correct_R: np.ndarray, values_R: np.ndarray, slices: Ma
 def annotator_agreement(predictions: Predictions) -> dict | None:
     """Compute how often an annotator agrees with the gold label and with the model. Return None without votes."""
     pairs = predictions.evaluation_set.pairs
-    if "votes" not in pairs.column_names or len(predictions.labels) != len(D2L_LABELS):
+    if "votes" not in pairs.column_names or predictions.labels != list(D2L_LABELS):
         return None
     votes_R3 = np.asarray(pairs["votes"])
     rows = np.flatnonzero(votes_R3.sum(axis=1))

@@ -53,7 +53,7 @@ def nli_metrics(logits_RC: np.ndarray, references_R: np.ndarray, label_names: Se
     names = np.asarray(label_names)
     predictions, references = names[logits_RC.argmax(axis=1)].tolist(), names[references_R].tolist()
     loss = cross_entropy(softmax(logits_RC), references_R)
-    return {"loss": loss, **label_metrics(predictions, references, D2L_LABELS)}
+    return {"loss": loss, **label_metrics(predictions, references, label_names)}
 
 
 def measure_accuracy(is_correct_R: np.ndarray) -> dict:

@@ -24,15 +24,28 @@ from bert_snli.rendering import render
 class EvaluatedModel:
     """A fine-tuned model to evaluate.
 
-    `encoding` are the options of `make_encoder`: `text_source`, `max_length` and `truncation`.
+    `revision` and `dtype` are arguments of `from_pretrained`. `encoding` are the options of `make_encoder`:
+    `text_source`, `max_length` and `truncation`.
     """
 
-    def __init__(self, model_name_or_path: str, *, backend: str | None = None, batch_size: int = 256, **encoding):
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        backend: str | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 256,
+        **encoding,
+    ):
         self.name = model_name_or_path
-        self.classifier = open_classifier(model_name_or_path, backend)
+        self.classifier = open_classifier(model_name_or_path, backend, revision=revision, dtype=dtype)
         self.backend = "onnx" if isinstance(self.classifier, OnnxClassifier) else "torch"
-        self.labels = classifier_labels(self.classifier.config, model_name_or_path)
-        self.tokenizer = load_tokenizer(model_name_or_path)
+        self.dtype = dtype or str(getattr(self.classifier.config, "dtype", None)).removeprefix("torch.")
+        self.logit_labels = classifier_labels(self.classifier.config)
+        is_nli = set(self.logit_labels) == set(D2L_LABELS)
+        self.labels = list(D2L_LABELS) if is_nli else self.logit_labels  # the order in results
+        self.tokenizer = load_tokenizer(model_name_or_path, revision)
         self.encoder = make_encoder(self.classifier.config, self.tokenizer, **encoding)
         self.batch_size = batch_size
         weights = Path(model_name_or_path) / (ONNX_FILE if self.backend == "onnx" else WEIGHTS)
@@ -42,13 +55,16 @@ class EvaluatedModel:
         encoded = encode_pairs(evaluation_set.pairs, self.encoder)
         options = {"pad_token_id": self.tokenizer.pad_token_id, "batch_size": self.batch_size}
         logits = predict_logits(self.classifier, encoded, **options)
-        return Predictions(evaluation_set, encoded, logits[:, [self.labels.index(label) for label in D2L_LABELS]])
+        return Predictions(
+            evaluation_set, encoded, logits[:, [self.logit_labels.index(label) for label in self.labels]]
+        )
 
 
 def evaluate_model(
     model_name_or_path: str,
     dataset_name_or_path: str,
     *,
+    dataset_config_name: str | None = None,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
     label_mapping: Mapping[str, str] | None = None,
@@ -59,12 +75,11 @@ def evaluate_model(
 
     Args:
         model_name_or_path: a model folder or a Hub id.
-        dataset_name_or_path: see `bert_snli.data.snli.load_evaluation_set`.
-        split: `train`, `validation` or `test`, or another name that the set has. Defaults to the test split.
-        columns: the names of the columns for `premise`, `hypothesis` and `label`, if `data/layouts.py` lacks them.
-        label_mapping: maps values of the label column to labels, if `data/layouts.py` lacks them.
-        text_source: `raw` or `parse`.
-        model_options: `max_length`, `truncation`, `batch_size` and `backend`, see `EvaluatedModel`.
+        dataset_name_or_path, dataset_config_name, columns, label_mapping, text_source: see `load_snli`.
+        split: `train`, `validation` or `test`, or another name that the set has. Defaults to the test split, and for
+            one file to all its rows.
+        model_options: `max_length`, `truncation`, `batch_size`, `backend`, `revision` and `dtype` (`float32` or
+            `bfloat16`).
 
     Returns:
         The content of `eval_results_SPLIT.json`: accuracy with its 95 % interval, macro F1, loss, precision and recall
@@ -82,7 +97,13 @@ def evaluate_model(
     """
     model = EvaluatedModel(model_name_or_path, text_source=text_source, **model_options)
     evaluation_set = load_evaluation_set(
-        dataset_name_or_path, split=split, text_source=text_source, columns=columns, label_mapping=label_mapping
+        dataset_name_or_path,
+        dataset_config_name=dataset_config_name,
+        split=split,
+        text_source=text_source,
+        columns=columns,
+        label_mapping=label_mapping,
+        labels=model.labels,
     )
     return compute_results(model, model.predict(evaluation_set), dataset_name_or_path)
 
@@ -95,6 +116,7 @@ def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_nam
         "model": model.name,
         "weights_sha256": model.weights_sha256,
         "backend": model.backend,
+        "dtype": model.dtype,
         "dataset": dataset_name_or_path,
         "split": predictions.evaluation_set.name,
         "text_source": model.encoder.text_source,
@@ -158,9 +180,12 @@ def compute_report(
     pairs = evaluation_set.pairs
     # The accuracy without premises shows how much the hypotheses alone reveal (Gururangan et al., 2018).
     blanked = pairs.remove_columns("premise").add_column("premise", [""] * len(pairs))
-    comparison = (
-        {"other": other.name, **analysis.mcnemar_test(predictions, other.predict(evaluation_set))} if other else None
-    )
+    comparison = None
+    if other:
+        if other.labels != model.labels:
+            what = f"has the labels {', '.join(other.labels)}, not {', '.join(model.labels)}"
+            raise BertSnliError(f"compare {other.name}: {what}; give a model with the same labels")
+        comparison = {"other": other.name, **analysis.mcnemar_test(predictions, other.predict(evaluation_set))}
     return {
         **results,
         "majority_share": float(np.bincount(predictions.references_R).max() / len(predictions.references_R)),

@@ -24,9 +24,10 @@ ONLY_BEST = ""  # default of `top_k`: only the best label, as in `text-classific
 class NLIPipeline(Pipeline):
     """Predicts whether a premise entails or contradicts a hypothesis, or neither (`neutral`).
 
-    The input is a pair, a list of pairs, or any other iterable of pairs. A pair is a tuple of two texts or a dict with
-    `premise` and `hypothesis` (or `text` and `text_pair`); in a list it may also be a list of two texts. A list is
-    computed in batches of pairs of similar length. Another iterable gives an iterator that reads one batch at a time.
+    The input is a premise and a hypothesis, a pair, a list of pairs, or any other iterable of pairs. A pair is a tuple
+    of two texts or a dict with `premise` and `hypothesis` (or `text` and `text_pair`); in a list it may also be a list
+    of two texts. A list is computed in batches of pairs of similar length. Another iterable gives an iterator that
+    reads one batch at a time.
 
     Several threads can use one pipeline. `preprocess` and `postprocess` work on lists, not on single pairs.
 
@@ -46,6 +47,8 @@ class NLIPipeline(Pipeline):
         >>> from transformers import pipeline
         >>> nli = pipeline("natural-language-inference", "quickstart/finetuned", trust_remote_code=True)
         >>> premise = "A tall woman in a coat is eating in a kitchen."
+        >>> nli(premise, "The woman is with a friend.")["label"]
+        'neutral'
         >>> predictions = nli([(premise, "The woman is with a friend."), (premise, "The woman is in a kitchen.")])
         >>> [prediction["label"] for prediction in predictions]
         ['neutral', 'entailment']
@@ -72,7 +75,17 @@ class NLIPipeline(Pipeline):
         return preprocess_params, {}, {} if top_k == ONLY_BEST else {"top_k": top_k}
 
     # The base class runs the tokenizer for each pair, and does not sort a list by length.
-    def __call__(self, inputs: Any, *, batch_size: int | None = None, num_workers: int = 0, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        inputs: Any,
+        hypothesis: str | None = None,
+        *,
+        batch_size: int | None = None,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        if hypothesis is not None:
+            inputs = (inputs, hypothesis)
         preprocess, _, postprocess = self._sanitize_parameters(**kwargs)
         params = self._preprocess_params | preprocess, self._postprocess_params | postprocess
         batch_size = self._batch_size if batch_size is None else batch_size
@@ -80,8 +93,7 @@ class NLIPipeline(Pipeline):
             raise ValueError(f"batch_size {batch_size!r}: give 1 or more")
         if isinstance(inputs, list):
             return self._predict(inputs, batch_size or 64, *params)
-        is_one_pair = isinstance(inputs, (tuple, Mapping, str, bytes))
-        if not is_one_pair and isinstance(inputs, (Iterable, torch.utils.data.Dataset)):
+        if not is_one_pair(inputs) and isinstance(inputs, (Iterable, torch.utils.data.Dataset)):
             return self._stream(iter(inputs), batch_size or 1, *params)  # it may have to wait for the next pair
         return self._predict([inputs], 1, *params)[0]
 
@@ -141,6 +153,11 @@ class NLIPipeline(Pipeline):
             labels = [{"label": self.model.config.id2label[number], "score": score} for number, score in by_score]
             predictions.append(labels[0] if top_k == ONLY_BEST else labels[:top_k])
         return predictions
+
+
+def is_one_pair(inputs: Any) -> bool:
+    """Return whether the input is meant as one pair, and not as a list or another iterable of pairs."""
+    return isinstance(inputs, (tuple, Mapping, str, bytes))
 
 
 def as_tuple(pair: Any) -> tuple[str, str]:

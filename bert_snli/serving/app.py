@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 from packaging.requirements import Requirement
 
-from bert_snli.data.pair_files import COLUMNS, DELIMITERS, count_pairs, format_predictions, iterate_pairs
+from bert_snli.data.pair_files import COLUMNS, DELIMITERS, count_pairs, iterate_pairs, write_predictions
 from bert_snli.errors import BertSnliError
 from bert_snli.files import atomic_folder, check_output_dir
 from bert_snli.rendering import render
@@ -156,7 +156,8 @@ def predict_file(predictor: ExplainedPredictor, path: Path) -> tuple[str, Path, 
     counts = ", ".join(f"{labels.count(label):,} {label}" for label in sorted(predictions[0]))
     displayed = f"; the first {NUM_DISPLAYED_ROWS} below" if len(pairs) > NUM_DISPLAYED_ROWS else ""
     predictions_file = path.with_name(f"{path.stem}-predictions.jsonl")  # Gradio deletes the files in this folder
-    predictions_file.write_text(format_predictions(pairs, predictions), encoding="utf-8")
+    with predictions_file.open("w", encoding="utf-8") as file:
+        write_predictions(file, [(pairs, predictions)], "jsonl")
     rows = list(zip(pairs, predictions, strict=True))[:NUM_DISPLAYED_ROWS]
     table = render("page_predictions.html", rows=rows)
     return f"**{len(pairs):,} pairs**: {counts}{displayed}", predictions_file, table
@@ -185,7 +186,14 @@ def start(predictor: ExplainedPredictor, host: str | None, port: int | None) -> 
     return app
 
 
-def serve(model_name_or_path: str, *, host: str | None = None, port: int | None = None, log: Callable = print) -> None:
+def serve(
+    model_name_or_path: str,
+    *,
+    revision: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    log: Callable = print,
+) -> None:
     """Serve the page of a fine-tuned model until Ctrl-C.
 
     `host` is by default the variable `GRADIO_SERVER_NAME`, which a Space sets, or 127.0.0.1. `port` is by default the
@@ -193,7 +201,7 @@ def serve(model_name_or_path: str, *, host: str | None = None, port: int | None 
     """
     if host is not None:
         check_host(host)
-    app = start(ExplainedPredictor(model_name_or_path), host, port)
+    app = start(ExplainedPredictor(model_name_or_path, revision=revision), host, port)
     try:
         log(f"Serving {model_name_or_path} at {app.local_url} (Ctrl-C stops it)")
         threading.Event().wait()
@@ -213,10 +221,11 @@ def check_host(host: str) -> None:
         raise BertSnliError(f"host {host}: not an address of this machine ({error.strerror}); try 127.0.0.1") from error
 
 
-def write_space(model_name_or_path: str, folder: Path) -> None:
+def write_space(model_name_or_path: str, folder: Path, *, revision: str | None = None) -> None:
     """Write a Hugging Face Space for a fine-tuned model. A local model is copied into the Space."""
     check_output_dir(folder)
-    name = ExplainedPredictor(model_name_or_path).name  # fails for a model that the Space could not load
+    # This fails for a model that the Space could not load.
+    name = ExplainedPredictor(model_name_or_path, revision=revision).name
     source = Path(model_name_or_path)
     is_local = source.is_dir()
     readme = render(
@@ -227,7 +236,7 @@ def write_space(model_name_or_path: str, folder: Path) -> None:
         name=name,
     )
     model = f'str(Path(__file__).parent / "models" / {name!r})' if is_local else repr(model_name_or_path)
-    app = render("space_app.py", model=model)
+    app = render("space_app.py", model=model, revision=None if is_local else revision)
     with atomic_folder(folder) as space:
         for filename, text in {"README.md": readme, "app.py": app, "requirements.txt": list_requirements()}.items():
             (space / filename).write_text(text, encoding="utf-8")

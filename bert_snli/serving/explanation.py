@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bert_snli.data.pair_encoding import NUM_SPECIAL_TOKENS
 from bert_snli.errors import BertSnliError
-from bert_snli.inference import classifier_labels, load_classifier, load_tokenizer
+from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertForSequenceClassification
 from bert_snli.prediction import Predictor
 
@@ -54,12 +54,11 @@ def gradient_times_input(model: D2LBertForSequenceClassification, inputs: dict[s
 class ExplainedPredictor(Predictor):
     """A `Predictor` for a model folder or Hub id that also explains its predictions. Several threads may use it."""
 
-    def __init__(self, model_name_or_path: str):
+    def __init__(self, model_name_or_path: str, *, revision: str | None = None):
         path = Path(model_name_or_path)
         self.name = path.resolve().name if path.is_dir() else model_name_or_path
-        self.model = load_classifier(model_name_or_path)
-        classifier_labels(self.model.config, model_name_or_path)
-        self.tokenizer = load_tokenizer(model_name_or_path)
+        self.model = load_classifier(model_name_or_path, revision=revision)
+        self.tokenizer = load_tokenizer(model_name_or_path, revision)
         super().__init__(self.model, self.tokenizer)  # moves the model to its device
         self.max_length = self.encoder.budget + NUM_SPECIAL_TOKENS
 

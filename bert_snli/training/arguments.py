@@ -40,10 +40,10 @@ DEFAULT_SIZES: dict[str, Any] = {
 }
 # The groups of the help, with their options in the order in which the help shows them.
 GROUPS = {
-    "Model": "model_name_or_path classifier_head dropout hidden_size intermediate_size num_attention_heads "
+    "Model": "model_name_or_path revision classifier_head dropout hidden_size intermediate_size num_attention_heads "
     "num_hidden_layers max_position_embeddings initializer_range",
-    "Data": "dataset_name_or_path dataset_config_name train_file text_source max_length truncation max_train_samples "
-    "min_freq do_lower_case extend_vocab_from static_masks",
+    "Data": "dataset_name_or_path dataset_config_name train_file columns labels text_source max_length truncation "
+    "max_train_samples min_freq do_lower_case extend_vocab_from static_masks",
     "Optimisation": "num_train_epochs max_steps train_batch_size train_sampling_strategy learning_rate "
     "lr_scheduler_type warmup_steps optim weight_decay max_grad_norm loss_reduction seed",
     "Evaluation": "eval_split max_eval_samples per_device_eval_batch_size load_best_model_at_end",
@@ -71,6 +71,8 @@ class BaseTrainingArguments:
     output_dir: str = option("", "Folder for the trained model, its metrics and its checkpoints.")
     overwrite_output_dir: bool = option(False, "Write into a folder that is not empty; removes its results.")
 
+    revision: str | None = option(None, "Branch, tag or commit of a model on the Hub. (default: main)")
+    dataset_config_name: str | None = option(None, "Configuration of a data set on the Hub.")
     text_source: str = option("raw", "Text of SNLI: raw sentences, or parse tokens as in d2l.", choices.TEXT_SOURCES)
     max_length: int = option(128, "Maximum length of a pair in tokens, including the three special tokens.")
     max_train_samples: int | None = option(None, "Train on the first N pairs only. (default: all)")
@@ -163,13 +165,22 @@ class FinetuneArguments(BaseTrainingArguments):
     model_name_or_path: str = option("", "Model folder or Hub id to fine-tune; bert-snli convert writes such a folder.")
     dataset_name_or_path: str = option(
         choices.HUB_ID,
-        "A Hub id, Stanford's snli_1.0.zip, a folder with SNLI's .jsonl or .txt files, a folder of .parquet files, "
-        "or the word sample for a small generated corpus.",
+        "A Hub id, Stanford's snli_1.0.zip, a folder with a .jsonl, .txt, .tsv, .csv or .parquet file for each split, "
+        "one such file (a tenth of it is the validation split), or the word sample for a small generated corpus.",
     )
     train_file: str | None = option(
         None,
         "File that replaces the training split: .jsonl, .parquet, .csv or .tsv with premise, hypothesis, and label or "
         "scores. Scores are teacher predictions (soft labels) in the format of bert-snli predict.",
+    )
+    columns: dict[str, str] | None = option(
+        None, "Names of the columns premise, hypothesis and label in the data.", metavar="ROLE=NAME"
+    )
+    labels: dict[str, str] | None = option(
+        None,
+        "The label that each value in the label column means; - means no gold label. A new classifier has the labels "
+        "of the training data. (default: the values are the labels)",
+        metavar="VALUE=LABEL",
     )
     truncation: str = option(
         "longest",
@@ -196,7 +207,7 @@ class FinetuneArguments(BaseTrainingArguments):
     torch_compile: bool = option(
         False, "Compile the model with torch.compile, which takes one to two minutes. For long runs on GPUs."
     )
-    eval_split: str = option("validation", "Evaluation split after each epoch. d2l uses test.", ("validation", "test"))
+    eval_split: str = option("validation", "Split to evaluate after each epoch. d2l uses test.", metavar="NAME")
     push_to_hub: bool = option(False, "Push the model to the Hub at the end of the run.")
     hub_model_id: str | None = option(None, "Repository for push_to_hub.", metavar="USER/NAME")
     hub_private_repo: bool = option(False, "Create the repository as private.")
@@ -228,7 +239,9 @@ class PretrainArguments(BaseTrainingArguments):
         "A Hub id, a folder with wiki.*.tokens files, a .txt file, a folder of .txt files, or SNLI as for bert-snli "
         "finetune: its sentences are used without the labels.",
     )
-    dataset_config_name: str | None = option(None, "Configuration on the Hub. (default for WikiText: wikitext-2-v1)")
+    dataset_config_name: str | None = option(
+        None, "Configuration of a data set on the Hub. (default for WikiText: wikitext-2-v1)"
+    )
 
     min_freq: int = option(5, "Tokens that occur fewer times map to <unk>.")
     do_lower_case: bool | None = option(None, "Convert text to lower case, as in d2l. (default: true)")

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bert_snli.console import OneLineErrorParser, add_dashes
+from bert_snli.console import OneLineErrorParser, add_dashes, add_token, assignment, use_token
 from bert_snli.errors import BertSnliError, one_line
 from bert_snli.recipes import RECIPES
 from bert_snli.training.arguments import GROUPS, BaseTrainingArguments, FinetuneArguments, PretrainArguments
@@ -101,8 +101,11 @@ class TrainingCommand(Generic[Arguments]):
             for name in names.split():
                 if name in options:
                     text = add_dashes(options[name].metadata["help"], options)
-                    (kind,) = {*(get_args(hints[name]) or [hints[name]])} - {type(None)}  # `int` for `int | None`
+                    kinds = get_args(hints[name]) if type(None) in get_args(hints[name]) else [hints[name]]
+                    (kind,) = {*kinds} - {type(None)}  # `int` for `int | None`
                     add_option(group, options[name], kind, text, name in required)
+            if title == "Hub":
+                add_token(group)
         accepted = ", ".join(f"--{name}" for name in parser.other_options)
         parser.add_argument_group("Several processes", f"Options of `accelerate launch` that are accepted: {accepted}")
         return parser
@@ -116,6 +119,7 @@ class TrainingCommand(Generic[Arguments]):
         from_recipe = self.read_recipe(given.config, parser) if given.config else []
         options = vars(parser.parse_args(argv, parser.parse_args(from_recipe)))
         del options["config"]
+        use_token(options.pop("token"))
         if model := options.pop("model", None):
             if given.model_name_or_path:
                 parser.error("argument MODEL: not allowed with argument --model_name_or_path")
@@ -124,7 +128,8 @@ class TrainingCommand(Generic[Arguments]):
             if not options[name]:
                 what = "MODEL" if name == "model_name_or_path" else name
                 raise BertSnliError(f"{what}: is required; give it on the command line or in the recipe")
-        return self.arguments_class(**options)
+        assignments = {name: dict(value) for name, value in options.items() if isinstance(value, list)}
+        return self.arguments_class(**options | assignments)
 
     def read_recipe(self, config: str, parser: OneLineErrorParser) -> list[str]:
         """Read a YAML recipe. Return its options as command-line arguments, so that one parser checks both."""
@@ -140,7 +145,11 @@ class TrainingCommand(Generic[Arguments]):
         unknown = [key for key in content if key not in {field.name for field in fields(self.arguments_class)}]
         if unknown:
             raise BertSnliError(f"config {config}: unknown option {unknown[0]!r}; {parser.remedy(str(unknown[0]))}")
-        return [word for key, value in content.items() if value is not None for word in (f"--{key}", str(value))]
+        words: list[str] = []
+        for name, value in content.items():
+            values = [f"{key}={entry}" for key, entry in value.items()] if isinstance(value, dict) else [str(value)]
+            words += [f"--{name}", *values] if value is not None else []
+        return words
 
 
 FINETUNE = TrainingCommand("bert-snli finetune", FinetuneArguments, FINETUNE_DESCRIPTION)
@@ -159,6 +168,8 @@ def add_option(group: Any, field: Field, kind: type, text: str, is_required: boo
     options: dict[str, Any] = {"type": kind, "choices": field.metadata["choices"], "metavar": field.metadata["metavar"]}
     if kind is bool:
         options = {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+    elif get_origin(kind) is dict:
+        options |= {"type": assignment, "nargs": "+"}
     group.add_argument(f"--{field.name}", default=field.default, help=text, **options)
 
 

@@ -26,7 +26,7 @@ def describe_origin(arguments: BaseTrainingArguments, data_fingerprint: str, mac
     is_local = bool(arguments.model_name_or_path) and weights.is_file()
     return {
         "id": re.sub(r"[^\w.-]", "-", Path(arguments.output_dir).name) + f"-{uuid.uuid4().hex[:8]}",
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *hide_token(sys.argv[1:])],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model_name_or_path": arguments.model_name_or_path or None,
         "model_sha256": sha256_of_file(weights) if is_local else None,
@@ -38,6 +38,12 @@ def describe_origin(arguments: BaseTrainingArguments, data_fingerprint: str, mac
         "machine": {"platform": platform.platform(), **machine},
         "resumed": [],
     }
+
+
+def hide_token(words: list[str]) -> list[str]:
+    """Replace the value of `--token` in a command line."""
+    hidden = [re.sub("^--token=.*", "--token=***", word) for word in words]
+    return ["***" if before == "--token" else word for before, word in zip(["", *hidden], hidden, strict=False)]
 
 
 def write_origin(output_dir: Path, origin: dict[str, Any], resumed_at: int) -> None:

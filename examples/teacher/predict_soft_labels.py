@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from bert_snli.console import run
-from bert_snli.data.pair_files import check_writable, format_predictions, iterate_pairs, open_output
+from bert_snli.data.pair_files import check_writable, iterate_pairs, open_output, write_predictions
 from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.fast.machine import choose_precision
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             known_R3 = gold_R3[begin : begin + len(batch)]  # pairs of the file have no gold label
             mixed = options.gold * known_R3 + (1 - options.gold) * probabilities_R3[: len(known_R3)]
             probabilities_R3[: len(known_R3)] = mixed
-            file.write(format_predictions(batch, [_named(row) for row in probabilities_R3.tolist()]))
+            write_predictions(file, [(batch, [_named(row) for row in probabilities_R3.tolist()])], "jsonl")
             bar.update(len(batch))
     step = (
         f"The teacher gave its probabilities for {len(pairs):,} pairs; those of the {len(gold_R3):,} with a label "

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bert_snli.cli import main
-from bert_snli.data.snli import load_evaluation_set, load_train_file
+from bert_snli.data.snli import load_evaluation_set, load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.files import TRAIN_RESULTS
 from bert_snli.training.run_folder import RUN
@@ -103,7 +103,7 @@ def test_columns_without_a_known_name_are_named_by_an_option(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     (source := tmp_path / "pairs.csv").write_text("text,claim,class\nA dog.,It sits.,neutral\n")
-    message = "name the columns premise, hypothesis, label, or set --columns premise=NAME in an evaluation"
+    message = "name the columns premise, hypothesis, label, or set --columns premise=NAME"
     assert message in error_line(["evaluate", model_folder, "--dataset_name_or_path", source], capsys)
 
 
@@ -114,11 +114,11 @@ def test_labels_that_are_numbers_are_refused_with_their_values(
     message = "pairs.csv: the labels 0, 1, 2 are numbers without names; write entailment, contradiction, neutral or - "
     with pytest.raises(BertSnliError, match=message) as caught:
         load_evaluation_set(str(source))
-    assert str(caught.value).endswith(", or set labels 0=NAME 1=NAME 2=NAME in an evaluation")
+    assert str(caught.value).endswith(", or set labels 0=NAME 1=NAME 2=NAME")
     with pytest.raises(BertSnliError, match=message):
-        load_train_file(source)
+        load_snli(train_file=str(source), splits=["train"])
     line = error_line(["evaluate", model_folder, "--dataset_name_or_path", source], capsys)
-    assert line.endswith("or set --labels 0=NAME 1=NAME 2=NAME in an evaluation")
+    assert line.endswith("or set --labels 0=NAME 1=NAME 2=NAME")
 
 
 # The Hub
@@ -182,12 +182,6 @@ def test_swapped_arguments_are_named(model_folder: Path, tmp_path: Path, capsys:
         ("predict", data, "--input_file", model_folder): f"--input_file {model_folder}: unknown file type ''; give a",
         (*finetune, data): f"{data}: is a file, not a model folder; give the folder",
         ("finetune", data, *finetune[1:-1]): f"{data}: is a file, not a model folder; give the folder",
-        (
-            *finetune,
-            model_folder,
-            "--dataset_name_or_path",
-            data,
-        ): f"{data}: is a single file, not a zip; give a folder with a file for each split, or set --train_file",
     }.items():
         assert message in error_line(list(command), capsys)
     assert not out.exists()

@@ -246,7 +246,6 @@ def test_labels_are_in_the_order_of_the_logits_whatever_the_order_in_the_config(
     assert ordered_labels(load_config(str(model_folder))) == before == list(D2L_LABELS)
 
 
-def test_model_with_labels_of_another_task_is_refused():
-    config = D2LBertConfig(id2label={0: "positive", 1: "negative"}, label2id={"positive": 0, "negative": 1})
-    with pytest.raises(BertSnliError, match="its labels are positive, negative, not entailment"):
-        classifier_labels(config, "models/sentiment")
+def test_labels_of_another_task_are_in_the_order_of_the_logits_and_in_lower_case():
+    config = D2LBertConfig(id2label={1: "Negative", 0: "Positive"}, label2id={"Positive": 0, "Negative": 1})
+    assert classifier_labels(config) == ["positive", "negative"]

@@ -258,3 +258,10 @@ def test_missing_declared_column_is_refused(custom_table: Path):
 def test_split_of_a_single_file_is_refused(tmp_path: Path):
     with pytest.raises(BertSnliError, match="^split test: .* is one file"):
         load_evaluation_set(str(write_esnli(tmp_path)), split="test")
+
+
+def test_anli_is_read_without_options(tmp_path: Path):
+    rows = [{"uid": "1", "context": PREMISE, "hypothesis": HYPOTHESIS, "label": label[0]} for label in LABELS]
+    found = load_evaluation_set(str(write_jsonl(tmp_path / "test.jsonl", rows)))
+    assert found.pairs["premise"][:] == [PREMISE] * 3
+    assert [found.labels[number] for number in found.pairs["label"]] == LABELS

@@ -203,7 +203,7 @@ def test_text_that_looks_like_a_missing_value_is_kept(tmp_path: Path):
         ([ROW, {**ROW, "gold_label": "maybe"}], "raw", r"label 'maybe' is unknown; write entailment, contradiction"),
         ([{**ROW, "gold_label": "-"}], "raw", "no row has a gold label"),
         ([ROW], "parse", r"no column sentence1_binary_parse \(found: .*\); use text_source raw"),
-        ([{"text": "A dog."}], "raw", "no column sentence1 or premise"),
+        ([{"text": "A dog."}], "raw", "no column premise"),
     ],
 )
 def test_invalid_row_error_names_the_file(rows: list[dict], text_source: str, message: str, tmp_path: Path):
