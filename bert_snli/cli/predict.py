@@ -55,14 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     check_arguments(args)
-    from bert_snli.data.pair_files import COLUMNS, check_writable, count_pairs, iterate_pairs, open_input
+    from bert_snli.data.pair_files import COLUMNS, check_roles, check_writable, count_pairs, iterate_pairs, open_input
     from bert_snli.fast.machine import keep_freed_memory
     from bert_snli.inference import load_tokenizer, open_classifier
     from bert_snli.prediction import Predictor
 
     quiet_libraries()
-    columns = tuple(dict(args.columns).get(role, role) for role in COLUMNS)
-    source: dict = {"name": f"input_file {args.input_file}", "columns": columns}
+    columns = dict(args.columns)
+    check_roles(columns)
+    source: dict = {
+        "name": f"input_file {args.input_file}",
+        "columns": [columns.get(role, role) for role in COLUMNS],
+    }
     with open_input(args.input_file) if args.input_file else nullcontext() as input_file:
         num_pairs = count_pairs(input_file, **source) if input_file else 1
         if args.output_file:

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from bert_snli.data.pair_files import no_column_error
+from bert_snli.data.pair_files import check_roles, no_column_error
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT
 
@@ -38,9 +38,8 @@ ANNOTATOR_COLUMNS = (["annotator_labels"], ["label_counter"], ["label1", "label2
 
 def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], where: str) -> list[str]:
     """Find the columns of premise, hypothesis and label. Columns in `declared` override the known names."""
-    roles, columns = ("premise", "hypothesis", "label"), []
-    if unknown := set(declared) - set(roles):
-        raise BertSnliError(f"columns {min(unknown)}: is no role; write {'|'.join(roles)}=NAME")
+    check_roles(declared)
+    columns = []
     for role, known in {**TEXT_COLUMNS[text_source], "label": LABEL_COLUMNS}.items():
         names = (declared[role],) if role in declared else known
         found = [name for name in names if name in rows.column_names]

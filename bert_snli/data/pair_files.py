@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -55,6 +55,13 @@ def iterate_pairs(
     except (ValueError, RecursionError, csv.Error) as error:
         damage = describe_damage(path) or f"row {number + 1} cannot be read ({error}); correct or remove the row"
         raise BertSnliError(f"{name}: {damage}") from error
+
+
+def check_roles(columns: Mapping[str, str]) -> None:
+    """Check the keys of a mapping from premise, hypothesis and label to the names of columns."""
+    for role, name in columns.items():
+        if role not in (*COLUMNS, "label"):
+            raise BertSnliError(f"columns {role}={name}: write premise|hypothesis|label=NAME")
 
 
 def check_delimiter(header: Sequence[str], delimiter: str, where: str) -> None:

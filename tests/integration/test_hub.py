@@ -24,9 +24,10 @@ from bert_snli.errors import BertSnliError
 from bert_snli.files import CERTIFICATE, atomic_folder
 from bert_snli.finetune import finetune_model
 from bert_snli.hub import push_to_hub, stage_upload
-from bert_snli.inference import load_classifier
+from bert_snli.inference import load_classifier, load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.training.arguments import FinetuneArguments
+from bert_snli.training.run_folder import hide_token
 from tests.support.command_line import error_line
 from tests.support.hub_server import KNOWN_TOKEN, Commit, Hub, Repository, hub_client, running_hub
 from tests.support.model_folders import (
@@ -544,3 +545,27 @@ def test_finetune_in_a_used_folder_removes_measurements_of_the_earlier_weights(
     finetune_model(recipe)
     stage_upload(folder, "user/name", tmp_path / "again")
     assert "start_conversion_certificate.json" not in files_of(tmp_path / "again")
+
+
+def test_revision_and_token_select_the_model(
+    session: HubSession, hub: Hub, model: Path, converted: Path, corpus: Path, tmp_path: Path
+):
+    """`main` holds the pretrained model, so that only the revision can predict."""
+    assert session.push(converted, "user/versions", "--private").code == 0
+    assert session.push(model, "user/versions", "--revision", "v1").code == 0
+    pair = ("--premise", "A man sleeps.", "--hypothesis", "A man eats.")
+    options = ("--revision", "v1", "--token", KNOWN_TOKEN)
+    expected = session.run("predict", model, *pair).out
+    done = session.run("predict", "user/versions", *pair, *options, token=None)
+    assert (done.code, done.out) == (0, expected), done.err
+    assert (
+        "no model on the Hub that your token can read" in session.run("predict", "user/versions", *pair, token=None).err
+    )
+    assert "without a trained classifier" in session.run("predict", "user/versions", *pair).err
+    assert "no revision v2" in session.run("predict", "user/versions", *pair, "--revision", "v2").err
+    data = ("--dataset_name_or_path", corpus, "--max_length", 33, "--max_eval_samples", 8, "--max_train_samples", 8)
+    run = tmp_path / "run"
+    done = session.run("finetune", "user/versions", *data, *options, "--output_dir", run, "--max_steps", 1, token=None)
+    assert done.code == 0, done.err
+    assert load_config(str(run)).classifier_head == load_config(str(model)).classifier_head
+    assert hide_token(["run", "--token", "a", "--x", "--token=a"]) == ["run", "--token", "***", "--x", "--token=***"]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import pipeline
 
 from bert_snli import prediction
 from bert_snli.cli import main
 from bert_snli.inference import load_classifier, load_tokenizer
+from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.prediction import Predictor
 from tests.support.classifiers import random_pairs, write_pairs
 from tests.support.processes import LAUNCH
@@ -75,6 +80,27 @@ def test_both_processes_stop_when_one_of_them_fails(model_folder: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pairs.jsonl"]
 
 
+def test_each_way_of_calling_gives_the_scores_of_the_pipeline(predictor: Predictor, model_folder: Path):
+    nli = pipeline("natural-language-inference", str(model_folder), trust_remote_code=True)
+    pairs = random_pairs(5)
+    inputs = {
+        "two texts": pairs[0],
+        "tuple": (pairs[0],),
+        "dict": ({"premise": pairs[0][0], "hypothesis": pairs[0][1]},),
+        "dict as in text-classification": ({"text": pairs[0][0], "text_pair": pairs[0][1]},),
+        "list of tuples": (pairs,),
+        "list of lists": ([list(pair) for pair in pairs],),
+        "list of dicts": ([{"premise": premise, "hypothesis": hypothesis} for premise, hypothesis in pairs],),
+    }
+    for arguments in inputs.values():
+        found, expected = predictor(*arguments), nli(*arguments, top_k=None)
+        if isinstance(found, dict):
+            found, expected = [found], [expected]
+        assert [list(scores) for scores in found] == [[entry["label"] for entry in labels] for labels in expected]
+        for scores, labels in zip(found, expected, strict=True):
+            assert list(scores.values()) == pytest.approx([entry["score"] for entry in labels], abs=1e-5)
+
+
 def test_no_pairs_give_no_predictions(predictor: Predictor):
     assert predictor([]) == [] and list(predictor.stream([])) == []
 
@@ -117,3 +143,74 @@ def test_named_pipe_is_refused_as_output(model_folder: Path, tmp_path: Path, cap
     command = ["predict", model_folder, "--input_file", source, "--output_file", tmp_path / "pipe"]
     assert main([str(word) for word in command]) == 2
     assert "pipe: cannot be written" in capsys.readouterr().err and (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
+def test_standard_input_gives_the_predictions_of_the_file(
+    suffix: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    source = write_pairs(tmp_path / "pairs.jsonl", random_pairs(5))
+    if suffix != ".jsonl":
+        rows = [json.loads(line) for line in source.read_text().splitlines()]
+        source = tmp_path / f"pairs{suffix}"
+        with source.open("w", newline="") as file:
+            table = csv.DictWriter(file, ["premise", "hypothesis"], delimiter="\t" if suffix == ".tsv" else ",")
+            table.writeheader()
+            table.writerows(rows)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(source.read_bytes())))
+    assert main(["predict", str(model_folder), "--input_file", "-"]) == 0
+    from_stdin = capsys.readouterr().out
+    assert main(["predict", str(model_folder), "--input_file", str(source)]) == 0
+    assert from_stdin == capsys.readouterr().out and from_stdin.count("\n") == 5
+
+
+def test_error_in_standard_input_names_the_row(model_folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    lines = b'{"premise": "a man", "hypothesis": "a dog"}\n{"premise": "a man"}\n'
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
+    assert main(["predict", str(model_folder), "--input_file", "-"]) == 2
+    assert "--input_file -: row 2: no column hypothesis" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by_option", [True, False], ids=["option", "name of the file"])
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv"])
+def test_formats_hold_the_same_predictions(form: str, by_option: bool, model_folder: Path, tmp_path: Path):
+    pairs = random_pairs(5)
+    source = write_pairs(tmp_path / "pairs.jsonl", pairs)
+    target = tmp_path / ("predictions.txt" if by_option else f"predictions.{form}")
+    command = ["predict", str(model_folder), "--input_file", str(source), "--output_file", str(target)]
+    assert main(command + ["--output_format", form] * by_option) == 0
+    if form == "csv":
+        with target.open(newline="") as file:
+            rows = [
+                row | {"scores": {label: float(row[label]) for label in D2L_LABELS}} for row in csv.DictReader(file)
+            ]
+    else:
+        text = target.read_text()
+        rows = json.loads(text) if form == "json" else [json.loads(line) for line in text.splitlines()]
+    predictor = Predictor(load_classifier(str(model_folder)), load_tokenizer(str(model_folder)))
+    for row, pair, scores in zip(rows, pairs, predictor(pairs), strict=True):
+        assert (row["premise"], row["hypothesis"], row["label"]) == (*pair, next(iter(scores)))
+        assert row["scores"] == pytest.approx(scores, abs=1e-12)
+
+
+def test_one_pair_is_printed_as_json(model_folder: Path, capsys: pytest.CaptureFixture):
+    pair = ["--premise", "a man", "--hypothesis", "a dog"]
+    assert main(["predict", str(model_folder), *pair, "--output_format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["premise"], row["hypothesis"], len(row["scores"])) == ("a man", "a dog", 3)
+
+
+def test_bfloat16_predictions_are_close_to_those_of_float32(model_folder: Path, tmp_path: Path):
+    source = write_pairs(tmp_path / "pairs.jsonl", random_pairs(20))
+    scores = {}
+    for dtype in ("float32", "bfloat16"):
+        target = tmp_path / f"{dtype}.jsonl"
+        command = ["predict", str(model_folder), "--input_file", str(source), "--output_file", str(target)]
+        assert main([*command, "--dtype", dtype]) == 0
+        scores[dtype] = [json.loads(line)["scores"] for line in target.read_text().splitlines()]
+    differences = [
+        abs(one[label] - other[label])
+        for one, other in zip(scores["float32"], scores["bfloat16"], strict=True)
+        for label in one
+    ]
+    assert 0 < max(differences) < 0.2  # large, because the random weights are large

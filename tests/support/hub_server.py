@@ -95,6 +95,7 @@ def hub_client(endpoint: str | None, home: Path, token: str | None = KNOWN_TOKEN
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        patch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # newer versions keep the first endpoint
         patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
         if token is None:
             for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -139,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self._error(int(fault), "Nothing")
         body = self._body()
         if path == "/api/whoami-v2":
-            known = self.headers["Authorization"] == f"Bearer {KNOWN_TOKEN}"
+            known = self._has_known_token()
             return self._json({"name": "user", "type": "user"}) if known else self._error(401, "BadToken")
         if path == "/api/repos/create":
             return self._create(json.loads(body))
@@ -170,8 +171,16 @@ class Handler(BaseHTTPRequestHandler):
         )
         self._json({"url": url})
 
-    def _api(self, repo_id: str, rest: list[str], body: bytes) -> None:
+    def _has_known_token(self) -> bool:
+        return self.headers["Authorization"] == f"Bearer {KNOWN_TOKEN}"
+
+    def _find(self, repo_id: str) -> Repository | None:
+        """Return a repository that the client may see."""
         repository = self.hub.repositories.get(repo_id)
+        return None if repository and repository.private and not self._has_known_token() else repository
+
+    def _api(self, repo_id: str, rest: list[str], body: bytes) -> None:
+        repository = self._find(repo_id)
         if repository is None:
             return self._error(404, "RepoNotFound")
         what, revision = (rest + ["revision", "main"][len(rest) :])[:2]
@@ -234,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
         self._json({"commitUrl": f"{self.hub.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha})
 
     def _resolve(self, repo_id: str, revision: str, path: str) -> None:
-        repository = self.hub.repositories.get(repo_id)
+        repository = self._find(repo_id)
         commit = repository.at(revision) if repository else None
         if commit is None:
             return self._error(404, "RevisionNotFound" if repository else "RepoNotFound")
