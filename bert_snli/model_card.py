@@ -83,6 +83,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         license=license,
         config=config,
         pretrained=pretrained,
+        is_nli=not pretrained and "entailment" in map(str.lower, config.label2id),
         parameters=count_parameters(folder),
         has_pipeline="natural-language-inference" in getattr(config, "custom_pipelines", {}),
         labels=", ".join(f"{label} {number}" for number, label in sorted(config.id2label.items())),

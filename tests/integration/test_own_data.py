@@ -16,6 +16,7 @@ from bert_snli.data.snli import load_evaluation_set, load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.finetune import finetune_model
 from bert_snli.inference import classifier_labels, load_config
+from bert_snli.model_card import make_card
 from bert_snli.training.arguments import FinetuneArguments
 from tests.support.model_folders import convert_small_checkpoint
 
@@ -95,6 +96,12 @@ def test_recipe_of_the_run_repeats_it(finetuned: Path, tmp_path: Path):
     again = ["finetune", "--config", str(finetuned / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]
     assert main(again) == 0
     assert (tmp_path / "again/model.safetensors").read_bytes() == (finetuned / "model.safetensors").read_bytes()
+
+
+def test_model_card_names_the_labels_and_not_inference(finetuned: Path):
+    card = make_card(finetuned, "user/answers", license="mit")
+    assert "A classifier of sentence pairs. Its labels are no 0, yes 1." in card
+    assert "entailment" not in card and "SNLI" not in card and "[d2l_bert, d2l, bert-snli]" in card
 
 
 def test_held_out_tenth_is_the_same_in_each_call_and_is_not_in_the_training_split(table: Path):
