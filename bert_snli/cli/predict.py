@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
@@ -31,7 +30,6 @@ examples:
   cat pairs.csv | bert-snli predict runs/snli --input_file - --output_format csv
   accelerate launch --num_processes 2 -m bert_snli.cli predict runs/snli ...
 """
-STDIN = Path("-")
 logger = logging.getLogger(__name__)
 
 
@@ -63,10 +61,7 @@ def run(args: argparse.Namespace) -> None:
     quiet_libraries()
     columns = dict(args.columns)
     check_roles(columns)
-    source: dict = {
-        "name": f"input_file {args.input_file}",
-        "columns": [columns.get(role, role) for role in COLUMNS],
-    }
+    source: dict = {"name": f"input_file {args.input_file}", "columns": [columns.get(role, role) for role in COLUMNS]}
     with open_input(args.input_file) if args.input_file else nullcontext() as input_file:
         num_pairs = count_pairs(input_file, **source) if input_file else 1
         if args.output_file:
@@ -75,10 +70,15 @@ def run(args: argparse.Namespace) -> None:
         options = {name: getattr(args, name) for name in ("max_length", "truncation", "batch_size")}
         model = open_classifier(args.model, args.backend, revision=args.revision, dtype=args.dtype)
         predictor = Predictor(model, load_tokenizer(args.model, args.revision), **options)
-        if input_file:
-            predict_file(args, predictor, islice(iterate_pairs(input_file, **source), num_pairs), num_pairs)
-        elif predictor.accelerator.is_main_process:
-            predict_pair(args, predictor)
+        pairs = (
+            islice(iterate_pairs(input_file, **source), num_pairs) if input_file else [(args.premise, args.hypothesis)]
+        )
+        chunks = predictor.stream(pairs)
+        if predictor.accelerator.is_main_process:
+            write(args, predictor, chunks, num_pairs)
+        else:
+            for _ in chunks:  # the iteration computes the share of this process
+                pass
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -97,37 +97,22 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise BertSnliError(f"--output_file {args.output_file}: unknown format; name it .jsonl, .json or .csv")
     if args.output_format is None and not one_pair:
         args.output_format = suffix if suffix in PREDICTION_FORMATS else "jsonl"
-    if args.input_file == STDIN and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if str(args.input_file) == "-" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise BertSnliError("--input_file -: several processes cannot share standard input; give a file")
 
 
-def predict_pair(args: argparse.Namespace, predictor: Predictor) -> None:
-    """Print the prediction of one pair, with notes about the pair."""
-    from bert_snli.data.pair_files import write_predictions
-
-    pair = (args.premise, args.hypothesis)
-    for note in predictor.encoder.describe_problems(*pair):
-        logger.info("note: %s", note)
-    scores = predictor(*pair)
-    if args.output_format:
-        write_predictions(sys.stdout, [([pair], [scores])], args.output_format)
-        return
-    for label, probability in scores.items():
-        print(f"{label:15}{probability:8.4f}")
-
-
-def predict_file(
-    args: argparse.Namespace, predictor: Predictor, pairs: Iterator[tuple[str, str]], num_pairs: int
-) -> None:
-    """Write the predictions of a stream of pairs. All processes compute, and the main process writes."""
+def write(args: argparse.Namespace, predictor: Predictor, chunks: Iterator, num_pairs: int) -> None:
+    """Write the predictions in the chosen format. One pair is printed as a table with notes about the pair."""
     from tqdm.auto import tqdm
 
     from bert_snli.data.pair_files import open_output, write_predictions
 
-    chunks = predictor.stream(pairs)
-    if not predictor.accelerator.is_main_process:
-        for _ in chunks:  # the iteration computes the share of this process
-            pass
+    if args.input_file is None:
+        for note in predictor.encoder.describe_problems(args.premise, args.hypothesis):
+            logger.info("note: %s", note)
+    if args.output_format is None:
+        ((_, (scores,)),) = chunks
+        print(*(f"{label:15}{probability:8.4f}" for label, probability in scores.items()), sep="\n")
         return
     hide = None if args.output_file else True  # the bar would mix with predictions on the terminal
     with open_output(args.output_file) as file, tqdm(total=num_pairs, unit="pair", leave=False, disable=hide) as bar:
