@@ -70,7 +70,10 @@ class OneLineErrorParser(argparse.ArgumentParser):
     user. `other_options` are parsed by the caller; here they only serve to suggest names for misspelled options.
     """
 
-    remedies: Mapping[str, str] = {"model_name_or_path": "give the model without an option name"}
+    remedies: Mapping[str, str] = {
+        "model_name_or_path": "give the model without an option name",
+        "dataset_name": "use --dataset_name_or_path",
+    }
     other_options: Sequence[str] = ()
 
     def __init__(self, *args, **kwargs):

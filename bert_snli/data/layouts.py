@@ -76,11 +76,15 @@ def label_name(name: str, declared: Mapping[str, str], known: Mapping[str, str] 
 def choose_labels(names: Iterable[str], where: str) -> list[str]:
     """Return the labels of a new classifier, in the order of `names`. For NLI, they are always `D2L_LABELS`."""
     found = [name for name in dict.fromkeys(names) if name != NO_GOLD_LABEL]
+    is_nli = set(found) <= set(D2L_LABELS) or "contradiction" in found
+    if is_nli or all(map(str.isdecimal, found)):
+        return list(D2L_LABELS)
+    if len(found) == 1:
+        raise BertSnliError(f"{where}: has only the label {found[0]}; give data with two or more labels")
     if len(found) > MAX_LABELS:
         what = f"has {len(found):,} different labels"
         raise BertSnliError(f"{where}: {what}; choose another column with columns label=NAME")
-    is_nli = set(found) <= set(D2L_LABELS) or "contradiction" in found
-    return list(D2L_LABELS) if is_nli or all(map(str.isdecimal, found)) else found
+    return found
 
 
 def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -> dict[Any, int | None]:

@@ -105,8 +105,15 @@ def render_explanation(explanation: Explanation) -> str:
     tokens = [token for sentence in explanation.tokens.values() for token in sentence]
     # Special tokens often have the largest weights, and would make the colours of all words pale.
     largest_weight = max((token.weight for token in tokens if token.kind != SPECIAL), default=0.0) or 1.0
-    values = {"explanation": explanation, "kinds": {token.kind for token in tokens}, "largest_weight": largest_weight}
-    return render("page_explanation.html", meanings=MEANINGS, **values)
+    names = [*MEANINGS, *sorted(map(str.lower, explanation.scores))]  # the order of the bars
+    return render(
+        "page_explanation.html",
+        meanings=MEANINGS,
+        explanation=explanation,
+        bars=sorted(explanation.scores.items(), key=lambda bar: names.index(bar[0].lower())),
+        kinds={token.kind for token in tokens},
+        largest_weight=largest_weight,
+    )
 
 
 def _add_pair_tab(explain: Callable[[str, str], str], app: gr.Blocks) -> None:

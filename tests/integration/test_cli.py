@@ -305,7 +305,9 @@ def test_unknown_label_is_refused_before_anything_is_written(
     for split in ("train", "dev"):
         (data / f"snli_1.0_{split}.jsonl").write_text(json.dumps(row) + "\n")
     command = ["finetune", "--model_name_or_path", pretrained, "--dataset_name_or_path", data, "--max_length", 32]
-    assert "label 'maybe' is unknown" in error_line([*command, "--output_dir", tmp_path / "run"], capsys)
+    assert "has only the label maybe; give data with two or more labels" in error_line(
+        [*command, "--output_dir", tmp_path / "run"], capsys
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -415,7 +417,7 @@ def test_output_file_that_cannot_be_written_is_named(
     command = ["predict", model_folder, "--input_file", source, "--output_file"]
     for target in (tmp_path, tmp_path / "nowhere" / "out.jsonl"):
         assert f"--output_file {target}: cannot be written" in error_line([*command, target], capsys)
-    assert "predictions are lines of JSON; name it .jsonl" in error_line([*command, tmp_path / "out.csv"], capsys)
+    assert "unknown format; name it .jsonl, .json or .csv" in error_line([*command, tmp_path / "out.tsv"], capsys)
     assert main([str(word) for word in [*command, tmp_path / "out.jsonl"]]) == 0
 
 

@@ -67,7 +67,7 @@ def test_wrong_value_of_a_training_option_imports_no_large_library(arguments: li
     ("command", "message"),
     [
         ("predict m --premise a", "no pair: give either --premise and --hypothesis, or --input_file"),
-        ("predict m --input_file pairs.csv --output_file p.csv", "--output_file p.csv: predictions are lines of JSON"),
+        ("predict m --input_file pairs.csv --output_file p.tsv", "--output_file p.tsv: unknown format"),
         ("evaluate m --compare other", "--compare other: needs a report; add --report DIR"),
         ("push m --repo_id user/name --dry_run", "--dry_run and --output_dir: one needs the other"),
         ("export m --format d2l-torch --output_dir o --quantize int8", "--quantize int8: only for --format onnx"),

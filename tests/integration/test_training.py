@@ -19,6 +19,7 @@ from bert_snli.data.snli import load_snli
 from bert_snli.errors import BertSnliError
 from bert_snli.finetune import classifier_config, finetune_model
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining, D2LBertForSequenceClassification
+from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.training.arguments import FinetuneArguments
 from bert_snli.training.run_folder import read_origin
 from conversion.convert import convert_checkpoint
@@ -387,7 +388,7 @@ def test_classifier_heads_are_initialised_and_trained(
     assert model.config.classifier_head == (head or "matching")
     assert [tuple(p.shape) for p in model.classifier.parameters()] == [(inner, inputs), (inner,), (3, inner), (3,)]
     assert f"classifier_head: {head or 'matching'}\n" in (tmp_path / "run" / "recipe.yaml").read_text()
-    assert f"classifier head: {head or 'matching'}" in caplog.messages
+    assert f"classifier head: {head or 'matching'}; labels: {', '.join(D2L_LABELS)}" in caplog.messages
     changes = {"classifier_head": head, "max_steps": 1, "learning_rate": 1e-30}
     run_finetune(pretrained_model, corpus, tmp_path / "untrained", **changes)
     untrained = D2LBertForSequenceClassification.from_pretrained(tmp_path / "untrained").state_dict()
