@@ -116,7 +116,7 @@ def test_unknown_option_error_points_to_the_help_of_the_command(capsys: pytest.C
         ("finetune --no_fast_forward m", "--no_fast_forward: unknown option; did you mean --fast_forward?"),
         ("finetune m --num_proceses 2", "--num_proceses: unknown option; did you mean --num_processes?"),
         ("pretrain --hub_model_id user/name", "--hub_model_id: unknown option; see bert-snli pretrain --help"),
-        ("evaluate m --dataset_name snli", "--dataset_name: unknown option; did you mean --dataset_name_or_path?"),
+        ("evaluate m --dataset_name snli", "--dataset_name: unknown option; use --dataset_name_or_path"),
         ("predict m --input pairs.csv", "--input: unknown option; did you mean --input_file?"),
         ("finetune m --per_device_train_batch_size 8", "use --train_batch_size, a global batch size"),
         ("finetune m --per_gpu_train_batch_size 8", "use --train_batch_size, a global batch size"),
