@@ -36,7 +36,6 @@ class Progress:
     batch: int = 0  # number of updates in the current epoch
     step: int = 0  # number of updates
     best_score: float | None = None
-    best_step: int = 0
     seconds: float = 0.0  # training time without evaluation and saving
     epoch_sums: list[float] = field(default_factory=list)  # sums of the objective up to the last line of metrics
     interval_sums: list[float] = field(default_factory=list)  # sums since the last line of metrics

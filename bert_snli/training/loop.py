@@ -213,7 +213,7 @@ class TrainingLoop:
         score = self.task.objective.score(metrics)
         is_best = progress.best_score is None or score > progress.best_score
         if is_best:
-            progress.best_score, progress.best_step = score, progress.step
+            progress.best_score = score
         if is_best or not self.arguments.load_best_model_at_end:
             progress.saved_model = {"step": progress.step, **details}
             self._save_model()

@@ -2,7 +2,7 @@
 
 An objective is called with the module, a micro-batch and the row numbers of its global batch. It returns the
 contribution to the loss of the global batch, and detached sums (num_sums,), which can be added over micro-batches,
-processes and updates. `metrics` turns sums into means. `score` is higher for a better model. `best_metric` is its name.
+processes and updates. `metrics` turns sums into means. `score` is higher for a better model.
 """
 
 import math
@@ -28,7 +28,6 @@ class ClassificationObjective:
 
     reduction: str
     num_sums = 3
-    best_metric = "accuracy"
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
@@ -68,7 +67,6 @@ class PretrainingObjective:
 
     num_masked_R: np.ndarray  # number of masked positions of each row
     num_sums = 6
-    best_metric = "loss"
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray

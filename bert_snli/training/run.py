@@ -28,7 +28,7 @@ from bert_snli.training.setup import format_count, make_optimizer, make_schedule
 from bert_snli.training.task import TrainingTask
 
 # Files of an earlier run that a new run replaces at its end.
-FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX, run_folder.TRAINER_STATE)
+FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX)
 logger = logging.getLogger(__name__)
 
 
@@ -66,10 +66,10 @@ def run_training(
             try:
                 loop.run()
             except Stopped:
-                write_progress_files(loop)
+                draw_curve(loop)
                 accelerator.wait_for_everyone()  # the launcher stops all processes as soon as one has ended
                 raise
-            write_progress_files(loop)
+            draw_curve(loop)
         results = summarize_run(loop) | more_results
         if is_main:
             write_run_report(output_dir, results, loop.progress)
@@ -142,12 +142,10 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
             tracker.finish()
 
 
-def write_progress_files(loop: TrainingLoop) -> None:
-    """Draw the training curve and write `trainer_state.json`, if there was an evaluation."""
+def draw_curve(loop: TrainingLoop) -> None:
+    """Draw the training curve, if there was an evaluation."""
     if loop.accelerator.is_main_process and loop.progress.epochs:
         loop.task.plot(run_folder.read_metrics(loop.output_dir), loop.task.eval_split, loop.output_dir)
-        metric = loop.task.objective.best_metric
-        run_folder.write_trainer_state(loop.output_dir, loop.arguments, loop.progress, loop.total_updates, metric)
 
 
 def describe_machine(loop: TrainingLoop) -> dict[str, Any]:

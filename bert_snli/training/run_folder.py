@@ -1,4 +1,4 @@
-"""The files of a run: its origin (`run.json`), its metrics (`metrics.jsonl`) and `trainer_state.json`."""
+"""The files of a run: its origin (`run.json`) and its metrics (`metrics.jsonl`)."""
 
 import importlib.metadata
 import json
@@ -10,13 +10,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
-
 from bert_snli.files import METRICS, WEIGHTS, is_evaluation, sha256_of_file, write_atomically
 from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import Progress
 
-RUN, TRAINER_STATE = "run.json", "trainer_state.json"
+RUN = "run.json"
 LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
 
 
@@ -92,33 +90,3 @@ def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
         for name, value in entry.items()
         if name.startswith("eval_") or (prefix == "train_" and name != "step")
     }
-
-
-def write_trainer_state(
-    output_dir: Path, arguments: BaseTrainingArguments, progress: Progress, max_steps: int, best_metric: str
-) -> None:
-    """Write `trainer_state.json` as `transformers.Trainer` does, from the lines of `metrics.jsonl`."""
-    entries = read_metrics(output_dir)
-    # `Trainer` names the training loss `loss`, and its evaluation entries have no training metrics.
-    log_history = [
-        {
-            name.removeprefix("train_"): value
-            for name, value in entry.items()
-            if not (is_evaluation(entry) and name.startswith("train_"))
-        }
-        for entry in entries
-    ]
-    best = next(entry for entry in progress.epochs if entry["step"] == progress.best_step)
-    state = TrainerState(
-        epoch=entries[-1]["epoch"],
-        global_step=entries[-1]["step"],
-        max_steps=max_steps,
-        num_train_epochs=arguments.num_train_epochs,
-        logging_steps=arguments.logging_steps,
-        save_steps=arguments.save_steps,
-        train_batch_size=arguments.train_batch_size,
-        log_history=log_history,
-        best_metric=best[f"eval_{best_metric}"],
-        best_global_step=best["step"],
-    )
-    state.save_to_json(str(output_dir / TRAINER_STATE))
