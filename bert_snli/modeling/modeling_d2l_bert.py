@@ -1,7 +1,8 @@
 """The BERT of *Dive into Deep Learning* (d2l.ai, sections 15.8 to 15.10) as `transformers` models.
 
-Unlike `transformers.BertModel`, it has no LayerNorm and no dropout on the embeddings, its feed-forward network uses
-ReLU, and the decoder of its masked-language-model head is not tied to the word embeddings.
+It has the pooler of `transformers.BertModel`, which is d2l's `hidden`. Unlike `BertModel`, it has no LayerNorm and no
+dropout on the embeddings, its feed-forward network uses ReLU, and the decoder of its masked-language-model head is not
+tied to the word embeddings.
 
 A change of the forward pass needs the same change in `bert_snli/fast/forward.py`, which training and prediction use.
 
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
-from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
+from transformers.models.bert.modeling_bert import BertForPreTrainingOutput, BertPooler
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -32,7 +33,6 @@ from .layers_d2l_bert import (
     D2LBertLayer,
     D2LBertMaskedLMHead,
     D2LBertMatchingHead,
-    D2LBertPooler,
 )
 from .nli_pipeline import CUSTOM_PIPELINES  # imported also so that `save_pretrained` copies the pipeline
 
@@ -88,7 +88,7 @@ class D2LBertModel(D2LBertPreTrainedModel):
         super().__init__(config)
         self.embeddings = D2LBertEmbeddings(config)
         self.encoder = D2LBertEncoder(config)
-        self.pooler = D2LBertPooler(config) if add_pooling_layer else None
+        self.pooler = BertPooler(config) if add_pooling_layer else None
         self.post_init()
 
     @merge_with_config_defaults
