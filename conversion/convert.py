@@ -43,6 +43,7 @@ def convert_checkpoint(
     output_dir: str | Path,
     *,
     vocab_file: str | Path | None = None,
+    framework: str | None = None,
     num_attention_heads: int | None = None,
     do_lower_case: bool = True,
     overwrite_output_dir: bool = False,
@@ -56,6 +57,7 @@ def convert_checkpoint(
         source: a folder, a zip file, a params file, or `bert.small` or `bert.base`, which is downloaded once.
         output_dir: the model folder to write.
         vocab_file: the vocabulary, if it is not next to the params file.
+        framework: `pytorch` (default) or `mxnet`, the format to download.
         num_attention_heads: required if the model does not have the sizes of one of d2l's models.
         do_lower_case: whether the tokenizer lower-cases text.
         overwrite_output_dir: write into a folder that already holds files.
@@ -75,7 +77,10 @@ def convert_checkpoint(
     """
     check_output_dir(Path(output_dir), overwrite=overwrite_output_dir)
     if source in CHECKPOINT_NAMES and not Path(source).exists():
-        source = download_checkpoint(str(source), PYTORCH)
+        source = download_checkpoint(str(source), framework or PYTORCH)
+    elif framework:
+        names = " and ".join(CHECKPOINT_NAMES)
+        raise BertSnliError(f"framework {framework}: only for {names}; leave it out for a file")
     with open_checkpoint_files(Path(source), Path(vocab_file) if vocab_file else None) as (params, vocabulary):
         tokens, checkpoint = read_vocabulary(vocabulary), read_checkpoint(params)
         model_kind, tensor_names = d2l_layout.identify_model(checkpoint)
