@@ -27,6 +27,7 @@ from bert_snli.training.setup import fingerprint
 from tests.support.checkpoints import SPECIALS
 from tests.support.d2l_pretraining_reference import read_paragraphs
 from tests.support.pretraining import d2l_examples, masked_pairs, split_paragraphs
+from tests.support.snli_tables import write_tables
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -238,8 +239,6 @@ def test_fingerprint_depends_on_every_column_of_the_pairs(column: str, values: l
 
 
 def test_tables_of_snli_are_not_read_as_plain_text(corpus: Path, tmp_path: Path):
-    for path in corpus.glob("*.txt"):
-        shutil.copy(path, tmp_path)
-    splits = open_text(str(tmp_path), None, "raw").splits
+    splits = open_text(str(write_tables(corpus, tmp_path)), None, "raw").splits
     assert set(splits) == {"train", "validation"}
     assert set(splits["train"].column_names) >= {"premise", "hypothesis"}
