@@ -15,7 +15,6 @@ from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pair_encoding import flat_columns
 from bert_snli.data.pretraining import (
     MaskedPairs,
-    SentenceEncoder,
     encode_corpus,
     mask_tokens,
     pair_up,
@@ -189,8 +188,10 @@ def test_dataset_without_a_train_split_is_refused(tmp_path: Path):
 
 def test_special_tokens_in_a_text_become_unknown_tokens(wiki_vocabulary: list[str]):
     tokenizer = build_tokenizer(wiki_vocabulary, model_max_length=9)
-    encoded = SentenceEncoder(tokenizer)({"sentences": [["<cls> <sep> <mask>", "<pad> <unk> nowhere"]]})
-    assert encoded == {"ids": [[tokenizer.unk_token_id] * 6], "lengths": [[3, 3]]}
+    paragraphs = Dataset.from_dict({"sentences": [["<cls> <sep> <mask>", "<pad> <unk> nowhere"]]})
+    sentences, counts = encode_corpus(paragraphs, tokenizer)
+    assert (sentences.ids.tolist(), sentences.lengths.tolist()) == ([tokenizer.unk_token_id] * 6, [3, 3])
+    assert counts.tolist() == [2]
 
 
 def test_wikitext_of_the_hub_is_tokenized_and_other_datasets_are_raw(monkeypatch: pytest.MonkeyPatch):
