@@ -35,6 +35,7 @@ class Progress:
     epoch: int = 0  # number of finished epochs
     batch: int = 0  # number of updates in the current epoch
     step: int = 0  # number of updates
+    num_metrics_lines: int = 0  # number of lines in metrics.jsonl
     best_score: float | None = None
     seconds: float = 0.0  # training time without evaluation and saving
     epoch_sums: list[float] = field(default_factory=list)  # sums of the objective up to the last line of metrics

@@ -228,6 +228,7 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
 
     def _log(self, entry: dict[str, Any]) -> None:
+        self.progress.num_metrics_lines += 1
         if self.accelerator.is_main_process:
             append_metrics(self.output_dir, entry)
         self.accelerator.log(tracker_metrics(entry), step=entry["step"])

@@ -116,7 +116,7 @@ def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], No
     prepare_output_dir(output_dir)
     for name in FILES_OF_EARLIER_RUN:
         (output_dir / name).unlink(missing_ok=True)
-    run_folder.restore_metrics(output_dir, progress)
+    run_folder.restore_metrics(output_dir, progress.num_metrics_lines)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from typing import Any
 
 from bert_snli.files import METRICS, WEIGHTS, is_evaluation, sha256_of_file, write_atomically
 from bert_snli.training.arguments import BaseTrainingArguments
-from bert_snli.training.checkpointing import Progress
 
 RUN = "run.json"
 LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
@@ -64,19 +63,11 @@ def append_metrics(output_dir: Path, entry: dict[str, Any]) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def restore_metrics(output_dir: Path, progress: Progress) -> None:
-    """Remove the lines of `metrics.jsonl` after the checkpoint of `progress`. For a new run, remove all lines."""
+def restore_metrics(output_dir: Path, num_lines: int) -> None:
+    """Keep only the first `num_lines` lines of `metrics.jsonl`."""
     path = output_dir / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if progress.step and path.exists() else []
-    write_atomically(path, "".join(f"{line}\n" for line in lines if _was_written_before(line, progress)))
-
-
-def _was_written_before(line: str, progress: Progress) -> bool:
-    try:
-        entry = json.loads(line)
-    except ValueError:  # a killed run may leave an incomplete line
-        return False
-    return entry in progress.epochs if is_evaluation(entry) else entry["step"] <= progress.step
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    write_atomically(path, "".join(lines[:num_lines]))
 
 
 def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
