@@ -23,12 +23,11 @@ from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import restore_output_dir
 from bert_snli.training.command_line import TrainingCommand
 from bert_snli.training.loop import TrainingLoop
-from bert_snli.training.run_report import CONFUSION_MATRIX, RUN_REPORT, TRAINING_PLOT, write_run_report
 from bert_snli.training.setup import format_count, make_optimizer, make_scheduler, resume_or_start
 from bert_snli.training.task import TrainingTask
 
 # Files of an earlier run that a new run replaces at its end.
-FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX)
+FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", "report.md", "training.png", "confusion_matrix.png")
 logger = logging.getLogger(__name__)
 
 
@@ -72,7 +71,7 @@ def run_training(
             draw_curve(loop)
         results = summarize_run(loop) | more_results
         if is_main:
-            write_run_report(output_dir, results, loop.progress)
+            run_folder.write_report(output_dir, results, loop.progress)
             text = json.dumps(results, indent=2) + "\n"
             files.write_atomically(output_dir / files.TRAIN_RESULTS, text)  # the last file: it marks a finished run
     return TrainingResult(output_dir, results)

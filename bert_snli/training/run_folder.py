@@ -1,4 +1,4 @@
-"""The files of a run: its origin (`run.json`) and its metrics (`metrics.jsonl`)."""
+"""The files of a run: its origin (`run.json`), its metrics (`metrics.jsonl`) and a page about it (`report.md`)."""
 
 import importlib.metadata
 import json
@@ -10,8 +10,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from bert_snli.evaluation.plots import plot_confusion_matrix, plot_training_progress
 from bert_snli.files import METRICS, WEIGHTS, is_evaluation, sha256_of_file, write_atomically
+from bert_snli.rendering import render
 from bert_snli.training.arguments import BaseTrainingArguments
+from bert_snli.training.checkpointing import Progress
 
 RUN = "run.json"
 LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
@@ -81,3 +84,27 @@ def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
         for name, value in entry.items()
         if name.startswith("eval_") or (prefix == "train_" and name != "step")
     }
+
+
+def write_report(output_dir: Path, results: dict[str, Any], progress: Progress) -> None:
+    """Write `report.md`, a plot of the training and, for a classifier, its confusion matrix.
+
+    `results` is the content of `train_results.json`.
+    """
+    updates = [entry for entry in read_metrics(output_dir) if not is_evaluation(entry)]
+    plot_training_progress(updates, output_dir / "training.png")
+    if confusion_matrix := progress.saved_model.get("confusion_matrix"):
+        title = f"{results['eval_split']}: accuracy {results['eval_accuracy']:.1%}"
+        plot_confusion_matrix(confusion_matrix, title, output_dir / "confusion_matrix.png")
+    names = [name for name in progress.epochs[0] if name.startswith(("train_", "eval_")) and name != "train_seconds"]
+    page = render(
+        "run_report.md",
+        name=output_dir.name,
+        results=results,
+        origin=read_origin(output_dir),
+        names=names,
+        epochs=progress.epochs,
+        saved_step=progress.saved_model["step"],
+        has_confusion_matrix=bool(confusion_matrix),
+    )
+    (output_dir / "report.md").write_text(page, encoding="utf-8")
