@@ -120,9 +120,10 @@ class TrainingLoop:
         self.progress.interval_sums = []
 
     def _reduce_interval_sums(self) -> list[float]:
-        """Return the sums of all processes since the last line of metrics. Waits for the device."""
-        sums: list[float] = self.accelerator.reduce(self.interval_sums, "sum").tolist()
-        self._add_training_time()
+        """Return the sums of all processes since the last line of metrics, and add the time to the training time."""
+        sums: list[float] = self.accelerator.reduce(self.interval_sums, "sum").tolist()  # waits for the device
+        now = time.perf_counter()
+        self.progress.seconds, self.clock = self.progress.seconds + now - self.clock, now
         # In fp16 the gradient scaler skips updates with non-finite gradients.
         is_finite = self.accelerator.scaler is not None or bool(self.grad_norm.isfinite())
         if not (is_finite and all(map(math.isfinite, sums))):
@@ -159,11 +160,6 @@ class TrainingLoop:
 
     def _epochs_done(self) -> float:
         return self.progress.epoch + self.progress.batch / self.sampler.batches_per_epoch
-
-    def _add_training_time(self) -> None:
-        """Add the time since the last call to the training time. Call it when the device has finished its work."""
-        now = time.perf_counter()
-        self.progress.seconds, self.clock = self.progress.seconds + now - self.clock, now
 
     def _save_checkpoint(self) -> Path:
         """Write the checkpoint of this step, unless it already exists."""

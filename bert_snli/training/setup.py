@@ -173,7 +173,8 @@ def resume_or_start(
     if {"num_train_epochs", "max_steps"} & set(changed) and total_updates <= progress.step:
         reached = f"is at step {progress.step} of {total_updates}"
         raise BertSnliError(f"{where}: {reached}; increase max_steps or num_train_epochs to continue")
-    checkpointing.load_checkpoint(accelerator, folder)
+    with checkpointing.explain_unreadable(folder):
+        accelerator.load_state(str(folder))
     scheduler.load_state_dict(progress.scheduler)
     if machine.keys() & set(changed):  # its random states belong to another machine
         set_seed((arguments.seed + progress.step) % 2**32, device_specific=True)
