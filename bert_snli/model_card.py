@@ -16,7 +16,6 @@ from safetensors import safe_open
 
 from bert_snli import files
 from bert_snli.choices import HUB_ID
-from bert_snli.errors import BertSnliError
 from bert_snli.rendering import render
 
 if TYPE_CHECKING:
@@ -61,7 +60,8 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     """
     load_args = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
     if is_converted_model(folder):
-        return make_converted_card(folder, load_args, license)
+        values = files.read_file(folder / files.CERTIFICATE, lambda text: _certificate(json.loads(text)))
+        return render("converted_model_card.md", generated=GENERATED, license=license, load_args=load_args, **values)
     from bert_snli.inference import load_config
 
     config = load_config(str(folder))
@@ -99,19 +99,6 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         plots=plots,
         has_report=(folder / files.EVALUATION_REPORT).is_file() and files.EVALUATION_REPORT not in outdated,
     )
-
-
-def make_converted_card(folder: Path, load_args: str, license: str | None = None) -> str:
-    """Return the card of a converted model, from its certificate. The code in it calls `from_pretrained(load_args)`."""
-    values = files.read_file(folder / files.CERTIFICATE, lambda text: _certificate(json.loads(text)))
-    if values is None:
-        raise BertSnliError(f"{folder / files.CERTIFICATE}: not found; convert the checkpoint again")
-    return render("converted_model_card.md", generated=GENERATED, license=license, load_args=load_args, **values)
-
-
-def write_converted_card(folder: Path) -> None:
-    """Write `README.md` into a converted model folder."""
-    (folder / files.CARD).write_text(make_converted_card(folder, '"PATH OR HUB ID"'), encoding="utf-8")
 
 
 def outdated_results(folder: Path) -> set[str]:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,6 @@ def convert_checkpoint(
     num_attention_heads: int | None = None,
     do_lower_case: bool = True,
     overwrite_output_dir: bool = False,
-    finish: Callable[[Path], None] | None = None,
 ) -> Certificate:
     """Convert a d2l checkpoint to a model folder of `transformers`, and prove that both give the same results.
 
@@ -61,7 +59,6 @@ def convert_checkpoint(
         num_attention_heads: required if the model does not have the sizes of one of d2l's models.
         do_lower_case: whether the tokenizer lower-cases text.
         overwrite_output_dir: write into a folder that already holds files.
-        finish: called with the complete folder before it is moved to `output_dir`, for example to add a model card.
 
     Returns:
         The certificate, which is also in `output_dir`.
@@ -112,8 +109,6 @@ def convert_checkpoint(
                 proof=prove(reference, folder, MODEL_CLASSES[model_kind]),
             )
             certificate.write(folder)
-            if finish:
-                finish(folder)
     return certificate
 
 

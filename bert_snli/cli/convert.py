@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     quiet_libraries()
-    from bert_snli.model_card import write_converted_card
     from conversion.convert import convert_checkpoint
 
     certificate = convert_checkpoint(
@@ -53,7 +52,6 @@ def run(args: argparse.Namespace) -> None:
         num_attention_heads=args.num_attention_heads,
         do_lower_case=not args.keep_case,
         overwrite_output_dir=args.overwrite_output_dir,
-        finish=write_converted_card,
     )
     origin, sizes = certificate.source, certificate.geometry
     print(

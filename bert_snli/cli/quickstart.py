@@ -60,7 +60,6 @@ def run(args: argparse.Namespace) -> None:
     from bert_snli.evaluation.report import evaluate_model, format_results, save_results
     from bert_snli.finetune import finetune_model
     from bert_snli.inference import load_classifier, load_tokenizer
-    from bert_snli.model_card import write_converted_card
     from bert_snli.prediction import Predictor
     from bert_snli.training.arguments import FinetuneArguments
     from conversion.convert import convert_checkpoint
@@ -77,8 +76,7 @@ def run(args: argparse.Namespace) -> None:
     write_d2l_checkpoint(checkpoint, data)
 
     print(f"[3/5] Converting it to {converted}", flush=True)
-    num_heads = MODEL_SIZES["num_attention_heads"]
-    convert_checkpoint(checkpoint, converted, num_attention_heads=num_heads, finish=write_converted_card, **overwrite)
+    convert_checkpoint(checkpoint, converted, num_attention_heads=MODEL_SIZES["num_attention_heads"], **overwrite)
 
     print(f"[4/5] Fine-tuning it, with d2l's classifier head, into {finetuned}", flush=True)
     finetune_model(FinetuneArguments(str(converted), str(data), str(finetuned), **TRAINING_OPTIONS, **overwrite))
