@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bert_snli.errors import BertSnliError, one_line
+from bert_snli.errors import BertSnliError
 from bert_snli.modeling import D2LBertConfig
 from conversion.reference import ReferenceModel
 
@@ -47,16 +47,11 @@ def make_probe(config: D2LBertConfig) -> dict[str, np.ndarray]:
 
 def prove(reference: ReferenceModel, folder: Path, model_class: type[PreTrainedModel]) -> list[LayerDifference]:
     """Compare the model in `folder` with `reference`. Raise `BertSnliError` if a layer differs beyond rounding."""
-    try:
-        model = model_class.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True).eval()
-    except Exception as error:  # transformers raises nearly any type on a configuration that makes no sense
-        raise BertSnliError(f"{folder}: cannot be loaded ({one_line(error)}); convert the checkpoint again") from error
+    model = model_class.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True).eval()
     probe = make_probe(model.config)
     expected = reference.compute_layers(**probe)
     in_model_dtype = _compute_layers(model, probe)
     in_float64 = _compute_layers(model.double(), probe)
-    if in_float64.keys() != expected.keys():
-        raise BertSnliError(f"{folder}: the model has other layers than the checkpoint; convert the checkpoint again")
     differences = []
     for layer, exact in expected.items():
         difference = relative_difference(in_float64[layer], exact)
