@@ -52,7 +52,7 @@ def reference_losses(corpus: Path, vocabulary: list[str], classifier_weights) ->
     net = ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary)))
     net.load_state_dict(classifier_weights)
     tokens, segments, valid_lens, labels = encode_rows(corpus, vocabulary)
-    sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42, strategy="random")
+    sampler = GlobalBatchSampler(valid_lens.long().numpy(), BATCH, seed=42, strategy="random")
     trainer = torch.optim.Adam(net.parameters(), lr=1e-4)
     losses: list[float] = []
     while len(losses) < STEPS:
@@ -258,7 +258,7 @@ def test_losses_of_the_default_recipe_equal_those_of_plain_pytorch(
     net = ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary)))
     net.load_state_dict(classifier_weights)
     tokens, segments, valid_lens, labels = encode_rows(corpus, vocabulary)
-    sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42)
+    sampler = GlobalBatchSampler(valid_lens.long().numpy(), BATCH, seed=42)
     batches: list[np.ndarray] = []
     for epoch in range(8):
         sampler.set_epoch(epoch)
