@@ -27,7 +27,7 @@ from bert_snli.training.setup import format_count, make_optimizer, make_schedule
 from bert_snli.training.task import TrainingTask
 
 # Files of an earlier run that a new run replaces at its end.
-FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", "report.md", "training.png", "confusion_matrix.png")
+FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", "report.md", "confusion_matrix.png")
 logger = logging.getLogger(__name__)
 
 
