@@ -26,8 +26,6 @@ from bert_snli.training.loop import TrainingLoop
 from bert_snli.training.setup import format_count, make_optimizer, make_scheduler, resume_or_start
 from bert_snli.training.task import TrainingTask
 
-# Files of an earlier run that a new run replaces at its end.
-FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", "report.md", "confusion_matrix.png")
 logger = logging.getLogger(__name__)
 
 
@@ -113,7 +111,7 @@ def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], No
     run_folder.write_origin(output_dir, origin, progress.step)
     loop.arguments.save_recipe(output_dir / files.RECIPE_FILE)
     prepare_output_dir(output_dir)
-    for name in FILES_OF_EARLIER_RUN:
+    for name in ("curve.png", "curve.svg", "report.md", "confusion_matrix.png"):  # of an earlier run
         (output_dir / name).unlink(missing_ok=True)
     run_folder.restore_metrics(output_dir, progress.num_metrics_lines)
 
