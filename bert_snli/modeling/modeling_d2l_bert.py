@@ -36,9 +36,6 @@ from .layers_d2l_bert import (
 )
 from .nli_pipeline import CUSTOM_PIPELINES  # imported also so that `save_pretrained` copies the pipeline
 
-# `transformers` adds `use_cache` to the keyword arguments if the configuration has it; `Trainer` sets it there.
-FORWARD_KWARGS = frozenset({*TransformersKwargs.__annotations__, "use_cache"})
-
 
 class D2LBertPreTrainedModel(PreTrainedModel):
     """The base class of the D2L-BERT models: loading, saving and attention implementations."""
@@ -110,15 +107,11 @@ class D2LBertModel(D2LBertPreTrainedModel):
             token_type_ids: 0 in the first sentence and 1 in the second (B, L), d2l's `segments`; zeros by default.
             position_ids: 0 to L - 1 by default (B, L).
             inputs_embeds: word embeddings (B, L, D), instead of `input_ids`.
-            **kwargs: see `TransformersKwargs`.
+            **kwargs: see `TransformersKwargs`. As in other models of `transformers`, unknown ones have no effect.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`, or more positions than the model has.
-            TypeError: an unknown keyword argument.
         """
-        for name in kwargs:
-            if name not in FORWARD_KWARGS:
-                raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: give exactly one of input_ids and inputs_embeds")
         embedded_BLD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
