@@ -113,32 +113,25 @@ def convert_checkpoint(
 
 
 def _infer_config(checkpoint: Checkpoint, model_kind: str, num_attention_heads: int | None) -> D2LBertConfig:
-    path, num_blocks = checkpoint.path, d2l_layout.count_blocks(checkpoint.arrays)
     encoder = "bert.encoder" if model_kind == MLP_CLASSIFIER else "encoder"
-    vocab_size, hidden_size = _get_shape(checkpoint, f"{encoder}.token_embedding.weight")
-    intermediate_size, _ = _get_shape(checkpoint, f"{encoder}.blks.0.ffn.dense1.weight")
-    _, max_position_embeddings, _ = _get_shape(checkpoint, f"{encoder}.pos_embedding", dimensions=3)
-    type_vocab_size, _ = _get_shape(checkpoint, f"{encoder}.segment_embedding.weight")
-    d2l_num_heads = NUM_ATTENTION_HEADS.get((hidden_size, intermediate_size, num_blocks))
+    sizes = {"num_hidden_layers": d2l_layout.count_blocks(checkpoint.arrays)}
+    sizes["vocab_size"], sizes["hidden_size"] = _get_shape(checkpoint, f"{encoder}.token_embedding.weight")
+    sizes["intermediate_size"], _ = _get_shape(checkpoint, f"{encoder}.blks.0.ffn.dense1.weight")
+    _, sizes["max_position_embeddings"], _ = _get_shape(checkpoint, f"{encoder}.pos_embedding", dimensions=3)
+    sizes["type_vocab_size"], _ = _get_shape(checkpoint, f"{encoder}.segment_embedding.weight")
+    d2l_num_heads = NUM_ATTENTION_HEADS.get(
+        (sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"])
+    )
     if num_attention_heads is None:
         num_attention_heads = d2l_num_heads
     if num_attention_heads is None:
-        raise BertSnliError(
-            f"{path}: the number of attention heads is unknown, because no model of d2l has hidden_size {hidden_size}, "
-            f"intermediate_size {intermediate_size} and {num_blocks} blocks; set num_attention_heads"
-        )
+        what = "the number of attention heads is unknown, because no model of d2l has these sizes"
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise BertSnliError(f"{checkpoint.path}: {what} ({shown}); set num_attention_heads")
     try:
-        config = D2LBertConfig(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_blocks,
-            num_attention_heads=num_attention_heads,
-            intermediate_size=intermediate_size,
-            max_position_embeddings=max_position_embeddings,
-            type_vocab_size=type_vocab_size,
-        )
+        config = D2LBertConfig(num_attention_heads=num_attention_heads, **sizes)
     except ValueError as error:
-        raise BertSnliError(f"{path}: num_attention_heads {num_attention_heads}: {error}") from error
+        raise BertSnliError(f"{checkpoint.path}: num_attention_heads {num_attention_heads}: {error}") from error
     if d2l_num_heads not in (None, num_attention_heads):
         logger.warning("num_attention_heads %d: d2l's model of these sizes has %d", num_attention_heads, d2l_num_heads)
     _set_classifier(config, checkpoint, model_kind)
