@@ -1,7 +1,6 @@
 """The layers of the D2L-BERT models: embeddings, attention, block, encoder and heads.
 
-The operations have the same order as in d2l, so that converted checkpoints give the same numbers. `save_pretrained`
-copies this file next to the weights, so it imports only files of this folder from `bert_snli`.
+The operations have the same order as in d2l, so that converted checkpoints give the same numbers.
 
 Shape suffixes: B rows, L positions, D hidden size, N attention heads, H size of a head (D = N·H), F feed-forward size,
 V vocabulary, C labels.

@@ -6,9 +6,6 @@ tied to the word embeddings.
 
 A change of the forward pass needs the same change in `bert_snli/fast/forward.py`, which training and prediction use.
 
-`save_pretrained` copies this file and its imports from this folder next to the weights, so it imports nothing else from
-`bert_snli`.
-
 Shape suffixes: B rows, L positions, D hidden size, V vocabulary, C labels.
 """
 
