@@ -29,9 +29,6 @@ TRAINING_ROWS = """
     lr_scheduler_type warmup_steps weight_decay max_grad_norm loss_reduction static_masks dropout seed train_samples
     saved_epoch train_steps train_runtime num_processes mixed_precision device
 """.split()
-# The columns of the epoch table.
-CLASSIFIER_COLUMNS = ["train_loss", "train_accuracy", "eval_loss", "eval_accuracy"]
-PRETRAINING_COLUMNS = ["train_mlm_loss", "train_nsp_loss", "eval_mlm_loss", "eval_nsp_loss"]
 
 
 def is_converted_model(folder: Path) -> bool:
@@ -66,7 +63,8 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
 
     config = load_config(str(folder))
     pretrained = is_pretraining_model(config)
-    columns = PRETRAINING_COLUMNS if pretrained else CLASSIFIER_COLUMNS
+    metrics = ("mlm_loss", "nsp_loss") if pretrained else ("loss", "accuracy")
+    columns = [f"{part}_{metric}" for part in ("train", "eval") for metric in metrics]
     arguments = files.read_file(folder / files.RECIPE_FILE, lambda text: {**yaml.safe_load(text)}) or {}
     results = files.read_json(folder / files.TRAIN_RESULTS)
     data = describe_data(arguments["dataset_name_or_path"]) if "dataset_name_or_path" in arguments else None
