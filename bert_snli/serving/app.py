@@ -23,7 +23,6 @@ from bert_snli.files import atomic_folder, check_output_dir
 from bert_snli.rendering import render
 from bert_snli.serving.explanation import MAX_CHARACTERS, SPECIAL, ExplainedPredictor, Explanation, check_pair
 
-TITLE = "Natural language inference with {model}"
 MEANINGS = {
     "entailment": "If the premise is true, the hypothesis is true.",
     "contradiction": "If the premise is true, the hypothesis is false.",
@@ -76,7 +75,7 @@ def build_app(predictor: ExplainedPredictor) -> gr.Blocks:
         summary, predictions_file, table = predict_file(predictor, Path(path))
         return summary, gr.File(str(predictions_file), visible=True), table
 
-    title = TITLE.format(model=predictor.name)
+    title = f"Natural language inference with {predictor.name}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(DELETE_FILES_AFTER, DELETE_FILES_AFTER)) as app:
         gr.HTML(render("page_header.html", title=title, predictor=predictor, config=predictor.model.config))
         with gr.Tab("One pair"), gr.Row(elem_classes="bs-pair"):
