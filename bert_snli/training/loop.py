@@ -205,7 +205,9 @@ class TrainingLoop:
         progress.epochs.append(entry)
         self._log(entry)
         if self.accelerator.is_main_process:
-            logger.info("Epoch %d: %s", progress.epoch + 1, self.task.objective.describe(entry, self.task.eval_split))
+            names = [f"{part}_{metric}" for part in ("train", "eval") for metric in self.task.objective.main_metrics]
+            values = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.3f}" for name in names)
+            logger.info("Epoch %d: %s", progress.epoch + 1, values)
         score = self.task.objective.score(metrics)
         is_best = progress.best_score is None or score > progress.best_score
         if is_best:
