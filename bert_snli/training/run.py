@@ -86,9 +86,8 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
     )
-    total_updates = arguments.num_train_epochs * sampler.batches_per_epoch
-    if arguments.max_steps > 0:
-        total_updates = arguments.max_steps
+    has_limit = arguments.max_steps > 0
+    total_updates = arguments.max_steps if has_limit else arguments.num_train_epochs * sampler.batches_per_epoch
     optimizer = make_optimizer(task.module, arguments.optim, arguments.learning_rate, arguments.weight_decay)
     scheduler = make_scheduler(optimizer, arguments.lr_scheduler_type, arguments.warmup_steps, total_updates)
     if isinstance(task.module, FastClassifier):
@@ -107,8 +106,7 @@ def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], No
     removed = restore_output_dir(output_dir, progress.step)
     if removed and progress.step:
         logger.info("%s: removed, because the run resumes from an earlier checkpoint", ", ".join(removed))
-    origin = run_folder.describe_origin(loop.arguments, progress.data_fingerprint, describe_machine(loop))
-    run_folder.write_origin(output_dir, origin, progress.step)
+    run_folder.write_origin(output_dir, loop.arguments, progress, describe_machine(loop))
     loop.arguments.save_recipe(output_dir / files.RECIPE_FILE)
     prepare_output_dir(output_dir)
     for name in ("curve.png", "curve.svg", "report.md", "confusion_matrix.png"):  # of an earlier run

@@ -20,34 +20,34 @@ RUN = "run.json"
 LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
 
 
-def describe_origin(arguments: BaseTrainingArguments, data_fingerprint: str, machine: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `run.json`: versions, commit, initial weights and the fingerprint of the data."""
-    weights = Path(arguments.model_name_or_path or ".") / WEIGHTS
-    is_local = bool(arguments.model_name_or_path) and weights.is_file()
-    return {
-        "id": re.sub(r"[^\w.-]", "-", Path(arguments.output_dir).name) + f"-{uuid.uuid4().hex[:8]}",
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+def write_origin(
+    output_dir: Path, arguments: BaseTrainingArguments, progress: Progress, machine: dict[str, Any]
+) -> None:
+    """Write `run.json`: versions, machine, initial weights and data. A resumed run adds an entry to the file."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    now = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "model_name_or_path": arguments.model_name_or_path or None,
-        "model_sha256": sha256_of_file(weights) if is_local else None,
-        "dataset_name_or_path": arguments.dataset_name_or_path,
-        "train_file": getattr(arguments, "train_file", None),
-        "data_fingerprint": data_fingerprint,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": {"python": platform.python_version(), **versions},
         "machine": {"platform": platform.platform(), **machine},
-        "resumed": [],
     }
-
-
-def write_origin(output_dir: Path, origin: dict[str, Any], resumed_at: int) -> None:
-    """Write `run.json`. If the run is resumed, add an entry to the existing one."""
-    path = output_dir / RUN
-    if resumed_at and path.is_file():
-        first = read_origin(output_dir)
-        now = {name: origin[name] for name in ("started", "versions", "machine")}
-        origin = {**first, "resumed": [*first["resumed"], {"step": resumed_at, **now}]}
-    write_atomically(path, json.dumps(origin, indent=2) + "\n")
+    if progress.step and (output_dir / RUN).is_file():
+        origin = read_origin(output_dir)
+        origin["resumed"].append({"step": progress.step, **now})
+    else:
+        weights = Path(arguments.model_name_or_path or ".") / WEIGHTS
+        is_local = bool(arguments.model_name_or_path) and weights.is_file()
+        origin = {
+            "id": re.sub(r"[^\w.-]", "-", output_dir.name) + f"-{uuid.uuid4().hex[:8]}",
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "model_name_or_path": arguments.model_name_or_path or None,
+            "model_sha256": sha256_of_file(weights) if is_local else None,
+            "dataset_name_or_path": arguments.dataset_name_or_path,
+            "train_file": getattr(arguments, "train_file", None),
+            "data_fingerprint": progress.data_fingerprint,
+            **now,
+            "resumed": [],
+        }
+    write_atomically(output_dir / RUN, json.dumps(origin, indent=2) + "\n")
 
 
 def read_origin(output_dir: Path) -> dict[str, Any]:
