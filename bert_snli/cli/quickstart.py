@@ -35,11 +35,6 @@ TRAINING_OPTIONS: dict[str, Any] = {
 PREMISE = "A tall woman in a coat is eating in a kitchen."
 HYPOTHESES = ("The woman is in a kitchen.", "A woman is in a T-shirt.", "The woman is with a friend.")
 FINAL_MESSAGE = """\
-Everything is in {output_dir}:
-  mini_snli        the generated corpus, in SNLI's file layout
-  d2l_checkpoint   the checkpoint in d2l format, with 4 attention heads
-  converted        the converted model, for AutoModel.from_pretrained
-  finetuned        the fine-tuned model ({accuracy:.0%} accuracy on the generated test pairs), with metrics and plots
 
 Next (after `source .venv/bin/activate` if you ran `make demo`); the second line downloads d2l's own model:
   bert-snli predict {output_dir}/finetuned --premise "A man is sleeping in a park." --hypothesis "A person is outside."
@@ -91,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     for hypothesis, scores in zip(HYPOTHESES, predictions, strict=True):
         label = next(iter(scores))
         print(f"  {hypothesis:30}{label:15}{scores[label]:.3f}")
-    print("", FINAL_MESSAGE.format(output_dir=args.output_dir, accuracy=results["accuracy"]), sep="\n")
+    print(FINAL_MESSAGE.format(output_dir=args.output_dir))
 
 
 def write_d2l_checkpoint(output_dir: Path, data: Path) -> None:
