@@ -170,7 +170,7 @@ def _rename_weights(
     path, parameters = checkpoint.path, model.state_dict()
     used = [names for names in tensor_names if names.hugging_face]
     d2l_layout.check_names((names.hugging_face for names in used), parameters, path)
-    weights, non_finite = {}, []
+    weights = {}
     for names in used:
         name, shape = names.d2l(checkpoint.framework), tuple(parameters[names.hugging_face].shape)
         array, saved_name = checkpoint.arrays[name], checkpoint.saved_names[name]
@@ -180,11 +180,8 @@ def _rename_weights(
         if array.dtype.name not in ("float16", "float32", "float64"):
             raise BertSnliError(f"{path}: {saved_name} is of type {array.dtype}; save float16, float32 or float64")
         if not np.isfinite(array).all():
-            non_finite.append(saved_name)
+            raise BertSnliError(f"{path}: NaN or infinite values in {saved_name}; get the file again")
         weights[names.hugging_face] = array.reshape(shape)
-    if non_finite:
-        summary = d2l_layout.summarize_names(non_finite)
-        raise BertSnliError(f"{path}: NaN or infinite values in {summary}; get the file again")
     dtype = np.result_type(*(array.dtype for array in weights.values()))
     return {name: np.array(array, dtype, order="C") for name, array in weights.items()}
 
@@ -202,11 +199,7 @@ def _record_tensors(
 
 
 def _record_source(framework: str, model_kind: str, params: Path, vocabulary: Path) -> dict[str, str]:
-    return {
-        "framework": framework,
-        "model_kind": model_kind,
-        "params": params.name,
-        "params_sha256": sha256_of_file(params),
-        "vocabulary": vocabulary.name,
-        "vocabulary_sha256": sha256_of_file(vocabulary),
-    }
+    source = {"framework": framework, "model_kind": model_kind}
+    for name, path in (("params", params), ("vocabulary", vocabulary)):
+        source |= {name: path.name, f"{name}_sha256": sha256_of_file(path)}
+    return source
