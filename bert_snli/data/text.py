@@ -4,7 +4,6 @@ A paragraph is a line of text, which is split at ` . ` as in d2l, or a pair of S
 picture. Raw text is tokenized first (see `tokenization.py`), so that it can be split in the same way.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from bert_snli.data.sources import READERS, SAMPLE, SPLITS, TEXT_SUFFIXES, is_hu
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import SPECIAL_TOKENS, is_uncased, split_text
 
-TOKENIZED_WIKITEXT = re.compile(r"wikitext-\d+-v1")  # configurations of WikiText on the Hub; the others are raw text
 WIKITEXT_SUFFIX = ".tokens"
 SPLIT_OF_NAME = {name: split for split, names in SPLITS.items() for name in names}
 DOCUMENTATION = ("readme", "license", "licence", "copying", "notice", "changelog")  # skipped in a folder of text files
@@ -38,7 +36,7 @@ def open_text(name_or_path: str, config_name: str | None, text_source: str) -> T
     """Open a folder of WikiText, text files, a source of SNLI, or a dataset on the Hub with a column `text`."""
     if name_or_path not in (SAMPLE, HUB_ID) and is_hub_id(name_or_path):
         config_name = config_name or ("wikitext-2-v1" if name_or_path == WIKITEXT else None)
-        tokenized = name_or_path == WIKITEXT and bool(TOKENIZED_WIKITEXT.fullmatch(str(config_name)))
+        tokenized = name_or_path == WIKITEXT and "raw" not in str(config_name)  # wikitext-2-raw-v1 is raw text
         return Text(_read_hub(name_or_path, config_name), name_or_path, tokenized)
     if config_name is not None:
         raise BertSnliError(f"dataset_config_name {config_name}: only for the Hub; leave it out for {name_or_path}")
