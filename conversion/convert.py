@@ -168,10 +168,8 @@ def _rename_weights(
 ) -> dict[str, np.ndarray]:
     """Return the weights under the names in `model`. All get the widest type in the checkpoint."""
     path, parameters = checkpoint.path, model.state_dict()
-    used = [names for names in tensor_names if names.hugging_face]
-    d2l_layout.check_names((names.hugging_face for names in used), parameters, path)
     weights = {}
-    for names in used:
+    for names in [names for names in tensor_names if names.hugging_face]:
         name, shape = names.d2l(checkpoint.framework), tuple(parameters[names.hugging_face].shape)
         array, saved_name = checkpoint.arrays[name], checkpoint.saved_names[name]
         if array.shape != ((1, *shape) if names.leading_one else shape):
