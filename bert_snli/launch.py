@@ -59,8 +59,6 @@ def _launch(launch: list[str], module: str, training: list[str]) -> None:
     args = parser.parse_args([*launch, "-m", module, *training])
     if args.config_file is None and (args.num_processes or 1) > 1:
         args.multi_gpu, args.cpu = True, False  # `multi_gpu` also works on a CPU, with gloo
-    if args.num_processes is not None and args.num_processes < 1:
-        _fail(f"--num_processes {args.num_processes}: give 1 or more")
     if args.multi_gpu and args.config_file is None and args.num_processes is None and not torch.cuda.is_available():
         _fail("--multi_gpu: this machine has no GPU; add --num_processes N for N processes on the CPU")
     if args.gpu_ids not in (None, "all") and not torch.cuda.is_available():
