@@ -17,11 +17,6 @@ from conversion.reference import ReferenceModel
 
 TOLERANCE = 1e-11
 PROBE_LENGTHS = (10, 6, 1)
-OUTPUT_NAMES = {  # field of the model output → name in `ReferenceModel.compute_layers`
-    "logits": "logits",
-    "prediction_logits": "masked language model",
-    "seq_relationship_logits": "next sentence",
-}
 
 
 @dataclass(frozen=True)
@@ -76,5 +71,5 @@ def _compute_layers(model: PreTrainedModel, probe: dict[str, np.ndarray]) -> dic
     layers = {"embeddings": embeddings, **{f"block {number}": block for number, block in enumerate(blocks, 1)}}
     if encoded.pooler_output is not None:
         layers["pooler"] = encoded.pooler_output
-    layers.update((OUTPUT_NAMES[field], value) for field, value in model(**inputs).items() if field in OUTPUT_NAMES)
+    layers.update((field, value) for field, value in model(**inputs).items() if field.endswith("logits"))
     return {name: value.double().numpy() for name, value in layers.items()}
