@@ -17,9 +17,8 @@ SOURCE is one of:
   a folder or zip archive  with pretrained.params and vocab.json
   a params file            with --vocab_file, if vocab.json is not next to it
 
-A checkpoint does not contain the number of attention heads. bert-snli knows it for d2l's own models; for others, give
---num_attention_heads. The proof is in conversion_certificate.json: the SHA-256 of each tensor, and the difference
-between the output of each layer and d2l's equations.
+The proof is in conversion_certificate.json: the SHA-256 of each tensor, and the difference between the output of each
+layer and d2l's equations.
 
 examples:
   bert-snli convert bert.small --output_dir models/small
