@@ -15,8 +15,6 @@ from torch import nn
 
 from bert_snli.data.batching import IGNORED_LABEL
 
-MAX_EXPONENT = 700  # math.exp overflows above 709
-
 
 @dataclass(frozen=True)
 class ClassificationObjective:
@@ -78,7 +76,7 @@ class PretrainingObjective:
         return {
             "loss": mlm_loss + nsp_loss,
             "mlm_loss": mlm_loss,
-            "perplexity": math.exp(min(mlm_loss, MAX_EXPONENT)),
+            "perplexity": math.exp(min(mlm_loss, 700)),  # math.exp overflows above 709
             "mlm_accuracy": mlm_correct / num_predictions,
             "nsp_loss": nsp_loss,
             "nsp_accuracy": nsp_correct / num_pairs,

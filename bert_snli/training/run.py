@@ -180,7 +180,6 @@ def run_command(
 
     `argv` is by default the command line of the process. `labels` maps the results to print to their labels.
     """
-
     argv = sys.argv[1:] if argv is None else argv
 
     def run() -> None:
