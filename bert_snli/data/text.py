@@ -37,7 +37,12 @@ def open_text(name_or_path: str, config_name: str | None, text_source: str) -> T
     if name_or_path not in (SAMPLE, HUB_ID) and is_hub_id(name_or_path):
         config_name = config_name or ("wikitext-2-v1" if name_or_path == WIKITEXT else None)
         tokenized = name_or_path == WIKITEXT and "raw" not in str(config_name)  # wikitext-2-raw-v1 is raw text
-        return Text(_read_hub(name_or_path, config_name), name_or_path, tokenized)
+        splits = load_from_hub(name_or_path, config_name)
+        if "train" not in splits or any("text" not in rows.column_names for rows in splits.values()):
+            what = "has no split 'train' or no column 'text'"
+            raise BertSnliError(f"dataset_name_or_path {name_or_path}: {what}; give another")
+        texts = {split: rows.select_columns(["text"]) for split, rows in splits.items()}
+        return Text(texts, name_or_path, tokenized)
     if config_name is not None:
         raise BertSnliError(f"dataset_config_name {config_name}: only for the Hub; leave it out for {name_or_path}")
     if splits := _find_text_files(Path(name_or_path)):
@@ -83,13 +88,6 @@ def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
             f"the evaluation file valid{files[0].suffix}, and move all other files away"
         )
     return splits
-
-
-def _read_hub(name: str, config_name: str | None) -> dict[str, Dataset]:
-    loaded = load_from_hub(name, config_name)
-    if "train" not in loaded or any("text" not in rows.column_names for rows in loaded.values()):
-        raise BertSnliError(f"dataset_name_or_path {name}: has no split 'train' or no column 'text'; give another")
-    return {split: rows.select_columns(["text"]) for split, rows in loaded.items()}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from bert_snli.data.pretraining import (
     mask_tokens,
     pair_up,
 )
-from bert_snli.data.text import _read_hub, build_vocabulary, open_text
+from bert_snli.data.text import build_vocabulary, open_text
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import build_tokenizer
 from bert_snli.training.setup import fingerprint
@@ -179,11 +179,12 @@ def test_readme_next_to_snli_is_not_read_as_text(corpus: Path, tmp_path: Path):
     assert "premise" in open_text(str(tmp_path), None, "raw").splits["train"].column_names
 
 
-def test_dataset_without_a_train_split_is_refused(tmp_path: Path):
-    (tmp_path / "validation.txt").write_text("A dog runs. It sleeps.\n", encoding="utf-8")
-    (tmp_path / "test.txt").write_text("A cat runs. It sleeps.\n", encoding="utf-8")
+@pytest.mark.parametrize(("split", "column"), [("validation", "text"), ("train", "sentence")])
+def test_dataset_without_a_train_split_or_text_is_refused(split: str, column: str, monkeypatch: pytest.MonkeyPatch):
+    dataset = DatasetDict({split: Dataset.from_dict({column: ["A dog runs. It sleeps."]})})
+    monkeypatch.setattr("bert_snli.data.sources.load_dataset", lambda *arguments, **options: dataset)
     with pytest.raises(BertSnliError, match="has no split 'train' or no column 'text'"):
-        _read_hub(str(tmp_path), None)
+        open_text("someone/stories", None, "raw")
 
 
 def test_special_tokens_in_a_text_become_unknown_tokens(wiki_vocabulary: list[str]):
