@@ -214,16 +214,13 @@ class TrainingLoop:
             progress.best_score = score
         if is_best or not self.arguments.load_best_model_at_end:
             progress.saved_model = {"step": progress.step, **details}
-            self._save_model()
+            if self.accelerator.is_main_process:
+                with atomic_folder(self.output_dir, overwrite=True) as folder:
+                    self.task.model.save_pretrained(folder)
+                    self.task.tokenizer.save_pretrained(folder)
+            self.accelerator.wait_for_everyone()
         progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, []
         self.clock = time.perf_counter()  # the evaluation is not training time
-
-    def _save_model(self) -> None:
-        if self.accelerator.is_main_process:
-            with atomic_folder(self.output_dir, overwrite=True) as folder:
-                self.task.model.save_pretrained(folder)
-                self.task.tokenizer.save_pretrained(folder)
-        self.accelerator.wait_for_everyone()
 
     def _log(self, entry: dict[str, Any]) -> None:
         self.progress.num_metrics_lines += 1
