@@ -55,11 +55,11 @@ def recipe_for(data: str, size: str, batch_size: int, precision: str = "no"):
 
 def sentences(recipe):
     """Split the text into tokens and sentences."""
-    from bert_snli.data.text import SentenceSplitter, open_text, split_sentences
+    from bert_snli.data.text import open_text, split_sentences
     from bert_snli.pretrain import make_empty_tokenizer
 
     text = open_text(recipe.dataset_name_or_path, None, recipe.text_source)
-    return split_sentences(text, SentenceSplitter(make_empty_tokenizer(recipe), text.tokenized))
+    return split_sentences(text, make_empty_tokenizer(recipe))
 
 
 def book(data: str, size: str, batch_size: int) -> tuple[Callable, Iterator, float]:

@@ -107,7 +107,7 @@ def book(model: str, data: str, batch_size: int) -> tuple[Callable, Iterator]:
     def inputs(batch: dict) -> tuple:
         return [batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].sum(1).float()], batch["labels"]
 
-    sampler = GlobalBatchSampler(encoded["length"], batch_size, seed=0, strategy="random")
+    sampler = GlobalBatchSampler(np.array(encoded["length"]), batch_size, seed=0, strategy="random")
     with torch.no_grad():  # the lazy layer takes its shape
         net(tuple(part[:2].cpu() for part in inputs(pairs[next(iter(sampler))])[0]))
     net.to(devices[0])

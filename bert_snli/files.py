@@ -103,11 +103,11 @@ def atomic_folder(folder: Path, *, overwrite: bool | None = None) -> Iterator[Pa
         # Files can only be moved within one file system, and `folder` may be a mounted one.
         parent = folder if exists else folder.parent
         parent.mkdir(parents=True, exist_ok=True)
-        temporary = make_temporary_folder(parent)
+        temporary = parent / f".partial-{secrets.token_hex(8)}"
+        temporary.mkdir()
         try:
             yield temporary
-            # Take the permissions from the folder, to which `mkdir` applied the umask: Python cannot read the umask
-            # without changing it for all threads.
+            # `mkdir` applied the umask. Python cannot read the umask without changing it for all threads.
             mode = stat.S_IMODE(temporary.stat().st_mode)
             for path in temporary.rglob("*"):
                 path.chmod(mode if path.is_dir() else mode & 0o666)  # safetensors creates its files with mode 0600
@@ -151,13 +151,6 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def make_temporary_folder(parent: Path) -> Path:
-    """Create a folder with a unique name in `parent`. Unlike `mkdtemp`, it has the default permissions."""
-    folder = parent / f".partial-{secrets.token_hex(8)}"
-    folder.mkdir()
-    return folder
 
 
 @contextmanager

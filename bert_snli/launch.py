@@ -37,23 +37,19 @@ def main(module: ModuleType, argv: Sequence[str]) -> int:
     """
     command = module.COMMAND
     launch, training = split_arguments(argv, command.arguments_class)
-    if LAUNCHER_VARIABLES & os.environ.keys():
-        return run(command.prog, lambda: _refuse_options(launch)) or module.main(training)
-    if not launch and torch.cuda.device_count() > 1:
+    is_launched = bool(LAUNCHER_VARIABLES & os.environ.keys())
+    if not launch and not is_launched and torch.cuda.device_count() > 1:
         launch = ["--num_processes", str(torch.cuda.device_count())]
     if launch in ([], ["--num_processes", "1"], ["--num_processes=1"]):
         return module.main(training)
 
     def check_and_launch() -> None:
+        if is_launched:
+            raise BertSnliError(f"{launch[0]}: a launcher started this process; give the option to the launcher")
         module.check_arguments(command.parse(training))  # report an error once, and not in every process
         _launch(launch, module.__name__, training)
 
     return run(command.prog, check_and_launch, command.option_names)
-
-
-def _refuse_options(launch: list[str]) -> None:
-    if launch:
-        raise BertSnliError(f"{launch[0]}: a launcher started this process; give the option to the launcher")
 
 
 def _launch(launch: list[str], module: str, training: list[str]) -> None:
@@ -63,8 +59,6 @@ def _launch(launch: list[str], module: str, training: list[str]) -> None:
     args = parser.parse_args([*launch, "-m", module, *training])
     if args.config_file is None and (args.num_processes or 1) > 1:
         args.multi_gpu, args.cpu = True, False  # `multi_gpu` also works on a CPU, with gloo
-    if args.num_processes is not None and args.num_processes < 1:
-        _fail(f"--num_processes {args.num_processes}: give 1 or more")
     if args.multi_gpu and args.config_file is None and args.num_processes is None and not torch.cuda.is_available():
         _fail("--multi_gpu: this machine has no GPU; add --num_processes N for N processes on the CPU")
     if args.gpu_ids not in (None, "all") and not torch.cuda.is_available():

@@ -16,7 +16,6 @@ from safetensors import safe_open
 
 from bert_snli import files
 from bert_snli.choices import HUB_ID
-from bert_snli.errors import BertSnliError
 from bert_snli.rendering import render
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ TRAINING_ROWS = """
     lr_scheduler_type warmup_steps weight_decay max_grad_norm loss_reduction static_masks dropout seed train_samples
     saved_epoch train_steps train_runtime num_processes mixed_precision device
 """.split()
-# The columns of the epoch table.
-CLASSIFIER_COLUMNS = ["train_loss", "train_accuracy", "eval_loss", "eval_accuracy"]
-PRETRAINING_COLUMNS = ["train_mlm_loss", "train_nsp_loss", "eval_mlm_loss", "eval_nsp_loss"]
 
 
 def is_converted_model(folder: Path) -> bool:
@@ -61,12 +57,14 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
     """
     load_args = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
     if is_converted_model(folder):
-        return make_converted_card(folder, load_args, license)
+        values = files.read_file(folder / files.CERTIFICATE, lambda text: _certificate(json.loads(text)))
+        return render("converted_model_card.md", generated=GENERATED, license=license, load_args=load_args, **values)
     from bert_snli.inference import load_config
 
     config = load_config(str(folder))
     pretrained = is_pretraining_model(config)
-    columns = PRETRAINING_COLUMNS if pretrained else CLASSIFIER_COLUMNS
+    metrics = ("mlm_loss", "nsp_loss") if pretrained else ("loss", "accuracy")
+    columns = [f"{part}_{metric}" for part in ("train", "eval") for metric in metrics]
     arguments = files.read_file(folder / files.RECIPE_FILE, lambda text: {**yaml.safe_load(text)}) or {}
     results = files.read_json(folder / files.TRAIN_RESULTS)
     data = describe_data(arguments["dataset_name_or_path"]) if "dataset_name_or_path" in arguments else None
@@ -100,19 +98,6 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         plots=plots,
         has_report=(folder / files.EVALUATION_REPORT).is_file() and files.EVALUATION_REPORT not in outdated,
     )
-
-
-def make_converted_card(folder: Path, load_args: str, license: str | None = None) -> str:
-    """Return the card of a converted model, from its certificate. The code in it calls `from_pretrained(load_args)`."""
-    values = files.read_file(folder / files.CERTIFICATE, lambda text: _certificate(json.loads(text)))
-    if values is None:
-        raise BertSnliError(f"{folder / files.CERTIFICATE}: not found; convert the checkpoint again")
-    return render("converted_model_card.md", generated=GENERATED, license=license, load_args=load_args, **values)
-
-
-def write_converted_card(folder: Path) -> None:
-    """Write `README.md` into a converted model folder."""
-    (folder / files.CARD).write_text(make_converted_card(folder, '"PATH OR HUB ID"'), encoding="utf-8")
 
 
 def outdated_results(folder: Path) -> set[str]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pair_encoding import flat_columns
 from bert_snli.data.pretraining import MaskedPairs, draw_pairs, encode_corpus, pair_up
-from bert_snli.data.text import Paragraphs, SentenceSplitter, build_vocabulary, open_text, split_sentences
+from bert_snli.data.text import Paragraphs, build_vocabulary, open_text, split_sentences
 from bert_snli.errors import BertSnliError
 from bert_snli.evaluation.plots import plot_pretraining
 from bert_snli.fast.forward import FastPreTraining
@@ -64,7 +64,7 @@ def pretrain_model(arguments: PretrainArguments) -> TrainingResult:
     with accelerator.main_process_first():
         base_tokenizer = base[1] if base else make_empty_tokenizer(arguments)
         text = open_text(arguments.dataset_name_or_path, arguments.dataset_config_name, arguments.text_source)
-        paragraphs = split_sentences(text, SentenceSplitter(base_tokenizer, text.tokenized))
+        paragraphs = split_sentences(text, base_tokenizer)
         tokenizer = make_tokenizer(arguments, base_tokenizer, paragraphs.train)
         train, evaluation = load_pairs(arguments, paragraphs, tokenizer, accelerator.device)
     if accelerator.is_main_process:
@@ -124,7 +124,7 @@ def make_tokenizer(
             text = open_text(arguments.extend_vocab_from, None, arguments.text_source)
         except BertSnliError as error:
             raise BertSnliError(str(error).replace("dataset_name_or_path", "extend_vocab_from")) from error
-        paragraphs = split_sentences(text, SentenceSplitter(base, text.tokenized)).train
+        paragraphs = split_sentences(text, base).train
     vocabulary = base.convert_ids_to_tokens(list(range(len(base))))
     positions, lower_case = base.model_max_length, is_uncased(base)
     rebuilt = build_tokenizer(vocabulary, model_max_length=positions, do_lower_case=lower_case)

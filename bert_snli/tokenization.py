@@ -13,7 +13,7 @@ of the text. The alternation ``\u2019|\u02bc`` is faster than a character class,
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -27,7 +27,6 @@ SPECIAL_TOKENS: dict[str, str] = {
     "cls_token": "<cls>",
     "sep_token": "<sep>",
 }
-MAX_VOCABULARY_BYTES = 8 * 2**20  # d2l's 60,005 tokens take 0.7 MB
 
 # Parts of words. n't is a separate token, so the n before 't does not belong to the word.
 _LETTER = r"[\p{L}\p{M}]"
@@ -131,45 +130,22 @@ TOKEN_PATTERNS: tuple[str, ...] = (  # the first pattern that matches at a posit
     r"[^\s\0\u200b\ufeff]\p{M}*+",
 )
 
-DECODER_RULES: tuple[tuple[str, str], ...] = (  # (pattern, replacement)
-    # abbreviation at the end of a sentence: ink etc. . -> ink etc.
-    (r"(?<=\p{L}\.) \.(?=\s|\z)", ""),
-    # tokens that follow without a space: do n't go , Bob 's -> don't go, Bob's
-    (r" (?=(?:[.,:;!?%]++|(?i:n't|'(?:s|m|d|ll|re|ve)?|-r[rsc]b-))(?:\s|\z))", ""),
-    # quotes: `` old '' -> "old"
-    ("`` ?", '"'),
-    (" ?''", '"'),
-    ("` ", "'"),
-    # brackets: -lrb- 1 -rrb- -> (1)
-    ("-(?i:lrb)- ?", "("),
-    ("-(?i:rrb)-", ")"),
-    ("-(?i:lsb)- ?", "["),
-    ("-(?i:rsb)-", "]"),
-    ("-(?i:lcb)- ?", "{"),
-    ("-(?i:rcb)-", "}"),
-    # sign and number, two words in one: $ 5, # 5, gon na, can not -> $5, #5, gonna, cannot
-    (r"(?<=[$#]) (?=\d)|(?<=\bgon|\bwan) (?=na\b)|(?<=\bgot) (?=ta\b)|(?<=\bcan) (?=not\b)", ""),
-)
-
 
 def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     """Read d2l's ``vocab.json``: a JSON list of tokens, in which the index of a token is its id."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_VOCABULARY_BYTES + 1)
+        with open(path, encoding="utf-8") as file:
+            vocabulary = json.load(file)
     except OSError as error:
         raise BertSnliError(f"{path}: {error.strerror}; give the path of d2l's vocab.json") from error
-    if len(content) > MAX_VOCABULARY_BYTES:
-        raise BertSnliError(f"{path}: too large for a vocabulary; give d2l's vocab.json")
-    try:
-        vocabulary = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise BertSnliError(f"{path}: not JSON in UTF-8 ({error}); give d2l's vocab.json") from error
     _check_vocabulary(vocabulary, str(path))
     return vocabulary
 
 
-def _check_vocabulary(vocabulary: object, where: str) -> None:
+def _check_vocabulary(vocabulary: object, where: str) -> dict[str, int]:
+    """Return the id of each token."""
     if not isinstance(vocabulary, list | tuple) or not vocabulary:
         raise BertSnliError(f"{where}: empty or not a list; give a list of tokens in the order of their ids")
     ids: dict[str, int] = {}
@@ -181,6 +157,7 @@ def _check_vocabulary(vocabulary: object, where: str) -> None:
         ids[token] = index
     if missing := [token for token in SPECIAL_TOKENS.values() if token not in ids]:
         raise BertSnliError(f"{where}: the special token {missing[0]} is missing; give the vocabulary of the model")
+    return ids
 
 
 def build_tokenizer(
@@ -207,8 +184,7 @@ def build_tokenizer(
         >>> tokenizer("Go.", "Don't.")["token_type_ids"]
         [0, 0, 0, 0, 1, 1, 1, 1]
     """
-    _check_vocabulary(vocabulary, "vocabulary")
-    ids = {token: index for index, token in enumerate(vocabulary)}
+    ids = _check_vocabulary(vocabulary, "vocabulary")
     backend = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL_TOKENS["unk_token"]))
     rules: list[normalizers.Normalizer] = [normalizers.Replace(Regex(old), new) for old, new in NORMALIZER_RULES]
     backend.normalizer = normalizers.Sequence([*rules, *([normalizers.Lowercase()] if do_lower_case else [])])
@@ -220,22 +196,11 @@ def build_tokenizer(
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
         special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
     )
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.WordPiece(prefix=" ", cleanup=False),  # a space before every token but the first
-            decoders.Fuse(),
-            *(decoders.Replace(Regex(old), new) for old, new in DECODER_RULES),
-        ]
-    )
-    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # the constructor has no type annotations
-    return make(
+    backend.decoder = decoders.WordPiece(prefix=" ")  # joins tokens by spaces, without those in "do n't ."
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=model_max_length,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # without this, v5 drops the segments
-        padding_side="right",
-        truncation_side="right",
-        pad_token_type_id=0,
-        clean_up_tokenization_spaces=False,  # DECODER_RULES remove these spaces
         **SPECIAL_TOKENS,
     )
 

@@ -43,11 +43,7 @@ def read_certificate(folder: Path) -> Certificate:
         if content.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError("unknown format version")
         content["proof"] = [LayerDifference(**entry) for entry in content["proof"]]
-        certificate = Certificate(**content)
-        for record in certificate.tensors:  # raises if the file was edited
-            _ = record["source"]["name"], record["target"] and record["target"]["name"]
-        _ = certificate.files.items()
-        return certificate
+        return Certificate(**content)
     except OSError as error:
         raise BertSnliError(f"{path}: {error.strerror}; give a folder that convert wrote") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,10 @@ def convert_checkpoint(
     output_dir: str | Path,
     *,
     vocab_file: str | Path | None = None,
+    framework: str | None = None,
     num_attention_heads: int | None = None,
     do_lower_case: bool = True,
     overwrite_output_dir: bool = False,
-    finish: Callable[[Path], None] | None = None,
 ) -> Certificate:
     """Convert a d2l checkpoint to a model folder of `transformers`, and prove that both give the same results.
 
@@ -56,10 +55,10 @@ def convert_checkpoint(
         source: a folder, a zip file, a params file, or `bert.small` or `bert.base`, which is downloaded once.
         output_dir: the model folder to write.
         vocab_file: the vocabulary, if it is not next to the params file.
+        framework: `pytorch` (default) or `mxnet`, the format to download.
         num_attention_heads: required if the model does not have the sizes of one of d2l's models.
         do_lower_case: whether the tokenizer lower-cases text.
         overwrite_output_dir: write into a folder that already holds files.
-        finish: called with the complete folder before it is moved to `output_dir`, for example to add a model card.
 
     Returns:
         The certificate, which is also in `output_dir`.
@@ -75,7 +74,10 @@ def convert_checkpoint(
     """
     check_output_dir(Path(output_dir), overwrite=overwrite_output_dir)
     if source in CHECKPOINT_NAMES and not Path(source).exists():
-        source = download_checkpoint(str(source), PYTORCH)
+        source = download_checkpoint(str(source), framework or PYTORCH)
+    elif framework:
+        names = " and ".join(CHECKPOINT_NAMES)
+        raise BertSnliError(f"framework {framework}: only for {names}; leave it out for a file")
     with open_checkpoint_files(Path(source), Path(vocab_file) if vocab_file else None) as (params, vocabulary):
         tokens, checkpoint = read_vocabulary(vocabulary), read_checkpoint(params)
         model_kind, tensor_names = d2l_layout.identify_model(checkpoint)
@@ -107,38 +109,29 @@ def convert_checkpoint(
                 proof=prove(reference, folder, MODEL_CLASSES[model_kind]),
             )
             certificate.write(folder)
-            if finish:
-                finish(folder)
     return certificate
 
 
 def _infer_config(checkpoint: Checkpoint, model_kind: str, num_attention_heads: int | None) -> D2LBertConfig:
-    path, num_blocks = checkpoint.path, d2l_layout.count_blocks(checkpoint.arrays)
     encoder = "bert.encoder" if model_kind == MLP_CLASSIFIER else "encoder"
-    vocab_size, hidden_size = _get_shape(checkpoint, f"{encoder}.token_embedding.weight")
-    intermediate_size, _ = _get_shape(checkpoint, f"{encoder}.blks.0.ffn.dense1.weight")
-    _, max_position_embeddings, _ = _get_shape(checkpoint, f"{encoder}.pos_embedding", dimensions=3)
-    type_vocab_size, _ = _get_shape(checkpoint, f"{encoder}.segment_embedding.weight")
-    d2l_num_heads = NUM_ATTENTION_HEADS.get((hidden_size, intermediate_size, num_blocks))
+    sizes = {"num_hidden_layers": d2l_layout.count_blocks(checkpoint.arrays)}
+    sizes["vocab_size"], sizes["hidden_size"] = _get_shape(checkpoint, f"{encoder}.token_embedding.weight")
+    sizes["intermediate_size"], _ = _get_shape(checkpoint, f"{encoder}.blks.0.ffn.dense1.weight")
+    _, sizes["max_position_embeddings"], _ = _get_shape(checkpoint, f"{encoder}.pos_embedding", dimensions=3)
+    sizes["type_vocab_size"], _ = _get_shape(checkpoint, f"{encoder}.segment_embedding.weight")
+    d2l_num_heads = NUM_ATTENTION_HEADS.get(
+        (sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"])
+    )
     if num_attention_heads is None:
         num_attention_heads = d2l_num_heads
     if num_attention_heads is None:
-        raise BertSnliError(
-            f"{path}: the number of attention heads is unknown, because no model of d2l has hidden_size {hidden_size}, "
-            f"intermediate_size {intermediate_size} and {num_blocks} blocks; set num_attention_heads"
-        )
+        what = "the number of attention heads is unknown, because no model of d2l has these sizes"
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise BertSnliError(f"{checkpoint.path}: {what} ({shown}); set num_attention_heads")
     try:
-        config = D2LBertConfig(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_blocks,
-            num_attention_heads=num_attention_heads,
-            intermediate_size=intermediate_size,
-            max_position_embeddings=max_position_embeddings,
-            type_vocab_size=type_vocab_size,
-        )
+        config = D2LBertConfig(num_attention_heads=num_attention_heads, **sizes)
     except ValueError as error:
-        raise BertSnliError(f"{path}: num_attention_heads {num_attention_heads}: {error}") from error
+        raise BertSnliError(f"{checkpoint.path}: num_attention_heads {num_attention_heads}: {error}") from error
     if d2l_num_heads not in (None, num_attention_heads):
         logger.warning("num_attention_heads %d: d2l's model of these sizes has %d", num_attention_heads, d2l_num_heads)
     _set_classifier(config, checkpoint, model_kind)
@@ -175,10 +168,8 @@ def _rename_weights(
 ) -> dict[str, np.ndarray]:
     """Return the weights under the names in `model`. All get the widest type in the checkpoint."""
     path, parameters = checkpoint.path, model.state_dict()
-    used = [names for names in tensor_names if names.hugging_face]
-    d2l_layout.check_names((names.hugging_face for names in used), parameters, path)
-    weights, non_finite = {}, []
-    for names in used:
+    weights = {}
+    for names in [names for names in tensor_names if names.hugging_face]:
         name, shape = names.d2l(checkpoint.framework), tuple(parameters[names.hugging_face].shape)
         array, saved_name = checkpoint.arrays[name], checkpoint.saved_names[name]
         if array.shape != ((1, *shape) if names.leading_one else shape):
@@ -187,11 +178,8 @@ def _rename_weights(
         if array.dtype.name not in ("float16", "float32", "float64"):
             raise BertSnliError(f"{path}: {saved_name} is of type {array.dtype}; save float16, float32 or float64")
         if not np.isfinite(array).all():
-            non_finite.append(saved_name)
+            raise BertSnliError(f"{path}: NaN or infinite values in {saved_name}; get the file again")
         weights[names.hugging_face] = array.reshape(shape)
-    if non_finite:
-        summary = d2l_layout.summarize_names(non_finite)
-        raise BertSnliError(f"{path}: NaN or infinite values in {summary}; get the file again")
     dtype = np.result_type(*(array.dtype for array in weights.values()))
     return {name: np.array(array, dtype, order="C") for name, array in weights.items()}
 
@@ -209,11 +197,7 @@ def _record_tensors(
 
 
 def _record_source(framework: str, model_kind: str, params: Path, vocabulary: Path) -> dict[str, str]:
-    return {
-        "framework": framework,
-        "model_kind": model_kind,
-        "params": params.name,
-        "params_sha256": sha256_of_file(params),
-        "vocabulary": vocabulary.name,
-        "vocabulary_sha256": sha256_of_file(vocabulary),
-    }
+    source = {"framework": framework, "model_kind": model_kind}
+    for name, path in (("params", params), ("vocabulary", vocabulary)):
+        source |= {name: path.name, f"{name}_sha256": sha256_of_file(path)}
+    return source

@@ -22,6 +22,8 @@ CHECKPOINT_NAMES = sorted({name for name, _ in ARCHIVES})
 
 def download_checkpoint(name: str, framework: str) -> Path:
     """Return the zip file of d2l's checkpoint `name`, from the cache or from d2l's server."""
+    if (name, framework) not in ARCHIVES:
+        raise BertSnliError(f"framework {framework}: choose {PYTORCH} or {MXNET}")
     file_name, sha1 = ARCHIVES[name, framework]
     url = f"{BASE_URL}/{file_name}"
     try:

@@ -55,7 +55,8 @@ def read_mxnet_checkpoint(path: Path) -> Checkpoint:
     reader = _Reader(path)
     reader.read(16)  # the magic, and a reserved word
     arrays = [_read_array(reader) for _ in range(reader.read_number("Q"))]
-    saved_names = [_read_name(reader) for _ in range(reader.read_number("Q"))]
+    names = [reader.read(reader.read_number("Q")).tobytes() for _ in range(reader.read_number("Q"))]
+    saved_names = [name.decode(errors="replace") for name in names]
     if reader.remaining:
         raise reader.error(f"{reader.remaining:,} bytes after the end")
     if not arrays or len(saved_names) != len(arrays):
@@ -93,13 +94,6 @@ def _read_array(reader: _Reader) -> np.ndarray | None:
         raise reader.error(f"an array of the unknown dtype {flag}")
     dtype = np.dtype(DTYPES[flag])
     return reader.read(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
-
-
-def _read_name(reader: _Reader) -> str:
-    try:
-        return reader.read(reader.read_number("Q")).tobytes().decode()
-    except UnicodeDecodeError as error:
-        raise reader.error("a name that is not UTF-8") from error
 
 
 def write_mxnet_checkpoint(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -29,7 +29,7 @@ class ReferenceModel:
     def compute_layers(
         self, input_ids: np.ndarray, token_type_ids: np.ndarray, attention_mask: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Compute embeddings and the output (B, L, D) of each block, and the layers on top, from inputs (B, L)."""
+        """Compute embeddings and the output (B, L, D) of each block, and the outputs, named as those of the model."""
         x_BLD = self._array(f"{self.encoder}.token_embedding.weight")[input_ids]
         x_BLD = x_BLD + self._array(f"{self.encoder}.segment_embedding.weight")[token_type_ids]
         x_BLD = x_BLD + self._array(f"{self.encoder}.pos_embedding")[:, : input_ids.shape[1]]
@@ -55,8 +55,8 @@ class ReferenceModel:
         mlm_BLD = self._layer_norm(norm, np.maximum(self._linear("mlm.mlp.0", encoded_BLD), 0))
         return {
             "pooler": pooled_BD,
-            "masked language model": self._linear(decoder, mlm_BLD),
-            "next sentence": self._linear("nsp.output", pooled_BD),
+            "prediction_logits": self._linear(decoder, mlm_BLD),
+            "seq_relationship_logits": self._linear("nsp.output", pooled_BD),
         }
 
     def _array(self, name: str) -> np.ndarray:

@@ -7,8 +7,6 @@ from pathlib import Path
 from bert_snli.cli.options import add_overwrite, folder
 from bert_snli.cli.verify import print_proof
 from bert_snli.console import quiet_libraries
-from bert_snli.errors import BertSnliError
-from bert_snli.files import check_output_dir
 
 SUMMARY = "Convert a d2l checkpoint to a transformers model folder."
 HELP = """\
@@ -19,9 +17,8 @@ SOURCE is one of:
   a folder or zip archive  with pretrained.params and vocab.json
   a params file            with --vocab_file, if vocab.json is not next to it
 
-A checkpoint does not contain the number of attention heads. bert-snli knows it for d2l's own models; for others, give
---num_attention_heads. The proof is in conversion_certificate.json: the SHA-256 of each tensor, and the difference
-between the output of each layer and d2l's equations.
+The proof is in conversion_certificate.json: the SHA-256 of each tensor, and the difference between the output of each
+layer and d2l's equations.
 
 examples:
   bert-snli convert bert.small --output_dir models/small
@@ -43,35 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)  # before a long download
     quiet_libraries()
-    from bert_snli.tokenization import read_vocabulary
-    from conversion.checkpoint import open_checkpoint_files, read_checkpoint
-    from conversion.d2l_layout import identify_model
-    from conversion.download import CHECKPOINT_NAMES, download_checkpoint
-
-    source = Path(args.source)
-    if args.source in CHECKPOINT_NAMES and not source.exists():
-        source = download_checkpoint(args.source, args.framework or "pytorch")
-    elif args.framework:
-        names = " and ".join(CHECKPOINT_NAMES)
-        raise BertSnliError(f"--framework {args.framework}: only for {names}; leave it out for a file")
-    # A damaged file is reported before the model classes are imported, which takes seconds.
-    with open_checkpoint_files(source, args.vocab_file) as (params, vocabulary):
-        read_vocabulary(vocabulary)
-        identify_model(read_checkpoint(params))
-
-    from bert_snli.model_card import write_converted_card
     from conversion.convert import convert_checkpoint
 
     certificate = convert_checkpoint(
-        source,
+        args.source,
         args.output_dir,
         vocab_file=args.vocab_file,
+        framework=args.framework,
         num_attention_heads=args.num_attention_heads,
         do_lower_case=not args.keep_case,
         overwrite_output_dir=args.overwrite_output_dir,
-        finish=write_converted_card,
     )
     origin, sizes = certificate.source, certificate.geometry
     print(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import Sampler
 
 from bert_snli.data.pair_encoding import flat_columns
 
@@ -29,8 +28,8 @@ class MicroBatch(NamedTuple):
     has_labels: bool  # False for a filler row, whose labels are ignored
 
 
-@dataclass(eq=False)
-class GlobalBatchSampler(Sampler[MicroBatch]):
+@dataclass
+class GlobalBatchSampler:
     """Splits an epoch into global batches, and each global batch into micro-batches and across processes.
 
     The global batches depend only on the seed and the epoch, not on the number of processes. Each row occurs once in an
@@ -51,9 +50,6 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     epoch: int = field(default=0, init=False)
     first_batch: int = field(default=0, init=False)
 
-    def __post_init__(self) -> None:
-        self.lengths = np.asarray(self.lengths)
-
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch, and the global batch at which a resumed run begins."""
         self.epoch, self.first_batch = epoch, first_batch
@@ -61,9 +57,6 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     @property
     def batches_per_epoch(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
-
-    def __len__(self) -> int:
-        return (self.batches_per_epoch - self.first_batch) * self.num_micro_batches
 
     def global_batches(self) -> list[np.ndarray]:
         """Return the rows of each global batch of the epoch, in the order of training."""
@@ -111,7 +104,10 @@ class PaddedPairs(torch.utils.data.Dataset):
             for name in ("input_ids", "token_type_ids")
         }
         self.padding = {"input_ids": pad_token_id, "token_type_ids": 0}
-        self.labels = self._label_tensor(columns["labels"]).to(self.device) if "labels" in columns else None
+        self.labels = None
+        if "labels" in columns:  # label numbers (R,), or label probabilities (R, C)
+            labels = torch.tensor(columns["labels"]).to(self.device)
+            self.labels = labels.float().view(len(self), -1) if labels.is_floating_point() else labels.long()
         self.pad_to_length = pad_to_length
 
     def __len__(self) -> int:
@@ -139,9 +135,3 @@ class PaddedPairs(torch.utils.data.Dataset):
             ignored = 0 if labels.is_floating_point() else IGNORED_LABEL
             batch["labels"] = labels if micro_batch.has_labels else torch.full_like(labels, ignored)
         return batch
-
-    def _label_tensor(self, labels: np.ndarray) -> torch.Tensor:
-        """Return label numbers (R,), or label probabilities (R, C)."""
-        if np.issubdtype(labels.dtype, np.floating):
-            return torch.from_numpy(labels.astype(np.float32)).view(len(self), -1)
-        return torch.from_numpy(labels.astype(np.int64))

@@ -32,26 +32,6 @@ PREDICTION_SHARE, MASK_PROBABILITY, UNCHANGED_PROBABILITY = 0.15, 0.8, 0.5
 PAIR_STREAM, MASK_STREAM = 1, 2  # part of the seed, so that pairs and masks use different random numbers
 
 
-class SentenceEncoder:
-    """Encodes the column `sentences`, for `map(batched=True)`: the `ids` of a paragraph, and its sentence `lengths`.
-
-    Special tokens in the text, such as WikiText's `<unk>`, become the unknown token.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        special = tokenizer.all_special_tokens
-        self.ids = {token: number for token, number in ids_by_token(tokenizer).items() if token not in special}
-        self.unk_token_id = tokenizer.unk_token_id
-
-    def __call__(self, batch: Mapping[str, list[list[str]]]) -> dict[str, list]:
-        encoded: dict[str, list] = {"ids": [], "lengths": []}
-        for sentences in batch["sentences"]:
-            words = [sentence.split() for sentence in sentences]
-            encoded["ids"].append([self.ids.get(word, self.unk_token_id) for word in chain(*words)])
-            encoded["lengths"].append([len(sentence) for sentence in words])
-        return encoded
-
-
 class Corpus(NamedTuple):
     """All sentences in order; paragraph g has `counts_G[g]` of them."""
 
@@ -60,15 +40,32 @@ class Corpus(NamedTuple):
 
 
 def encode_corpus(paragraphs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """Encode the sentences of `paragraphs`. `datasets` caches the result."""
+    """Encode the sentences of `paragraphs`. `datasets` caches the result.
+
+    Special tokens in the text, such as WikiText's `<unk>`, become the unknown token.
+    """
+    special = tokenizer.all_special_tokens
+    vocabulary = {token: number for token, number in ids_by_token(tokenizer).items() if token not in special}
     features = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})
     options = {"batched": True, "remove_columns": paragraphs.column_names, "features": features}
-    encoded = paragraphs.map(SentenceEncoder(tokenizer), desc="Encoding sentences", **options)
+    options["fn_kwargs"] = {"vocabulary": vocabulary, "unk_token_id": tokenizer.unk_token_id}
+    encoded = paragraphs.map(encode_batch, desc="Encoding sentences", **options)
     table = encoded.with_format("arrow")[:]
     ids, lengths = (table[name].combine_chunks() for name in ("ids", "lengths"))
     lengths_S = lengths.flatten().to_numpy().astype(np.int64)
     sentences = TokenSequences(ids.flatten().to_numpy(), np.cumsum(lengths_S) - lengths_S, lengths_S)
     return Corpus(sentences, lengths.value_lengths().to_numpy().astype(np.int64))
+
+
+def encode_batch(
+    batch: Mapping[str, list[list[str]]], vocabulary: dict[str, int], unk_token_id: int
+) -> dict[str, list]:
+    """Encode the column `sentences` as the token `ids` of each paragraph and the `lengths` of its sentences."""
+    paragraphs = [[sentence.split() for sentence in sentences] for sentences in batch["sentences"]]
+    return {
+        "ids": [[vocabulary.get(word, unk_token_id) for word in chain(*sentences)] for sentences in paragraphs],
+        "lengths": [[len(sentence) for sentence in sentences] for sentences in paragraphs],
+    }
 
 
 def draw_pairs(corpus: Corpus, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

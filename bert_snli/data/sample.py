@@ -18,10 +18,6 @@ DEFAULT_PAIRS: Mapping[str, int] = {"train": 15_000, "dev": 600, "test": 600}
 MAX_PAIRS = 45_000  # in all splits; beyond this, new scenes become rare
 LABELS = ("entailment", "neutral", "contradiction")
 NO_GOLD_LABEL = "-"
-COLUMNS = (
-    "gold_label sentence1_binary_parse sentence2_binary_parse sentence1 sentence2 captionID pairID "
-    "label1 label2 label3 label4 label5"
-).split()
 
 # Slot -> path -> tokens, with "|" between phrases that mean the same. The first leaves of a slot are the most frequent.
 LEXICON: dict[str, dict[str, str]] = {
@@ -190,7 +186,7 @@ def make_split(rng: random.Random, name: str, num_pairs: int, known_scenes: set)
 
 
 def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, seed: int = 0) -> Path:
-    """Write `snli_1.0_{split}.jsonl` and `.txt` for every split of `num_pairs` into `folder` and return it.
+    """Write `snli_1.0_{split}.jsonl` for every split of `num_pairs` into `folder` and return it.
 
     `num_pairs` counts rows. The same `num_pairs` and `seed` give the same bytes in the same version of Python.
     """
@@ -200,12 +196,6 @@ def write_sample(folder: Path, *, num_pairs: Mapping[str, int] = DEFAULT_PAIRS, 
     known_scenes: set = set()
     folder.mkdir(parents=True, exist_ok=True)
     for name, size in num_pairs.items():
-        rows = make_split(rng, name, size, known_scenes)
-        table = ["\t".join(COLUMNS)]
-        for row in rows:
-            votes = {f"label{number}": vote for number, vote in enumerate(row["annotator_labels"], start=1)}
-            table.append("\t".join((row | votes).get(column, "") for column in COLUMNS))
-        for suffix, lines in (("txt", table), ("jsonl", map(json.dumps, rows))):
-            text = "".join(f"{line}\n" for line in lines)
-            (folder / f"snli_1.0_{name}.{suffix}").write_text(text, encoding="utf-8", newline="\n")
+        text = "".join(f"{json.dumps(row)}\n" for row in make_split(rng, name, size, known_scenes))
+        (folder / f"snli_1.0_{name}.jsonl").write_text(text, encoding="utf-8", newline="\n")
     return folder

@@ -4,7 +4,6 @@ A paragraph is a line of text, which is split at ` . ` as in d2l, or a pair of S
 picture. Raw text is tokenized first (see `tokenization.py`), so that it can be split in the same way.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from bert_snli.data.sources import READERS, SAMPLE, SPLITS, TEXT_SUFFIXES, is_hu
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import SPECIAL_TOKENS, is_uncased, split_text
 
-TOKENIZED_WIKITEXT = re.compile(r"wikitext-\d+-v1")  # configurations of WikiText on the Hub; the others are raw text
 WIKITEXT_SUFFIX = ".tokens"
 SPLIT_OF_NAME = {name: split for split, names in SPLITS.items() for name in names}
 DOCUMENTATION = ("readme", "license", "licence", "copying", "notice", "changelog")  # skipped in a folder of text files
@@ -38,8 +36,13 @@ def open_text(name_or_path: str, config_name: str | None, text_source: str) -> T
     """Open a folder of WikiText, text files, a source of SNLI, or a dataset on the Hub with a column `text`."""
     if name_or_path not in (SAMPLE, HUB_ID) and is_hub_id(name_or_path):
         config_name = config_name or ("wikitext-2-v1" if name_or_path == WIKITEXT else None)
-        tokenized = name_or_path == WIKITEXT and bool(TOKENIZED_WIKITEXT.fullmatch(str(config_name)))
-        return Text(_read_hub(name_or_path, config_name), name_or_path, tokenized)
+        tokenized = name_or_path == WIKITEXT and "raw" not in str(config_name)  # wikitext-2-raw-v1 is raw text
+        splits = load_from_hub(name_or_path, config_name)
+        if "train" not in splits or any("text" not in rows.column_names for rows in splits.values()):
+            what = "has no split 'train' or no column 'text'"
+            raise BertSnliError(f"dataset_name_or_path {name_or_path}: {what}; give another")
+        texts = {split: rows.select_columns(["text"]) for split, rows in splits.items()}
+        return Text(texts, name_or_path, tokenized)
     if config_name is not None:
         raise BertSnliError(f"dataset_config_name {config_name}: only for the Hub; leave it out for {name_or_path}")
     if splits := _find_text_files(Path(name_or_path)):
@@ -87,41 +90,6 @@ def _group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
     return splits
 
 
-def _read_hub(name: str, config_name: str | None) -> dict[str, Dataset]:
-    loaded = load_from_hub(name, config_name)
-    if "train" not in loaded or any("text" not in rows.column_names for rows in loaded.values()):
-        raise BertSnliError(f"dataset_name_or_path {name}: has no split 'train' or no column 'text'; give another")
-    return {split: rows.select_columns(["text"]) for split, rows in loaded.items()}
-
-
-class SentenceSplitter:
-    """Splits the column `text`, or `premise` and `hypothesis`, into `sentences`, for `Dataset.map(batched=True)`.
-
-    The tokens of a sentence are separated by single spaces. Lines without ` . ` are left out. As in d2l, a line with
-    one sentence that ends in ` . ` is not left out, but it can only be the random sentence of a pair.
-    The tokenizer splits text that is not `tokenized`. Its vocabulary has no effect.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokenized: bool):
-        self.tokenizer = tokenizer
-        self.tokenized = tokenized
-        self.uncased = is_uncased(tokenizer)
-
-    def __call__(self, batch: Mapping[str, list[str | None]]) -> dict[str, list[list[str]]]:
-        if "text" in batch:
-            lines = [self._tokenize(line or "") for line in batch["text"]]
-            sentences = [line.strip().split(" . ") for line in lines if " . " in line]
-            return {"sentences": [[sentence for sentence in line if sentence.strip()] for line in sentences]}
-        tokenized = {text: self._tokenize(text or "").strip() for text in {*batch["premise"], *batch["hypothesis"]}}
-        pairs = zip(batch["premise"], batch["hypothesis"], strict=True)
-        return {"sentences": [[tokenized[p], tokenized[h]] for p, h in pairs if tokenized[p] and tokenized[h]]}
-
-    def _tokenize(self, line: str) -> str:
-        if self.tokenized:
-            return line.lower() if self.uncased else line
-        return "".join(f"{token} " for token in split_text(self.tokenizer, line))
-
-
 @dataclass(frozen=True)
 class Paragraphs:
     """Paragraphs with the column `sentences`, and the name of the split that is evaluated."""
@@ -131,15 +99,17 @@ class Paragraphs:
     eval_split: str
 
 
-def split_sentences(text: Text, splitter: SentenceSplitter) -> Paragraphs:
+def split_sentences(text: Text, tokenizer: PreTrainedTokenizerBase) -> Paragraphs:
     """Split `text` into paragraphs, in order. `datasets` caches the result.
 
     The evaluation split is `validation`, else `test`, else the last 5 % of `train`, which are then not trained on.
     """
     eval_split = next((name for name in ("validation", "test") if name in text.splits), "held-out")
-    options = {"batched": True, "features": Features({"sentences": List(Value("string"))})}
+    features = Features({"sentences": List(Value("string"))})
+    kwargs = {"tokenizer": tokenizer, "tokenized": text.tokenized}
+    options = {"batched": True, "features": features, "fn_kwargs": kwargs, "desc": "Splitting sentences"}
     splits = {
-        name: rows.map(splitter, remove_columns=rows.column_names, desc="Splitting sentences", **options)
+        name: rows.map(split_batch, remove_columns=rows.column_names, **options)
         for name, rows in text.splits.items()
         if name in ("train", eval_split)
     }
@@ -152,6 +122,30 @@ def split_sentences(text: Text, splitter: SentenceSplitter) -> Paragraphs:
         if not any(len(sentences) > 1 for sentences in rows["sentences"]):
             raise BertSnliError(f"{text.name} ({name}): no line has two sentences, separated by ' . '; give more text")
     return Paragraphs(train, evaluation, eval_split)
+
+
+def split_batch(
+    batch: Mapping[str, list[str | None]], tokenizer: PreTrainedTokenizerBase, tokenized: bool
+) -> dict[str, list[list[str]]]:
+    """Split the column `text`, or `premise` and `hypothesis`, into `sentences`, whose tokens are separated by spaces.
+
+    Lines without ` . ` are left out. As in d2l, a line with one sentence that ends in ` . ` is not left out, but it can
+    only be the random sentence of a pair. The tokenizer splits text that is not `tokenized`; its vocabulary has no
+    effect.
+    """
+    uncased = is_uncased(tokenizer)
+
+    def tokenize(line: str | None) -> str:
+        if not tokenized:
+            return "".join(f"{token} " for token in split_text(tokenizer, line or ""))
+        return (line or "").lower() if uncased else line or ""
+
+    if "text" in batch:
+        paragraphs = [line.strip().split(" . ") for line in map(tokenize, batch["text"]) if " . " in line]
+        return {"sentences": [[sentence for sentence in line if sentence.strip()] for line in paragraphs]}
+    sentences = {text: tokenize(text).strip() for text in {*batch["premise"], *batch["hypothesis"]}}
+    pairs = zip(batch["premise"], batch["hypothesis"], strict=True)
+    return {"sentences": [[sentences[p], sentences[h]] for p, h in pairs if sentences[p] and sentences[h]]}
 
 
 def build_vocabulary(paragraphs: Dataset, min_freq: int) -> list[str]:

@@ -1,4 +1,7 @@
-"""The D2L-BERT models and their pipeline. Importing this module registers them with `transformers`."""
+"""The D2L-BERT models and their pipeline. Importing this module registers them with `transformers`.
+
+`save_pretrained` copies the other files of this folder next to the weights, so they import nothing else of `bert_snli`.
+"""
 
 import transformers
 from transformers.pipelines import PIPELINE_REGISTRY

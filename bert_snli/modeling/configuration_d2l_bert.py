@@ -1,7 +1,4 @@
-"""Configuration of the BERT of *Dive into Deep Learning* (d2l.ai, sections 15.8 and 15.7).
-
-`save_pretrained` copies this file next to the weights, so it imports no other part of `bert_snli`.
-"""
+"""Configuration of the BERT of *Dive into Deep Learning* (d2l.ai, sections 15.8 and 15.7)."""
 
 from transformers import PreTrainedConfig
 

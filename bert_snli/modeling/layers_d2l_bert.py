@@ -1,7 +1,6 @@
-"""The layers of the D2L-BERT models: embeddings, attention, block, encoder, pooler and heads.
+"""The layers of the D2L-BERT models: embeddings, attention, block, encoder and heads.
 
-The operations have the same order as in d2l, so that converted checkpoints give the same numbers. `save_pretrained`
-copies this file next to the weights, so it imports only files of this folder from `bert_snli`.
+The operations have the same order as in d2l, so that converted checkpoints give the same numbers.
 
 Shape suffixes: B rows, L positions, D hidden size, N attention heads, H size of a head (D = N·H), F feed-forward size,
 V vocabulary, C labels.
@@ -13,31 +12,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from .configuration_d2l_bert import D2LBertConfig
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query_BNLH: torch.Tensor,
-    key_BNLH: torch.Tensor,
-    value_BNLH: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute scaled dot-product attention (d2l 11.3): the values (B, L, N, H) and the weights (B, N, L, L).
-
-    d2l sets masked scores to −1e6; here they get the smallest finite number. The softmax of both is exactly 0.
-    """
-    scores_BNLL = torch.matmul(query_BNLH, key_BNLH.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores_BNLL = scores_BNLL + attention_mask
-    weights_BNLL = nn.functional.softmax(scores_BNLL, dim=-1)
-    dropped_BNLL = nn.functional.dropout(weights_BNLL, p=dropout, training=module.training)
-    values_BLNH = torch.matmul(dropped_BNLL, value_BNLH).transpose(1, 2).contiguous()
-    return values_BLNH, weights_BNLL
 
 
 class D2LBertEmbeddings(nn.Module):
@@ -70,7 +47,10 @@ class D2LBertEmbeddings(nn.Module):
 
 
 class D2LBertAttention(nn.Module):
-    """Multi-head self-attention with biases on all four projections (d2l 11.5)."""
+    """Multi-head self-attention with biases on all four projections (d2l 11.5).
+
+    d2l sets masked scores to −1e6, `transformers` to the smallest finite number. The softmax of both is exactly 0.
+    """
 
     def __init__(self, config: D2LBertConfig):
         super().__init__()
@@ -137,17 +117,6 @@ class D2LBertEncoder(nn.Module):
         for layer in self.layer:
             hidden_BLD = layer(hidden_BLD, attention_mask, **kwargs)
         return hidden_BLD
-
-
-class D2LBertPooler(nn.Module):
-    """Linear and tanh on the first position, `<cls>`: d2l's `hidden` (d2l 15.8.6)."""
-
-    def __init__(self, config: D2LBertConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.dense(hidden_BLD[:, 0]))
 
 
 class D2LBertMaskedLMHead(nn.Module):

@@ -1,12 +1,10 @@
 """The BERT of *Dive into Deep Learning* (d2l.ai, sections 15.8 to 15.10) as `transformers` models.
 
-Unlike `transformers.BertModel`, it has no LayerNorm and no dropout on the embeddings, its feed-forward network uses
-ReLU, and the decoder of its masked-language-model head is not tied to the word embeddings.
+It has the pooler of `transformers.BertModel`, which is d2l's `hidden`. Unlike `BertModel`, it has no LayerNorm and no
+dropout on the embeddings, its feed-forward network uses ReLU, and the decoder of its masked-language-model head is not
+tied to the word embeddings.
 
 A change of the forward pass needs the same change in `bert_snli/fast/forward.py`, which training and prediction use.
-
-`save_pretrained` copies this file and its imports from this folder next to the weights, so it imports nothing else from
-`bert_snli`.
 
 Shape suffixes: B rows, L positions, D hidden size, V vocabulary, C labels.
 """
@@ -18,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
-from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
+from transformers.models.bert.modeling_bert import BertForPreTrainingOutput, BertPooler
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -32,12 +30,8 @@ from .layers_d2l_bert import (
     D2LBertLayer,
     D2LBertMaskedLMHead,
     D2LBertMatchingHead,
-    D2LBertPooler,
 )
 from .nli_pipeline import CUSTOM_PIPELINES  # imported also so that `save_pretrained` copies the pipeline
-
-# `transformers` adds `use_cache` to the keyword arguments if the configuration has it; `Trainer` sets it there.
-FORWARD_KWARGS = frozenset({*TransformersKwargs.__annotations__, "use_cache"})
 
 
 class D2LBertPreTrainedModel(PreTrainedModel):
@@ -88,7 +82,7 @@ class D2LBertModel(D2LBertPreTrainedModel):
         super().__init__(config)
         self.embeddings = D2LBertEmbeddings(config)
         self.encoder = D2LBertEncoder(config)
-        self.pooler = D2LBertPooler(config) if add_pooling_layer else None
+        self.pooler = BertPooler(config) if add_pooling_layer else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -110,15 +104,11 @@ class D2LBertModel(D2LBertPreTrainedModel):
             token_type_ids: 0 in the first sentence and 1 in the second (B, L), d2l's `segments`; zeros by default.
             position_ids: 0 to L - 1 by default (B, L).
             inputs_embeds: word embeddings (B, L, D), instead of `input_ids`.
-            **kwargs: see `TransformersKwargs`.
+            **kwargs: see `TransformersKwargs`. As in other models of `transformers`, unknown ones have no effect.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`, or more positions than the model has.
-            TypeError: an unknown keyword argument.
         """
-        for name in kwargs:
-            if name not in FORWARD_KWARGS:
-                raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: give exactly one of input_ids and inputs_embeds")
         embedded_BLD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)

@@ -1,7 +1,6 @@
 """Truncation of pairs that are too long, the same in training and in the pipeline.
 
-This file is copied to the Hub with the weights, so it imports nothing of `bert_snli`. Its errors begin with the name of
-the parameter, `max_length` or `truncation`.
+Its errors begin with the name of the parameter, `max_length` or `truncation`.
 """
 
 from collections.abc import Sequence

@@ -35,8 +35,8 @@ class Progress:
     epoch: int = 0  # number of finished epochs
     batch: int = 0  # number of updates in the current epoch
     step: int = 0  # number of updates
+    num_metrics_lines: int = 0  # number of lines in metrics.jsonl
     best_score: float | None = None
-    best_step: int = 0
     seconds: float = 0.0  # training time without evaluation and saving
     epoch_sums: list[float] = field(default_factory=list)  # sums of the objective up to the last line of metrics
     interval_sums: list[float] = field(default_factory=list)  # sums since the last line of metrics
@@ -51,7 +51,7 @@ def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Pa
     """Write `checkpoint-{step}` and delete the oldest checkpoints beyond `limit`. Return the checkpoint's folder."""
     target = output_dir / f"checkpoint-{progress.step}"
     temporary = output_dir / f".{target.name}.partial"
-    with _remove_on_error(temporary, target):
+    try:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -71,21 +71,15 @@ def save_checkpoint(accelerator: Accelerator, progress: Progress, output_dir: Pa
             flush_to_disk(output_dir)
             for old in list_checkpoints(output_dir)[:-limit]:
                 shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    return target
-
-
-@contextmanager
-def _remove_on_error(temporary: Path, target: Path) -> Iterator[None]:
-    try:
-        yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if is_lost_connection(error):  # the process that failed to write reports the cause
             raise
         shutil.rmtree(temporary, ignore_errors=True)
-        earlier = list_checkpoints(target.parent)
+        earlier = list_checkpoints(output_dir)
         remedy = f"resume from {earlier[-1].name} with resume_from_checkpoint auto" if earlier else "start again"
         raise BertSnliError(f"{target}: cannot be written ({one_line(error)}); free disk space and {remedy}") from error
+    accelerator.wait_for_everyone()
+    return target
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -143,20 +137,15 @@ def find_valid_checkpoint(requested: str, output_dir: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    """Restore model, optimizer and random states."""
-    with _explain_unreadable(folder):
-        accelerator.load_state(str(folder))
-
-
 def read_progress(folder: Path) -> Progress:
     """Read the progress that is stored in a checkpoint."""
-    with _explain_unreadable(folder):
+    with explain_unreadable(folder):
         return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
 
 @contextmanager
-def _explain_unreadable(folder: Path) -> Iterator[None]:
+def explain_unreadable(folder: Path) -> Iterator[None]:
+    """Turn errors of reading a checkpoint into a `BertSnliError`."""
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:

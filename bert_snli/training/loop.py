@@ -120,9 +120,10 @@ class TrainingLoop:
         self.progress.interval_sums = []
 
     def _reduce_interval_sums(self) -> list[float]:
-        """Return the sums of all processes since the last line of metrics. Waits for the device."""
-        sums: list[float] = self.accelerator.reduce(self.interval_sums, "sum").tolist()
-        self._add_training_time()
+        """Return the sums of all processes since the last line of metrics, and add the time to the training time."""
+        sums: list[float] = self.accelerator.reduce(self.interval_sums, "sum").tolist()  # waits for the device
+        now = time.perf_counter()
+        self.progress.seconds, self.clock = self.progress.seconds + now - self.clock, now
         # In fp16 the gradient scaler skips updates with non-finite gradients.
         is_finite = self.accelerator.scaler is not None or bool(self.grad_norm.isfinite())
         if not (is_finite and all(map(math.isfinite, sums))):
@@ -159,11 +160,6 @@ class TrainingLoop:
 
     def _epochs_done(self) -> float:
         return self.progress.epoch + self.progress.batch / self.sampler.batches_per_epoch
-
-    def _add_training_time(self) -> None:
-        """Add the time since the last call to the training time. Call it when the device has finished its work."""
-        now = time.perf_counter()
-        self.progress.seconds, self.clock = self.progress.seconds + now - self.clock, now
 
     def _save_checkpoint(self) -> Path:
         """Write the checkpoint of this step, unless it already exists."""
@@ -209,25 +205,25 @@ class TrainingLoop:
         progress.epochs.append(entry)
         self._log(entry)
         if self.accelerator.is_main_process:
-            logger.info("Epoch %d: %s", progress.epoch + 1, self.task.objective.describe(entry, self.task.eval_split))
+            names = [f"{part}_{metric}" for part in ("train", "eval") for metric in self.task.objective.main_metrics]
+            values = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.3f}" for name in names)
+            logger.info("Epoch %d: %s", progress.epoch + 1, values)
         score = self.task.objective.score(metrics)
         is_best = progress.best_score is None or score > progress.best_score
         if is_best:
-            progress.best_score, progress.best_step = score, progress.step
+            progress.best_score = score
         if is_best or not self.arguments.load_best_model_at_end:
             progress.saved_model = {"step": progress.step, **details}
-            self._save_model()
+            if self.accelerator.is_main_process:
+                with atomic_folder(self.output_dir, overwrite=True) as folder:
+                    self.task.model.save_pretrained(folder)
+                    self.task.tokenizer.save_pretrained(folder)
+            self.accelerator.wait_for_everyone()
         progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, []
         self.clock = time.perf_counter()  # the evaluation is not training time
 
-    def _save_model(self) -> None:
-        if self.accelerator.is_main_process:
-            with atomic_folder(self.output_dir, overwrite=True) as folder:
-                self.task.model.save_pretrained(folder)
-                self.task.tokenizer.save_pretrained(folder)
-        self.accelerator.wait_for_everyone()
-
     def _log(self, entry: dict[str, Any]) -> None:
+        self.progress.num_metrics_lines += 1
         if self.accelerator.is_main_process:
             append_metrics(self.output_dir, entry)
         self.accelerator.log(tracker_metrics(entry), step=entry["step"])

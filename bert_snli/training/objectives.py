@@ -2,7 +2,7 @@
 
 An objective is called with the module, a micro-batch and the row numbers of its global batch. It returns the
 contribution to the loss of the global batch, and detached sums (num_sums,), which can be added over micro-batches,
-processes and updates. `metrics` turns sums into means. `score` is higher for a better model. `best_metric` is its name.
+processes and updates. `metrics` turns sums into means. `score` is higher for a better model. `main_metrics` are logged.
 """
 
 import math
@@ -15,8 +15,6 @@ from torch import nn
 
 from bert_snli.data.batching import IGNORED_LABEL
 
-MAX_EXPONENT = 700  # math.exp overflows above 709
-
 
 @dataclass(frozen=True)
 class ClassificationObjective:
@@ -28,7 +26,7 @@ class ClassificationObjective:
 
     reduction: str
     num_sums = 3
-    best_metric = "accuracy"
+    main_metrics = ("loss", "accuracy")
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
@@ -51,12 +49,6 @@ class ClassificationObjective:
     def score(self, metrics: dict[str, float]) -> float:
         return metrics["accuracy"]
 
-    def describe(self, entry: dict[str, float], split: str) -> str:
-        return (
-            f"train loss {entry['train_loss']:.3f}, train accuracy {entry['train_accuracy']:.3f}, "
-            f"{split} accuracy {entry['eval_accuracy']:.3f}"
-        )
-
 
 @dataclass(frozen=True)
 class PretrainingObjective:
@@ -68,7 +60,7 @@ class PretrainingObjective:
 
     num_masked_R: np.ndarray  # number of masked positions of each row
     num_sums = 6
-    best_metric = "loss"
+    main_metrics = ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy")
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], rows: np.ndarray
@@ -84,7 +76,7 @@ class PretrainingObjective:
         return {
             "loss": mlm_loss + nsp_loss,
             "mlm_loss": mlm_loss,
-            "perplexity": math.exp(min(mlm_loss, MAX_EXPONENT)),
+            "perplexity": math.exp(min(mlm_loss, 700)),  # math.exp overflows above 709
             "mlm_accuracy": mlm_correct / num_predictions,
             "nsp_loss": nsp_loss,
             "nsp_accuracy": nsp_correct / num_pairs,
@@ -92,13 +84,6 @@ class PretrainingObjective:
 
     def score(self, metrics: dict[str, float]) -> float:
         return -metrics["loss"]
-
-    def describe(self, entry: dict[str, float], split: str) -> str:
-        return "; ".join(
-            f"{name}: MLM loss {entry[f'{key}_mlm_loss']:.3f} (accuracy {entry[f'{key}_mlm_accuracy']:.3f}), "
-            f"NSP loss {entry[f'{key}_nsp_loss']:.3f} (accuracy {entry[f'{key}_nsp_accuracy']:.3f})"
-            for key, name in (("train", "train"), ("eval", split))
-        )
 
 
 Objective = ClassificationObjective | PretrainingObjective

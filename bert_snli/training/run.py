@@ -23,12 +23,9 @@ from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import restore_output_dir
 from bert_snli.training.command_line import TrainingCommand
 from bert_snli.training.loop import TrainingLoop
-from bert_snli.training.run_report import CONFUSION_MATRIX, RUN_REPORT, TRAINING_PLOT, write_run_report
 from bert_snli.training.setup import format_count, make_optimizer, make_scheduler, resume_or_start
 from bert_snli.training.task import TrainingTask
 
-# Files of an earlier run that a new run replaces at its end.
-FILES_OF_EARLIER_RUN = ("curve.png", "curve.svg", RUN_REPORT, TRAINING_PLOT, CONFUSION_MATRIX, run_folder.TRAINER_STATE)
 logger = logging.getLogger(__name__)
 
 
@@ -66,13 +63,13 @@ def run_training(
             try:
                 loop.run()
             except Stopped:
-                write_progress_files(loop)
+                draw_curve(loop)
                 accelerator.wait_for_everyone()  # the launcher stops all processes as soon as one has ended
                 raise
-            write_progress_files(loop)
+            draw_curve(loop)
         results = summarize_run(loop) | more_results
         if is_main:
-            write_run_report(output_dir, results, loop.progress)
+            run_folder.write_report(output_dir, results, loop.progress)
             text = json.dumps(results, indent=2) + "\n"
             files.write_atomically(output_dir / files.TRAIN_RESULTS, text)  # the last file: it marks a finished run
     return TrainingResult(output_dir, results)
@@ -89,9 +86,8 @@ def make_loop(arguments: BaseTrainingArguments, accelerator: Accelerator, task: 
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
     )
-    total_updates = arguments.num_train_epochs * sampler.batches_per_epoch
-    if arguments.max_steps > 0:
-        total_updates = arguments.max_steps
+    has_limit = arguments.max_steps > 0
+    total_updates = arguments.max_steps if has_limit else arguments.num_train_epochs * sampler.batches_per_epoch
     optimizer = make_optimizer(task.module, arguments.optim, arguments.learning_rate, arguments.weight_decay)
     scheduler = make_scheduler(optimizer, arguments.lr_scheduler_type, arguments.warmup_steps, total_updates)
     if isinstance(task.module, FastClassifier):
@@ -110,13 +106,12 @@ def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], No
     removed = restore_output_dir(output_dir, progress.step)
     if removed and progress.step:
         logger.info("%s: removed, because the run resumes from an earlier checkpoint", ", ".join(removed))
-    origin = run_folder.describe_origin(loop.arguments, progress.data_fingerprint, describe_machine(loop))
-    run_folder.write_origin(output_dir, origin, progress.step)
+    run_folder.write_origin(output_dir, loop.arguments, progress, describe_machine(loop))
     loop.arguments.save_recipe(output_dir / files.RECIPE_FILE)
     prepare_output_dir(output_dir)
-    for name in FILES_OF_EARLIER_RUN:
+    for name in ("curve.png", "curve.svg", "report.md", "confusion_matrix.png"):  # of an earlier run
         (output_dir / name).unlink(missing_ok=True)
-    run_folder.restore_metrics(output_dir, progress)
+    run_folder.restore_metrics(output_dir, progress.num_metrics_lines)
 
 
 @contextmanager
@@ -142,12 +137,10 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
             tracker.finish()
 
 
-def write_progress_files(loop: TrainingLoop) -> None:
-    """Draw the training curve and write `trainer_state.json`, if there was an evaluation."""
+def draw_curve(loop: TrainingLoop) -> None:
+    """Draw the training curve, if there was an evaluation."""
     if loop.accelerator.is_main_process and loop.progress.epochs:
         loop.task.plot(run_folder.read_metrics(loop.output_dir), loop.task.eval_split, loop.output_dir)
-        metric = loop.task.objective.best_metric
-        run_folder.write_trainer_state(loop.output_dir, loop.arguments, loop.progress, loop.total_updates, metric)
 
 
 def describe_machine(loop: TrainingLoop) -> dict[str, Any]:
@@ -187,7 +180,6 @@ def run_command(
 
     `argv` is by default the command line of the process. `labels` maps the results to print to their labels.
     """
-
     argv = sys.argv[1:] if argv is None else argv
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The files of a run: its origin (`run.json`), its metrics (`metrics.jsonl`) and `trainer_state.json`."""
+"""The files of a run: its origin (`run.json`), its metrics (`metrics.jsonl`) and a page about it (`report.md`)."""
 
 import importlib.metadata
 import json
@@ -10,50 +10,50 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
-
+from bert_snli.evaluation.plots import plot_confusion_matrix
 from bert_snli.files import METRICS, WEIGHTS, is_evaluation, sha256_of_file, write_atomically
+from bert_snli.rendering import render
 from bert_snli.training.arguments import BaseTrainingArguments
 from bert_snli.training.checkpointing import Progress
 
-RUN, TRAINER_STATE = "run.json", "trainer_state.json"
+RUN = "run.json"
 LIBRARIES = ("bert-snli", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "safetensors")
 
 
-def describe_origin(arguments: BaseTrainingArguments, data_fingerprint: str, machine: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `run.json`: versions, commit, initial weights and the fingerprint of the data."""
-    weights = Path(arguments.model_name_or_path or ".") / WEIGHTS
-    is_local = bool(arguments.model_name_or_path) and weights.is_file()
-    return {
-        "id": re.sub(r"[^\w.-]", "-", Path(arguments.output_dir).name) + f"-{uuid.uuid4().hex[:8]}",
-        "command": [Path(sys.argv[0]).name, *hide_token(sys.argv[1:])],
+def write_origin(
+    output_dir: Path, arguments: BaseTrainingArguments, progress: Progress, machine: dict[str, Any]
+) -> None:
+    """Write `run.json`: versions, machine, initial weights and data. A resumed run adds an entry to the file."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    now = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "model_name_or_path": arguments.model_name_or_path or None,
-        "model_sha256": sha256_of_file(weights) if is_local else None,
-        "dataset_name_or_path": arguments.dataset_name_or_path,
-        "train_file": getattr(arguments, "train_file", None),
-        "data_fingerprint": data_fingerprint,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": {"python": platform.python_version(), **versions},
         "machine": {"platform": platform.platform(), **machine},
-        "resumed": [],
     }
+    if progress.step and (output_dir / RUN).is_file():
+        origin = read_origin(output_dir)
+        origin["resumed"].append({"step": progress.step, **now})
+    else:
+        weights = Path(arguments.model_name_or_path or ".") / WEIGHTS
+        is_local = bool(arguments.model_name_or_path) and weights.is_file()
+        origin = {
+            "id": re.sub(r"[^\w.-]", "-", output_dir.name) + f"-{uuid.uuid4().hex[:8]}",
+            "command": [Path(sys.argv[0]).name, *hide_token(sys.argv[1:])],
+            "model_name_or_path": arguments.model_name_or_path or None,
+            "model_sha256": sha256_of_file(weights) if is_local else None,
+            "dataset_name_or_path": arguments.dataset_name_or_path,
+            "train_file": getattr(arguments, "train_file", None),
+            "data_fingerprint": progress.data_fingerprint,
+            **now,
+            "resumed": [],
+        }
+    write_atomically(output_dir / RUN, json.dumps(origin, indent=2) + "\n")
 
 
 def hide_token(words: list[str]) -> list[str]:
     """Replace the value of `--token` in a command line."""
     hidden = [re.sub("^--token=.*", "--token=***", word) for word in words]
     return ["***" if before == "--token" else word for before, word in zip(["", *hidden], hidden, strict=False)]
-
-
-def write_origin(output_dir: Path, origin: dict[str, Any], resumed_at: int) -> None:
-    """Write `run.json`. If the run is resumed, add an entry to the existing one."""
-    path = output_dir / RUN
-    if resumed_at and path.is_file():
-        first = read_origin(output_dir)
-        now = {name: origin[name] for name in ("started", "versions", "machine")}
-        origin = {**first, "resumed": [*first["resumed"], {"step": resumed_at, **now}]}
-    write_atomically(path, json.dumps(origin, indent=2) + "\n")
 
 
 def read_origin(output_dir: Path) -> dict[str, Any]:
@@ -72,19 +72,11 @@ def append_metrics(output_dir: Path, entry: dict[str, Any]) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def restore_metrics(output_dir: Path, progress: Progress) -> None:
-    """Remove the lines of `metrics.jsonl` after the checkpoint of `progress`. For a new run, remove all lines."""
+def restore_metrics(output_dir: Path, num_lines: int) -> None:
+    """Keep only the first `num_lines` lines of `metrics.jsonl`."""
     path = output_dir / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if progress.step and path.exists() else []
-    write_atomically(path, "".join(f"{line}\n" for line in lines if _was_written_before(line, progress)))
-
-
-def _was_written_before(line: str, progress: Progress) -> bool:
-    try:
-        entry = json.loads(line)
-    except ValueError:  # a killed run may leave an incomplete line
-        return False
-    return entry in progress.epochs if is_evaluation(entry) else entry["step"] <= progress.step
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    write_atomically(path, "".join(lines[:num_lines]))
 
 
 def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
@@ -100,31 +92,23 @@ def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_trainer_state(
-    output_dir: Path, arguments: BaseTrainingArguments, progress: Progress, max_steps: int, best_metric: str
-) -> None:
-    """Write `trainer_state.json` as `transformers.Trainer` does, from the lines of `metrics.jsonl`."""
-    entries = read_metrics(output_dir)
-    # `Trainer` names the training loss `loss`, and its evaluation entries have no training metrics.
-    log_history = [
-        {
-            name.removeprefix("train_"): value
-            for name, value in entry.items()
-            if not (is_evaluation(entry) and name.startswith("train_"))
-        }
-        for entry in entries
-    ]
-    best = next(entry for entry in progress.epochs if entry["step"] == progress.best_step)
-    state = TrainerState(
-        epoch=entries[-1]["epoch"],
-        global_step=entries[-1]["step"],
-        max_steps=max_steps,
-        num_train_epochs=arguments.num_train_epochs,
-        logging_steps=arguments.logging_steps,
-        save_steps=arguments.save_steps,
-        train_batch_size=arguments.train_batch_size,
-        log_history=log_history,
-        best_metric=best[f"eval_{best_metric}"],
-        best_global_step=best["step"],
+def write_report(output_dir: Path, results: dict[str, Any], progress: Progress) -> None:
+    """Write `report.md` and, for a classifier, the plot of its confusion matrix.
+
+    `results` is the content of `train_results.json`.
+    """
+    if confusion_matrix := progress.saved_model.get("confusion_matrix"):
+        title = f"{results['eval_split']}: accuracy {results['eval_accuracy']:.1%}"
+        plot_confusion_matrix(confusion_matrix, title, output_dir / "confusion_matrix.png")
+    names = [name for name in progress.epochs[0] if name.startswith(("train_", "eval_")) and name != "train_seconds"]
+    page = render(
+        "run_report.md",
+        name=output_dir.name,
+        results=results,
+        origin=read_origin(output_dir),
+        names=names,
+        epochs=progress.epochs,
+        saved_step=progress.saved_model["step"],
+        has_confusion_matrix=bool(confusion_matrix),
     )
-    state.save_to_json(str(output_dir / TRAINER_STATE))
+    (output_dir / "report.md").write_text(page, encoding="utf-8")

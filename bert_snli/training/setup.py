@@ -26,7 +26,6 @@ from bert_snli.training import checkpointing
 from bert_snli.training.arguments import CHANGEABLE_ON_RESUME, BaseTrainingArguments
 from bert_snli.training.run_folder import RUN
 
-UNSUPPORTED_LAUNCHES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # not needed, because the models are small
 PROCESS_TIMEOUT = timedelta(hours=1)  # all processes wait while the main one encodes the data; NCCL: 10 minutes
 # d2l uses adam_torch without weight decay (15.7.4).
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -64,7 +63,7 @@ def check_arguments(arguments: BaseTrainingArguments) -> None:
 
 def open_accelerator(arguments: Arguments) -> tuple[Accelerator, Arguments]:
     """Connect the processes of the run. Return also the arguments with the chosen precision and checkpoint."""
-    for name in UNSUPPORTED_LAUNCHES:
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):  # not needed, because the models are small
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise BertSnliError(f"distributed_type {name}: is not supported; use MULTI_GPU")
     on_cpu = runs_on_cpu()
@@ -173,7 +172,8 @@ def resume_or_start(
     if {"num_train_epochs", "max_steps"} & set(changed) and total_updates <= progress.step:
         reached = f"is at step {progress.step} of {total_updates}"
         raise BertSnliError(f"{where}: {reached}; increase max_steps or num_train_epochs to continue")
-    checkpointing.load_checkpoint(accelerator, folder)
+    with checkpointing.explain_unreadable(folder):
+        accelerator.load_state(str(folder))
     scheduler.load_state_dict(progress.scheduler)
     if machine.keys() & set(changed):  # its random states belong to another machine
         set_seed((arguments.seed + progress.step) % 2**32, device_specific=True)

@@ -43,11 +43,11 @@ class TokenizerTestMixin(TokenizerTesterMixin, TokenizersBackendTesterMixin):
 class LowerCaseTokenizerTest(TokenizerTestMixin, unittest.TestCase):
     do_lower_case = True
     integration_expected_tokens = "this -lrb- first -rrb- sentence . do n't <unk> 3 <unk>".split()
-    integration_expected_decoded_text = "this (first) sentence. don't <unk> 3 <unk>"
+    integration_expected_decoded_text = "this -lrb- first -rrb- sentence. don't <unk> 3 <unk>"
 
 
 @skip_tests(NOT_APPLICABLE)
 class CasedTokenizerTest(TokenizerTestMixin, unittest.TestCase):
     do_lower_case = False
     integration_expected_tokens = "This -LRB- first -RRB- sentence . <unk> n't <unk> 3 <unk>".split()
-    integration_expected_decoded_text = "This (first) sentence. <unk>n't <unk> 3 <unk>"
+    integration_expected_decoded_text = "This -LRB- first -RRB- sentence. <unk>n't <unk> 3 <unk>"

@@ -91,7 +91,8 @@ def reference_losses(wiki_lines: list[str], wiki_vocabulary: list[str], wiki: Pa
     epoch = 0
     while len(losses) < STEPS:
         examples = d2l_examples(wiki_lines, wiki_vocabulary, wiki, 7, epoch)
-        sampler = GlobalBatchSampler([len(example[0]) for example in examples], BATCH, seed=7, strategy="random")
+        lengths = np.array([len(example[0]) for example in examples])
+        sampler = GlobalBatchSampler(lengths, BATCH, seed=7, strategy="random")
         sampler.set_epoch(epoch)
         for batch in sampler.global_batches()[: STEPS - len(losses)]:
             loss = pretraining_loss(net, [examples[row] for row in batch], ids, MAX_LENGTH)

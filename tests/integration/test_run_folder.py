@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import transformers
 from PIL import Image
-from transformers import TrainerState
 
 from bert_snli.errors import BertSnliError, Stopped
 from bert_snli.files import sha256_of_file
@@ -59,28 +58,11 @@ def test_saved_recipe_repeats_the_run_bit_exactly(finished_run: Path, tmp_path: 
     assert first["data_fingerprint"] == second["data_fingerprint"]
 
 
-def test_trainer_state_of_transformers_holds_the_metrics(finished_run: Path):
-    state = TrainerState.load_from_json(str(finished_run / "trainer_state.json"))
-    lines = read_metrics(finished_run)
-    evaluations = [entry for entry in lines if "eval_loss" in entry]
-    assert (state.global_step, state.max_steps) == (7, 7)
-    assert state.best_metric == max(entry["eval_accuracy"] for entry in evaluations)
-    assert len(state.log_history) == len(lines)
-    for entry, line in zip(state.log_history, lines, strict=True):
-        if "eval_loss" in line:
-            assert "loss" not in entry
-            names = ["step", "epoch", "eval_loss", "eval_accuracy"]
-        else:
-            assert entry["loss"] == line["train_loss"]
-            names = ["step", "epoch", "grad_norm", "learning_rate"]
-        assert [entry[name] for name in names] == [line[name] for name in names]
-
-
 def test_report_shows_metrics_and_plots(finished_run: Path):
     text = (finished_run / "report.md").read_text(encoding="utf-8")
     results = read_json(finished_run / "train_results.json")
     assert f"| {results['saved_epoch']:g} (saved) |" in text and f"{results['eval_accuracy']:.4f}" in text
-    for name in ("curve.png", "training.png", "confusion_matrix.png"):
+    for name in ("curve.png", "confusion_matrix.png"):
         assert f"({name})" in text
         with Image.open(finished_run / name) as plot:
             assert min(plot.size) > 500 and len(plot.convert("RGB").getcolors(1 << 24)) > 10  # not blank
@@ -139,8 +121,6 @@ def test_pretraining_writes_the_same_records(corpus: Path, tmp_path: Path):
     sizes = "--hidden_size 16 --intermediate_size 16 --num_attention_heads 2 --min_freq 1 --max_steps 3".split()
     paths = ["--dataset_name_or_path", str(corpus), "--output_dir", str(tmp_path / "run")]
     pretrain_model(PRETRAIN.parse([*paths, *sizes, "--logging_steps", "1"]))
-    state = TrainerState.load_from_json(str(tmp_path / "run" / "trainer_state.json"))
-    assert state.best_metric == read_metrics(tmp_path / "run")[-1]["eval_loss"]
     text = (tmp_path / "run" / "report.md").read_text()
     assert "new weights" in text and "confusion" not in text
     assert read_json(tmp_path / "run" / "run.json")["model_sha256"] is None
@@ -155,7 +135,7 @@ def test_overwrite_output_dir_removes_the_records_of_the_earlier_run(
     with pytest.raises(BertSnliError, match="not finite"):
         run_finetune(base_model, corpus, tmp_path / "run", **changes)
     found = {path.name for path in (tmp_path / "run").iterdir()}
-    assert not found & {"report.md", "training.png", "confusion_matrix.png", "trainer_state.json", "train_results.json"}
+    assert not found & {"report.md", "confusion_matrix.png", "train_results.json"}
 
 
 def test_signal_after_the_first_epoch_of_pretraining_draws_the_curve(wiki: Path, tmp_path: Path, monkeypatch):

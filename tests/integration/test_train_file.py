@@ -83,7 +83,7 @@ def test_loss_is_the_cross_entropy_with_the_teacher_probabilities(
     net = ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary)))
     net.load_state_dict(classifier_weights)
     tokens, segments, valid_lens, _ = encode_rows(corpus, vocabulary)
-    sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42, strategy="random")
+    sampler = GlobalBatchSampler(valid_lens.long().numpy(), BATCH, seed=42, strategy="random")
     trainer = torch.optim.Adam(net.parameters(), lr=1e-4)
     expected: list[float] = []
     while len(expected) < STEPS:

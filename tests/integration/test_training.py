@@ -53,7 +53,7 @@ def reference_losses(corpus: Path, vocabulary: list[str], classifier_weights) ->
     net = ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary)))
     net.load_state_dict(classifier_weights)
     tokens, segments, valid_lens, labels = encode_rows(corpus, vocabulary)
-    sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42, strategy="random")
+    sampler = GlobalBatchSampler(valid_lens.long().numpy(), BATCH, seed=42, strategy="random")
     trainer = torch.optim.Adam(net.parameters(), lr=1e-4)
     losses: list[float] = []
     while len(losses) < STEPS:
@@ -259,7 +259,7 @@ def test_losses_of_the_default_recipe_equal_those_of_plain_pytorch(
     net = ReferenceClassifier(ReferenceBERT(vocab=len(vocabulary)))
     net.load_state_dict(classifier_weights)
     tokens, segments, valid_lens, labels = encode_rows(corpus, vocabulary)
-    sampler = GlobalBatchSampler(valid_lens.tolist(), BATCH, seed=42)
+    sampler = GlobalBatchSampler(valid_lens.long().numpy(), BATCH, seed=42)
     batches: list[np.ndarray] = []
     for epoch in range(8):
         sampler.set_epoch(epoch)
@@ -333,8 +333,8 @@ def test_load_best_model_at_end_saves_the_best_epoch_and_otherwise_the_last(
 def test_output_folder_is_a_model_folder_with_the_records_of_the_run(corpus: Path, d2l_run: Path):
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     history = {"provenance.md", "start_conversion_certificate.json"}
-    records = {"recipe.yaml", "run.json", "metrics.jsonl", "train_results.json", "trainer_state.json", "report.md"}
-    plots = {"curve.png", "curve.svg", "training.png", "confusion_matrix.png"}
+    records = {"recipe.yaml", "run.json", "metrics.jsonl", "train_results.json", "report.md"}
+    plots = {"curve.png", "curve.svg", "confusion_matrix.png"}
     found = {path.name for path in d2l_run.iterdir()}
     code = {name for name in found if name.endswith(".py")}
     assert found - code == model | history | records | plots | {".lock"}

@@ -84,7 +84,7 @@ def test_installed_commands_run_outside_the_repository(environment: Path, tmp_pa
 
     assert bert_snli("--version").strip() == version("bert-snli")
     assert bert_snli("config") == (REPOSITORY / "accelerate_config.yaml").read_text()
-    assert "Everything is in quickstart" in bert_snli("quickstart")
+    assert "bert-snli finetune models/small" in bert_snli("quickstart")
     data = ["--dataset_name_or_path", "quickstart/mini_snli"]
     limits = ["--max_length", 40, "--max_steps", 1, "--max_eval_samples", 20]
     paths = ["--model_name_or_path", "quickstart/converted", "--output_dir", "run"]

@@ -40,13 +40,15 @@ TIMES = ("train_seconds", "train_samples_per_second")  # metrics that differ bet
 
 def read_parsed_rows(corpus: Path, split: str = "train") -> list[tuple[list[str], list[str], int]]:
     """Read SNLI as d2l does: the leaves of the binary parses of the labelled rows, lower-cased."""
-    lines = (corpus / f"snli_1.0_{split}.txt").read_text(encoding="utf-8").splitlines()[1:]
-    cells = [line.split("\t") for line in lines]
+    lines = (corpus / f"snli_1.0_{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    sides = ("sentence1_binary_parse", "sentence2_binary_parse")
 
     def leaves(parse: str) -> list[str]:
         return re.sub(r"\s{2,}", " ", re.sub(r"[()]", "", parse)).strip().lower().split()
 
-    return [(leaves(cell[1]), leaves(cell[2]), LABELS[cell[0]]) for cell in cells if cell[0] in LABELS]
+    labelled = [row for row in rows if row["gold_label"] in LABELS]
+    return [(*(leaves(row[side]) for side in sides), LABELS[row["gold_label"]]) for row in labelled]
 
 
 def encode_rows(corpus: Path, vocabulary: list[str]) -> tuple[torch.Tensor, ...]:

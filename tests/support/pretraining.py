@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_snli.data.pretraining import MaskedPairs, count_masked, draw_masks, draw_pairs, encode_corpus, pair_up
-from bert_snli.data.text import Paragraphs, SentenceSplitter, open_text, split_sentences
+from bert_snli.data.text import Paragraphs, open_text, split_sentences
 from bert_snli.tokenization import build_tokenizer
 from tests.support.checkpoints import SPECIALS
 from tests.support.d2l_pretraining_reference import mask_tokens, read_paragraphs, sentence_pairs
@@ -38,8 +38,7 @@ def write_wiki(lines: list[str], folder: Path) -> Path:
 
 def split_paragraphs(source: Path) -> Paragraphs:
     """Read raw text and split its paragraphs into sentences."""
-    text = open_text(str(source), None, "raw")
-    return split_sentences(text, SentenceSplitter(build_tokenizer(SPECIALS, model_max_length=9), text.tokenized))
+    return split_sentences(open_text(str(source), None, "raw"), build_tokenizer(SPECIALS, model_max_length=9))
 
 
 def masked_pairs(wiki: Path, vocabulary: list[str], seed: int = 7, **options) -> MaskedPairs:

@@ -34,7 +34,6 @@ def test_each_row_is_counted_once_in_an_epoch_in_the_same_global_batches(
             process_index=process,
         )
         sampler.set_epoch(2)
-        assert len(list(sampler)) == len(sampler)
         return list(sampler)
 
     sampler = GlobalBatchSampler(LENGTHS, 100, seed=1, strategy=strategy)
@@ -65,7 +64,6 @@ def test_epoch_can_start_at_a_later_batch():
     whole_epoch = list(sampler)
     sampler.set_epoch(0, first_batch=4)
     assert list(sampler) == whole_epoch[8:]
-    assert len(sampler) == len(whole_epoch) - 8
 
 
 def padding_share(sampler: GlobalBatchSampler) -> float:

@@ -74,7 +74,7 @@ def test_certificate_records_shape_dtype_and_hash_of_every_tensor(
             recorded = record[side]
             assert recorded["shape"] == list(array.shape) and recorded["dtype"] == array.dtype.name
             assert recorded["sha256"] == hashlib.sha256(array.tobytes()).hexdigest()
-    layers = ["embeddings", "block 1", "block 2", "pooler", "masked language model", "next sentence"]
+    layers = ["embeddings", "block 1", "block 2", "pooler", "prediction_logits", "seq_relationship_logits"]
     assert [entry["layer"] for entry in certificate["proof"]] == layers
     assert max(entry["in_float64"] for entry in certificate["proof"]) <= rounding(TINY, torch.float64)
 
@@ -92,8 +92,8 @@ def test_numpy_reference_agrees_with_pytorch_reference(d2l_checkpoint: Path, ref
         )
     for ours, theirs in (
         (layers["block 2"], encoded),
-        (layers["masked language model"], mlm),
-        (layers["next sentence"], nsp),
+        (layers["prediction_logits"], mlm),
+        (layers["seq_relationship_logits"], nsp),
     ):
         assert relative_difference(ours, theirs.numpy()) <= rounding(TINY, torch.float64)
 
@@ -110,7 +110,7 @@ def test_numpy_reference_agrees_with_outputs_of_d2l_code(name: str):
     assert relative_difference(case["encoder"], last_block) <= D2L_TOLERANCE
     assert relative_difference(case["pooled"], layers["pooler"]) <= D2L_TOLERANCE
     rows = np.arange(len(case["tokens"]))[:, None]
-    predicted = layers["masked language model"][rows, case["pred_positions"]]
+    predicted = layers["prediction_logits"][rows, case["pred_positions"]]
     assert relative_difference(case["mlm"], predicted) <= D2L_TOLERANCE
 
 

@@ -328,13 +328,6 @@ def test_token_type_ids_default_to_zero_and_change_outputs():
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_unknown_keyword_argument_is_an_error_that_names_it(model_class):
-    model, inputs = make_model(model_class), batch()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'attention_msk'"):
-        model(inputs["input_ids"], attention_msk=inputs["attention_mask"])
-
-
-@pytest.mark.parametrize("model_class", MODEL_CLASSES)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_keyword_arguments_of_transformers_are_accepted(attention: str, model_class):
     model, inputs = make_model(model_class, attention), batch()

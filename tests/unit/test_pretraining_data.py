@@ -15,18 +15,18 @@ from bert_snli.data.batching import MicroBatch
 from bert_snli.data.pair_encoding import flat_columns
 from bert_snli.data.pretraining import (
     MaskedPairs,
-    SentenceEncoder,
     encode_corpus,
     mask_tokens,
     pair_up,
 )
-from bert_snli.data.text import _read_hub, build_vocabulary, open_text
+from bert_snli.data.text import build_vocabulary, open_text
 from bert_snli.errors import BertSnliError
 from bert_snli.tokenization import build_tokenizer
 from bert_snli.training.setup import fingerprint
 from tests.support.checkpoints import SPECIALS
 from tests.support.d2l_pretraining_reference import read_paragraphs
 from tests.support.pretraining import d2l_examples, masked_pairs, split_paragraphs
+from tests.support.snli_tables import write_tables
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -179,17 +179,20 @@ def test_readme_next_to_snli_is_not_read_as_text(corpus: Path, tmp_path: Path):
     assert "premise" in open_text(str(tmp_path), None, "raw").splits["train"].column_names
 
 
-def test_dataset_without_a_train_split_is_refused(tmp_path: Path):
-    (tmp_path / "validation.txt").write_text("A dog runs. It sleeps.\n", encoding="utf-8")
-    (tmp_path / "test.txt").write_text("A cat runs. It sleeps.\n", encoding="utf-8")
+@pytest.mark.parametrize(("split", "column"), [("validation", "text"), ("train", "sentence")])
+def test_dataset_without_a_train_split_or_text_is_refused(split: str, column: str, monkeypatch: pytest.MonkeyPatch):
+    dataset = DatasetDict({split: Dataset.from_dict({column: ["A dog runs. It sleeps."]})})
+    monkeypatch.setattr("bert_snli.data.sources.load_dataset", lambda *arguments, **options: dataset)
     with pytest.raises(BertSnliError, match="has no split 'train' or no column 'text'"):
-        _read_hub(str(tmp_path), None)
+        open_text("someone/stories", None, "raw")
 
 
 def test_special_tokens_in_a_text_become_unknown_tokens(wiki_vocabulary: list[str]):
     tokenizer = build_tokenizer(wiki_vocabulary, model_max_length=9)
-    encoded = SentenceEncoder(tokenizer)({"sentences": [["<cls> <sep> <mask>", "<pad> <unk> nowhere"]]})
-    assert encoded == {"ids": [[tokenizer.unk_token_id] * 6], "lengths": [[3, 3]]}
+    paragraphs = Dataset.from_dict({"sentences": [["<cls> <sep> <mask>", "<pad> <unk> nowhere"]]})
+    sentences, counts = encode_corpus(paragraphs, tokenizer)
+    assert (sentences.ids.tolist(), sentences.lengths.tolist()) == ([tokenizer.unk_token_id] * 6, [3, 3])
+    assert counts.tolist() == [2]
 
 
 def test_wikitext_of_the_hub_is_tokenized_and_other_datasets_are_raw(monkeypatch: pytest.MonkeyPatch):
@@ -238,8 +241,6 @@ def test_fingerprint_depends_on_every_column_of_the_pairs(column: str, values: l
 
 
 def test_tables_of_snli_are_not_read_as_plain_text(corpus: Path, tmp_path: Path):
-    for path in corpus.glob("*.txt"):
-        shutil.copy(path, tmp_path)
-    splits = open_text(str(tmp_path), None, "raw").splits
+    splits = open_text(str(write_tables(corpus, tmp_path)), None, "raw").splits
     assert set(splits) == {"train", "validation"}
     assert set(splits["train"].column_names) >= {"premise", "hypothesis"}

@@ -19,6 +19,7 @@ from bert_snli.data.snli import load_snli, read_parse
 from bert_snli.data.sources import _extract
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS
+from tests.support.snli_tables import write_tables
 
 HUB_LABELS = ["entailment", "neutral", "contradiction"]
 ROW = {"gold_label": "neutral", "sentence1": "A dog.", "sentence2": "A cat."}
@@ -64,19 +65,12 @@ def write_parquet(corpus: Path, folder: Path) -> Path:
 
 def write_zip(corpus: Path, path: Path) -> Path:
     """Write the corpus in the format of `snli_1.0.zip`, with the extra files that macOS adds."""
+    tables = write_tables(corpus, path.parent / "tables")
     with zipfile.ZipFile(path, "w") as archive:
-        for file in corpus.iterdir():
+        for file in (*corpus.iterdir(), *tables.iterdir()):
             archive.write(file, f"snli_1.0/{file.name}")
             archive.writestr(f"__MACOSX/snli_1.0/._{file.name}", "metadata of macOS")
     return path
-
-
-def copy_files(corpus: Path, suffix: str, folder: Path) -> Path:
-    """Copy the files of one format."""
-    folder.mkdir()
-    for file in corpus.glob(f"*{suffix}"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
 
 
 def write_jsonl(folder: Path, rows: list[dict]) -> Path:
@@ -88,8 +82,8 @@ def write_jsonl(folder: Path, rows: list[dict]) -> Path:
 def test_each_format_gives_the_same_pairs(kind: str, corpus: Path, tmp_path: Path):
     sources = {
         "zip": lambda: write_zip(corpus, tmp_path / "snli_1.0.zip"),
-        "jsonl": lambda: copy_files(corpus, ".jsonl", tmp_path / "jsonl"),
-        "txt": lambda: copy_files(corpus, ".txt", tmp_path / "txt"),
+        "jsonl": lambda: corpus,
+        "txt": lambda: write_tables(corpus, tmp_path / "txt"),
         "parquet": lambda: write_parquet(corpus, tmp_path / "hub"),
     }
     snli = load_snli(str(sources[kind]()))

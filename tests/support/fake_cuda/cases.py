@@ -94,12 +94,11 @@ def finetuning_loop(folder: Path, precision: str, **options):
 @cache
 def sentence_splits(folder: Path):
     """Return the tokenizer that splits text into tokens, and the sentences of the corpus."""
-    from bert_snli.data.text import SentenceSplitter, open_text, split_sentences
+    from bert_snli.data.text import open_text, split_sentences
     from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
 
     rules = build_tokenizer(list(SPECIAL_TOKENS.values()), model_max_length=64)
-    text = open_text(str(folder / "corpus"), None, "raw")
-    return rules, split_sentences(text, SentenceSplitter(rules, text.tokenized))
+    return rules, split_sentences(open_text(str(folder / "corpus"), None, "raw"), rules)
 
 
 def pretraining_loop(folder: Path, precision: str, attention: str, **options):
