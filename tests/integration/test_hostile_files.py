@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
 import resource
-import shutil
 import stat
 import struct
 import tempfile
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
+from bert_snli.tokenization import MAX_VOCABULARY_BYTES
 from conversion.checkpoint import read_checkpoint
 from conversion.convert import convert_checkpoint
 from tests.support.checkpoints import change_state_dict, save_d2l_checkpoint, small_vocabulary
@@ -188,9 +189,9 @@ MALICIOUS = {
         write("vocab.json", rb'["<unk>", "\ud800"]'),
         "a text that UTF-8 can encode",
     ),
-    "vocabulary is the params file": (
-        lambda folder: shutil.copy(folder / "pretrained.params", folder / "vocab.json"),
-        "not JSON in UTF-8",
+    "vocabulary larger than the limit": (
+        lambda folder: (folder / "vocab.json").write_text(json.dumps(["x" * 1000] * (MAX_VOCABULARY_BYTES // 1000))),
+        "too large for a vocabulary",
     ),
 }
 
