@@ -156,6 +156,7 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "finetune.plot_curve",
         "pretrain.plot_pretraining",
+        "training.run_folder.plot_training_progress",
         "training.run_folder.plot_confusion_matrix",
     ):
         monkeypatch.setattr(f"bert_snli.{name}", lambda *arguments: None)

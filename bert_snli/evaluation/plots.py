@@ -71,6 +71,14 @@ def plot_pretraining(entries: Rows, eval_split: str, folder: Path) -> None:
             _draw_lines(axes, "step", lines, xlabel="step", ylabel=f"{task.upper()} loss")
 
 
+def plot_training_progress(entries: Rows, path: Path) -> None:
+    """Plot learning rate, gradient norm and throughput over steps."""
+    names = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "train_samples_per_second": "examples/s"}
+    with _new_figure(5.5, 5.6, "", path) as figure:
+        for axes, (key, name) in zip(figure.subplots(len(names), sharex=True), names.items(), strict=True):
+            _draw_lines(axes, "step", [(entries, key, name, "o-")], xlabel="step", ylim=(0, None))
+
+
 def plot_confusion_matrix(matrix: Mapping[str, Mapping[str, int]], title: str, path: Path) -> None:
     """Plot the confusion matrix. Rows are gold labels, columns are predicted labels, colours are shares of a row."""
     names = list(matrix)

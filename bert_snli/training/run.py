@@ -109,7 +109,7 @@ def start_output_dir(loop: TrainingLoop, prepare_output_dir: Callable[[Path], No
     run_folder.write_origin(output_dir, loop.arguments, progress, describe_machine(loop))
     loop.arguments.save_recipe(output_dir / files.RECIPE_FILE)
     prepare_output_dir(output_dir)
-    for name in ("curve.png", "curve.svg", "report.md", "confusion_matrix.png"):  # of an earlier run
+    for name in ("curve.png", "curve.svg", "report.md", "training.png", "confusion_matrix.png"):  # of an earlier run
         (output_dir / name).unlink(missing_ok=True)
     run_folder.restore_metrics(output_dir, progress.num_metrics_lines)
 

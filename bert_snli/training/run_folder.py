@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bert_snli.evaluation.plots import plot_confusion_matrix
+from bert_snli.evaluation.plots import plot_confusion_matrix, plot_training_progress
 from bert_snli.files import METRICS, WEIGHTS, is_evaluation, sha256_of_file, write_atomically
 from bert_snli.rendering import render
 from bert_snli.training.arguments import BaseTrainingArguments
@@ -93,10 +93,12 @@ def tracker_metrics(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(output_dir: Path, results: dict[str, Any], progress: Progress) -> None:
-    """Write `report.md` and, for a classifier, the plot of its confusion matrix.
+    """Write `report.md`, a plot of the training and, for a classifier, its confusion matrix.
 
     `results` is the content of `train_results.json`.
     """
+    updates = [entry for entry in read_metrics(output_dir) if not is_evaluation(entry)]
+    plot_training_progress(updates, output_dir / "training.png")
     if confusion_matrix := progress.saved_model.get("confusion_matrix"):
         title = f"{results['eval_split']}: accuracy {results['eval_accuracy']:.1%}"
         plot_confusion_matrix(confusion_matrix, title, output_dir / "confusion_matrix.png")

@@ -62,7 +62,7 @@ def test_report_shows_metrics_and_plots(finished_run: Path):
     text = (finished_run / "report.md").read_text(encoding="utf-8")
     results = read_json(finished_run / "train_results.json")
     assert f"| {results['saved_epoch']:g} (saved) |" in text and f"{results['eval_accuracy']:.4f}" in text
-    for name in ("curve.png", "confusion_matrix.png"):
+    for name in ("curve.png", "training.png", "confusion_matrix.png"):
         assert f"({name})" in text
         with Image.open(finished_run / name) as plot:
             assert min(plot.size) > 500 and len(plot.convert("RGB").getcolors(1 << 24)) > 10  # not blank
@@ -135,7 +135,7 @@ def test_overwrite_output_dir_removes_the_records_of_the_earlier_run(
     with pytest.raises(BertSnliError, match="not finite"):
         run_finetune(base_model, corpus, tmp_path / "run", **changes)
     found = {path.name for path in (tmp_path / "run").iterdir()}
-    assert not found & {"report.md", "confusion_matrix.png", "train_results.json"}
+    assert not found & {"report.md", "training.png", "confusion_matrix.png", "train_results.json"}
 
 
 def test_signal_after_the_first_epoch_of_pretraining_draws_the_curve(wiki: Path, tmp_path: Path, monkeypatch):

@@ -334,7 +334,7 @@ def test_output_folder_is_a_model_folder_with_the_records_of_the_run(corpus: Pat
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     history = {"provenance.md", "start_conversion_certificate.json"}
     records = {"recipe.yaml", "run.json", "metrics.jsonl", "train_results.json", "report.md"}
-    plots = {"curve.png", "curve.svg", "confusion_matrix.png"}
+    plots = {"curve.png", "curve.svg", "training.png", "confusion_matrix.png"}
     found = {path.name for path in d2l_run.iterdir()}
     code = {name for name in found if name.endswith(".py")}
     assert found - code == model | history | records | plots | {".lock"}
