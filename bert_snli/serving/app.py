@@ -39,6 +39,16 @@ MAX_FILE_SIZE = "5mb"
 MAX_ROWS = 10_000
 NUM_DISPLAYED_ROWS = 100
 DELETE_FILES_AFTER = 3600  # seconds, for uploads and downloads on the server's disk
+# Greys out the prediction if the text boxes no longer hold the predicted texts. The browser shows a new prediction
+# after its change event, so the comparison waits for the next frame.
+MARK_STALE = """(premise, hypothesis) => {
+    requestAnimationFrame(() => {
+        const shown = document.querySelector("#prediction .bs-prediction");
+        const isStale = shown?.dataset.premise !== premise || shown?.dataset.hypothesis !== hypothesis;
+        shown?.classList.toggle("bs-stale", isStale);
+    });
+    return [];
+}"""
 FONTS = ["system-ui", "sans-serif"]
 # The files of a model folder that inference needs.
 MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "*.py")
@@ -119,6 +129,7 @@ def _add_pair_tab(explain: Callable[[str, str], str], app: gr.Blocks) -> None:
     inputs = [premise, hypothesis]
     events = [app.load, button.click, premise.submit, hypothesis.submit]
     gr.on(events, explain, inputs, output, api_visibility="private", show_progress="minimal")
+    gr.on([premise.change, hypothesis.change, output.change], None, inputs, js=MARK_STALE, api_visibility="private")
     with gr.Column(min_width=280):
         title, names = "Examples: choose a hypothesis", [hypothesis for _, hypothesis in EXAMPLES]
         options = {"run_on_click": True, "cache_examples": False, "api_visibility": "private"}

@@ -31,6 +31,8 @@ class DisplayedToken(NamedTuple):
 class Explanation:
     """A prediction for one pair."""
 
+    premise: str  # both texts as the user typed them
+    hypothesis: str
     scores: dict[str, float]  # probability of each label, the highest first
     tokens: dict[str, list[DisplayedToken]]  # by text: "premise" and "hypothesis"
     length: int  # number of tokens in the pair, including the special ones
@@ -83,7 +85,7 @@ class ExplainedPredictor(Predictor):
             ],
         }
         (scores,) = self([(premise, hypothesis)])
-        return Explanation(scores, tokens, sum(map(len, tokens.values())), self.max_length)
+        return Explanation(premise, hypothesis, scores, tokens, sum(map(len, tokens.values())), self.max_length)
 
     def _match_tokens(self, text: str, shares: list[float]) -> list[DisplayedToken]:
         """Split `text` into its tokens. `shares` are those of the first tokens; the model does not read the others."""

@@ -35,6 +35,7 @@ from bert_snli.errors import BertSnliError
 from bert_snli.inference import load_classifier, load_tokenizer
 from bert_snli.prediction import Predictor
 from bert_snli.serving.app import (
+    MARK_STALE,
     MAX_ROWS,
     MODEL_FILES,
     NUM_DISPLAYED_ROWS,
@@ -179,11 +180,13 @@ class Tags(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
+        self.values: dict[str, str | None] = {}  # of the last tag with each attribute
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes.update(name for name, _ in attrs)
+        self.values.update(attrs)
 
 
 def test_text_of_users_is_escaped(predictor: ExplainedPredictor):
@@ -195,7 +198,15 @@ def test_text_of_users_is_escaped(predictor: ExplainedPredictor):
     assert with_markup.attributes == plain.attributes
 
 
-def test_page_predicts_on_enter(predictor: ExplainedPredictor):
+@pytest.mark.parametrize("pair", PAIRS)
+def test_prediction_names_its_pair_for_the_comparison_with_the_text_boxes(
+    predictor: ExplainedPredictor, pair: tuple[str, str]
+):
+    values = Tags(render_explanation(predictor.explain(*pair))).values
+    assert (values["data-premise"], values["data-hypothesis"]) == pair
+
+
+def test_page_predicts_on_enter_and_compares_texts_with_the_prediction_on_every_change(predictor: ExplainedPredictor):
     """In a text box of one line Gradio submits on Enter; in one of several lines on Shift+Enter."""
     config = build_app(predictor).get_config_file()
     boxes = {entry["id"]: entry["props"] for entry in config["components"] if entry["type"] == "textbox"}
@@ -206,7 +217,12 @@ def test_page_predicts_on_enter(predictor: ExplainedPredictor):
     (output,) = [entry["id"] for entry in config["components"] if entry["props"].get("elem_id") == "prediction"]
     events = [(set(map(tuple, event["targets"])), event) for event in config["dependencies"]]
     (submit,) = [event for targets, event in events if {(box, "submit") for box in boxes} <= targets]
+    (change,) = [event for targets, event in events if {(box, "change") for box in boxes} <= targets]
     assert (submit["inputs"], submit["outputs"]) == (list(boxes), [output])
+    assert (output, "change") in set(map(tuple, change["targets"]))
+    assert (change["inputs"], change["outputs"], change["backend_fn"], change["js"]) == (
+        list(boxes), [], False, MARK_STALE,
+    )  # fmt: skip
 
 
 def test_title_of_the_page_names_the_task_and_the_model(predictor: ExplainedPredictor):

@@ -82,9 +82,28 @@ def test_enter_submits_and_shift_enter_starts_a_new_line(page: Page):
     page.get_by_label("Hypothesis").fill(hypothesis)
     page.get_by_label("Hypothesis").press("Shift+Enter")
     expect(page.get_by_label("Hypothesis")).to_have_value(f"{hypothesis}\n")
+    expect(page.locator(".bs-stale")).to_have_count(1)
     page.get_by_label("Hypothesis").press("Enter")
     expect(page.locator(".bs-label")).to_have_text("contradiction")
     expect(page.get_by_label("Hypothesis")).to_have_value(f"{hypothesis}\n")
+    expect(page.locator(".bs-stale")).to_have_count(0)
+
+
+def test_prediction_is_grey_while_the_text_differs(page: Page):
+    expect(page).to_have_title("Natural language inference with trained_classifier")
+    expect(page.locator(".bs-prediction")).to_have_count(1)
+    expect(page.locator(".bs-stale")).to_have_count(0)
+    box = page.get_by_label("Hypothesis")
+    box.press("End")
+    box.press("x")
+    expect(page.locator(".bs-stale")).to_have_css("opacity", "0.4")
+    box.press("Backspace")  # the text is the predicted one again
+    expect(page.locator(".bs-stale")).to_have_count(0)
+    box.press("x")
+    expect(page.locator(".bs-stale")).to_have_count(1)
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator("[data-sentence=hypothesis]")).to_contain_text("x")
+    expect(page.locator(".bs-stale")).to_have_count(0)
 
 
 def test_click_on_an_example_fills_in_the_pair(page: Page):
