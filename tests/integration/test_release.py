@@ -45,6 +45,8 @@ class Release(NamedTuple):
 @pytest.fixture(scope="module")
 def release(quickstart_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
     folder = tmp_path_factory.mktemp("release")
+    recipe = tmp_path_factory.mktemp("recipe") / "short.yaml"
+    recipe.write_text("max_train_samples: 512\nnum_train_epochs: 1\n")
 
     def make(*arguments: str) -> subprocess.CompletedProcess:
         """Run `make` with the variables of the toy release, in the environment of the tests."""
@@ -52,7 +54,7 @@ def release(quickstart_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         command = ["make", f"VENV={environment}", f"--old-file={environment}/dev.stamp", f"RELEASE_DIR={folder}"]
         command += [f"BASE={quickstart_folder}/d2l_checkpoint", "CONVERT_OPTIONS=--num_attention_heads 4"]
         return subprocess.run(
-            [*command, f"SNLI={quickstart_folder}/mini_snli", *arguments],
+            [*command, f"SNLI={quickstart_folder}/mini_snli", f"RECIPE={recipe}", *arguments],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_MODULES_CACHE": f"{folder}/modules"},
             stdin=subprocess.DEVNULL,
@@ -94,7 +96,7 @@ def test_another_repo_id_is_staged_without_a_second_training(release: Release):
 def test_other_variables_are_refused_in_an_earlier_release_folder(release: Release):
     done = release.make("release-model", "RECIPE=pooler")
     assert done.returncode == 2 and "give these variables, or another RELEASE_DIR" in done.stderr
-    assert "RECIPE=default" in done.stderr
+    assert "short.yaml" in done.stderr
 
 
 def test_converted_folder_is_verified_and_copied(release: Release, quickstart_folder: Path, tmp_path: Path):
