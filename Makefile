@@ -4,11 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Variables of `make release-model`: make release-model SNLI=snli_1.0.zip REPO_ID=user/name
+# BASE is what `bert-snli convert` accepts, or a converted model folder.
+BASE ?= bert.small
+CONVERT_OPTIONS ?=
+SNLI ?= stanfordnlp/snli
+RECIPE ?= default
+RELEASE_DIR ?= release
+REPO_ID ?= user/name
+TRAINED_WITH := BASE=$(BASE) CONVERT_OPTIONS="$(CONVERT_OPTIONS)" SNLI=$(SNLI) RECIPE=$(RECIPE)
+CONVERTED := $(RELEASE_DIR)/converted
+MODEL := $(RELEASE_DIR)/model
+STAGED := $(RELEASE_DIR)/staged/$(REPO_ID)
+
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-slow conformance test-all coverage soak lint format types imports check docs clean
+.PHONY: help install install-dev demo test test-slow conformance test-all coverage soak lint format types imports check \
+	docs dist release-model clean FORCE
+.DELETE_ON_ERROR:
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 $(VENV)/user.stamp: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a minute or two) ..."
@@ -25,6 +40,12 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 $(VENV)/docs.stamp: $(VENV)/user.stamp
 	@echo "Installing into $(VENV), with the tools of the documentation ..."
 	@$(INSTALL) -e ".[docs]"
+	@touch $@
+
+$(VENV)/dist.stamp: constraints.txt
+	@echo "Installing the tools that build packages into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) build twine
 	@touch $@
 
 install: $(VENV)/user.stamp  ## Make .venv with what users need
@@ -74,5 +95,50 @@ check: lint types imports test  ## Run the first checks of CI: lint, types, impo
 docs: $(VENV)/docs.stamp  ## Build the documentation site into ./site; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-clean:  ## Remove .venv, .cache, the site and what the demo wrote
-	rm -rf $(VENV) .cache site quickstart
+dist: $(VENV)/dist.stamp  ## Build the source distribution and the wheel into ./dist, and check them
+	@rm -rf dist
+	@$(BIN)/python -m build --quiet
+	@$(BIN)/python -m twine check --strict dist/*
+
+release-model: $(STAGED)/README.md  ## Train the released model and stage its upload in ./release; continues where it stopped
+	@echo "$(STAGED) is complete. Upload it after \`hf auth login\` with:"
+	@echo "  $(BIN)/bert-snli push $(STAGED) --repo_id $(REPO_ID)"
+
+# Refuses to continue an earlier call with other variables. REPO_ID may change.
+$(RELEASE_DIR)/variables.txt: FORCE
+	@mkdir -p $(RELEASE_DIR)
+	@[ -e $@ ] || echo '$(TRAINED_WITH)' > $@
+	@echo '$(TRAINED_WITH)' | cmp -s - $@ \
+		|| { echo "$(RELEASE_DIR): belongs to $$(cat $@); give these variables, or another RELEASE_DIR" >&2; exit 2; }
+
+$(CONVERTED)/conversion_certificate.json: $(RELEASE_DIR)/variables.txt | $(VENV)/dev.stamp
+	@if [ -e $(BASE)/conversion_certificate.json ]; then \
+		$(BIN)/bert-snli verify $(BASE) && mkdir -p $(CONVERTED) && cp $(BASE)/*.* $(CONVERTED); \
+	else \
+		$(BIN)/bert-snli convert $(BASE) --output_dir $(CONVERTED) $(CONVERT_OPTIONS); \
+	fi
+
+$(MODEL)/train_results.json: $(CONVERTED)/conversion_certificate.json
+	@$(BIN)/bert-snli finetune $(CONVERTED) --config $(RECIPE) --dataset_name_or_path $(SNLI) --output_dir $(MODEL) \
+		--save_steps 200 --resume_from_checkpoint auto
+
+$(MODEL)/report/report.md: $(MODEL)/train_results.json
+	@$(BIN)/bert-snli evaluate $(MODEL) --dataset_name_or_path $(SNLI) --report $(MODEL)/report
+
+$(MODEL)/onnx/model.onnx: $(MODEL)/train_results.json
+	@$(BIN)/bert-snli export $(MODEL) --format onnx --output_dir $(@D) --overwrite_output_dir
+
+$(MODEL)/onnx/model_int8.onnx: $(MODEL)/onnx/model.onnx
+	@$(BIN)/bert-snli export $(MODEL) --format onnx --quantize int8 --output_dir $(RELEASE_DIR)/int8 --overwrite_output_dir
+	@cp $(RELEASE_DIR)/int8/model.onnx $@
+
+# Staging ends with a check: a process that cannot import this package loads the staged folder and runs it.
+$(STAGED)/README.md: $(MODEL)/report/report.md $(MODEL)/onnx/model_int8.onnx
+	@rm -rf $(STAGED)
+	@$(BIN)/bert-snli push $(MODEL) --repo_id $(REPO_ID) --dry_run --output_dir $(STAGED)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -I -c "import sys; sys.modules.update(bert_snli=None, conversion=None); \
+		from transformers import pipeline; nli = pipeline('natural-language-inference', '$(STAGED)', trust_remote_code=True); \
+		print(nli(('A man inspects a uniform.', 'The man is sleeping.')))"
+
+clean:  ## Remove .venv, .cache, the site, ./dist and what the demo wrote
+	rm -rf $(VENV) .cache site dist quickstart

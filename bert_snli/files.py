@@ -21,6 +21,7 @@ from bert_snli.errors import BertSnliError, one_line
 # Files of a model folder.
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 ONNX_FILE = "model.onnx"
+HUB_ONNX_FILES = ("onnx/model.onnx", "onnx/model_int8.onnx")  # next to the weights, as on the Hub
 CERTIFICATE = "conversion_certificate.json"  # describes the conversion of the folder
 INITIAL_CERTIFICATE = "start_conversion_certificate.json"  # describes the conversion of the base model
 HISTORY = "provenance.md"  # training history; that of `pairs.jsonl` is `pairs.jsonl.provenance.md`

@@ -22,9 +22,9 @@ MODEL_FILES = (files.CONFIG, files.WEIGHTS, files.TOKENIZER, "tokenizer_config.j
 CODE_MODULES = "configuration_d2l_bert modeling_d2l_bert layers_d2l_bert nli_pipeline pair_truncation"
 CODE_FILES = tuple(f"{name}.py" for name in CODE_MODULES.split())
 HISTORY_FILES = (files.CERTIFICATE, files.INITIAL_CERTIFICATE, files.HISTORY, files.RECIPE_FILE, files.METRICS)
-# Results of training and evaluation are valid for these weights only.
+# Results and ONNX files are valid for these weights only.
 REPORT_FILES = (files.EVALUATION_REPORT, "report/report.html", "report/report.json", "report/*.png")
-RESULT_FILES = (files.TRAIN_RESULTS, files.EVALUATIONS, files.CONFUSION_MATRICES, *REPORT_FILES)
+RESULT_FILES = (files.TRAIN_RESULTS, files.EVALUATIONS, files.CONFUSION_MATRICES, *REPORT_FILES, *files.HUB_ONNX_FILES)
 # Names and patterns of the files that are pushed. No other files are pushed.
 UPLOAD_PATTERNS = (*MODEL_FILES, *CODE_FILES, files.CARD, *HISTORY_FILES, files.CURVE, *RESULT_FILES)
 LICENSE = "apache-2.0"
@@ -86,7 +86,7 @@ def stage_upload(
     names.discard(files.HISTORY if is_converted_model(folder) else files.CERTIFICATE)
     notes = []
     if outdated := sorted(outdated_results(folder) & names):
-        notes.append(f"not pushed, because they were measured on other weights: {', '.join(outdated)}")
+        notes.append(f"not pushed, because they belong to other weights: {', '.join(outdated)}")
     with files.atomic_folder(output_dir) as target:
         for name in names.difference(outdated):
             if (folder / name).is_symlink():

@@ -96,12 +96,13 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         has_curve=(folder / files.CURVE).is_file(),
         evaluations=[files.read_file(path, lambda text: _evaluation(json.loads(text), config)) for path in evaluations],
         plots=plots,
+        onnx_files=[name for name in files.HUB_ONNX_FILES if (folder / name).is_file() and name not in outdated],
         has_report=(folder / files.EVALUATION_REPORT).is_file() and files.EVALUATION_REPORT not in outdated,
     )
 
 
 def outdated_results(folder: Path) -> set[str]:
-    """Return the names of result files and plots in `folder` that do not belong to the current weights."""
+    """Return the names of results, plots and ONNX files in `folder` that do not belong to the current weights."""
     weights = files.sha256_of_file(folder / files.WEIGHTS)
     names: set[str] = set()
     for path in folder.glob(files.EVALUATIONS):
@@ -111,7 +112,9 @@ def outdated_results(folder: Path) -> set[str]:
     report = folder / files.EVALUATION_REPORT
     if report.is_file() and files.read_json(report.with_suffix(".json")).get("weights_sha256") != weights:
         names |= {path.relative_to(folder).as_posix() for path in report.parent.iterdir()}
-    return names
+    # `export_onnx` writes the SHA-256 into the file. Finding its bytes there does not need the package `onnx`.
+    exports = [folder / name for name in files.HUB_ONNX_FILES if (folder / name).is_file()]
+    return names | {f"onnx/{path.name}" for path in exports if weights.encode() not in path.read_bytes()}
 
 
 def count_parameters(folder: Path) -> int:

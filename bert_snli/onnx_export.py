@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from bert_snli.errors import BertSnliError
-from bert_snli.files import ONNX_FILE, atomic_folder, check_output_dir
+from bert_snli.files import ONNX_FILE, WEIGHTS, atomic_folder, check_output_dir, sha256_of_file
 from bert_snli.inference import OnnxClassifier, load_classifier, load_tokenizer
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
@@ -67,6 +67,9 @@ def export_onnx(
         expected = torch.cat([model(**batch).logits for batch in batches])
     with atomic_folder(output_dir, overwrite=overwrite_output_dir) as folder:
         graph, path = to_onnx(model), folder / ONNX_FILE
+        weights = Path(model_name_or_path) / WEIGHTS
+        if weights.is_file():  # not for a model on the Hub
+            graph.metadata_props.add(key="weights_sha256", value=sha256_of_file(weights))
         if quantize:
             write_int8(graph, path)
         else:

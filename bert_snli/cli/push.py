@@ -11,8 +11,9 @@ from bert_snli.errors import BertSnliError
 SUMMARY = "Upload a model to the Hugging Face Hub."
 HELP = """\
 Push a converted, pretrained or fine-tuned model to the Hugging Face Hub in one commit: weights, code, tokenizer,
-results and a generated model card. The command does not push checkpoints, logs or other files. A README.md that you
-wrote yourself is pushed unchanged; move it away to get a generated model card.
+results, the files model.onnx and model_int8.onnx in the subfolder onnx, and a generated model card. The command does
+not push checkpoints, logs or other files. A README.md that you wrote yourself is pushed unchanged; move it away to get
+a generated model card.
 
 examples:
   bert-snli push runs/snli --repo_id user/name

@@ -60,6 +60,7 @@ PUSHED_FILES = {
     "curve.png",
     "eval_results_test.json",
     "confusion_matrix_test.png",
+    "onnx/model.onnx",
     *REPORT_FILES,
 }
 UNREACHABLE = "http://127.0.0.1:9"  # no server listens there
@@ -255,7 +256,7 @@ def test_pushed_models_load_bit_exactly_without_the_package_and_snippets_of_thei
         assert done.code == 0, done
         repositories.append(hub.repositories[name].branches[options[1] if options else "main"][-1].files)
     snippets = [snippet for files in repositories for snippet in snippets_of(files["README.md"])]
-    assert len(snippets) == 6
+    assert len(snippets) == 8
     models = [("user/load", "main"), ("user/load", "an/experiment")]
     found = run_without_package(
         LOAD_AND_RUN_SNIPPETS, tmp_path, hub.endpoint, pairs=PAIRS, models=models, snippets=snippets
@@ -266,9 +267,9 @@ def test_pushed_models_load_bit_exactly_without_the_package_and_snippets_of_thei
         logits = classifier(**inputs).logits.tolist()
     expected = {"ids": inputs["input_ids"].tolist(), "logits": [[value.hex() for value in row] for row in logits]}
     assert found["predictions"] == [expected, expected]
-    for printed in found["printed"][:4]:
+    for printed in found["printed"][:6]:
         assert all(label in printed for label in ("entailment", "contradiction", "neutral"))
-    assert "token_str" in found["printed"][5]
+    assert "token_str" in found["printed"][7]
 
 
 # Errors of loading
@@ -459,7 +460,8 @@ def test_finetune_pushes_the_model_folder(session: HubSession, hub: Hub, convert
     assert repository.private
     assert len(repository.branches["main"]) == 2
     files = repository.branches["main"][-1].files
-    assert files.keys() == PUSHED_FILES - {"eval_results_test.json", "confusion_matrix_test.png", *REPORT_FILES}
+    measured = {"eval_results_test.json", "confusion_matrix_test.png", "onnx/model.onnx", *REPORT_FILES}
+    assert files.keys() == PUSHED_FILES - measured
     assert repository.branches["main"][-1].sha in done.err
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
     recipe = yaml.safe_load(files["recipe.yaml"])
@@ -530,7 +532,8 @@ def test_finetune_in_a_used_folder_removes_measurements_of_the_earlier_weights(
 
     def add_measurements(folder: Path) -> None:
         (folder / "report").mkdir()
-        for name in ("eval_results_test.json", "report/report.md", "notes.txt"):
+        (folder / "onnx").mkdir()
+        for name in ("eval_results_test.json", "report/report.md", "onnx/model.onnx", "notes.txt"):
             (folder / name).write_text("of the earlier weights")
 
     folder = copy_model_folder(converted, tmp_path / "run", add_measurements)
@@ -540,7 +543,7 @@ def test_finetune_in_a_used_folder_removes_measurements_of_the_earlier_weights(
     assert (folder / "notes.txt").is_file()
     stage_upload(folder, "user/name", tmp_path / "staged")
     names = files_of(tmp_path / "staged").keys()
-    assert not {"eval_results_test.json", "report/report.md", CERTIFICATE} & names
+    assert not {"eval_results_test.json", "report/report.md", "onnx/model.onnx", CERTIFICATE} & names
     assert (folder / "start_conversion_certificate.json").read_bytes() == (converted / CERTIFICATE).read_bytes()
     finetune_model(recipe)
     stage_upload(folder, "user/name", tmp_path / "again")

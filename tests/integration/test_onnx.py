@@ -19,7 +19,7 @@ import torch
 from bert_snli import onnx_export
 from bert_snli.cli import main
 from bert_snli.errors import BertSnliError
-from bert_snli.files import ONNX_FILE
+from bert_snli.files import ONNX_FILE, WEIGHTS, sha256_of_file
 from bert_snli.finetune import finetune_model
 from bert_snli.inference import OnnxClassifier, load_classifier, load_config, load_tokenizer, open_classifier
 from bert_snli.modeling import D2LBertForPreTraining
@@ -118,6 +118,13 @@ def test_graph_has_dynamic_axes_and_no_source_paths(exported_matching: Exported)
         "logits": ["batch", 3],
     }
     assert b"modeling_d2l_bert" not in (exported_matching.onnx / ONNX_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_graph_names_the_weights_that_it_was_exported_from(quantize: str | None, model_folder: Path, tmp_path: Path):
+    export_onnx(str(model_folder), tmp_path / "out", quantize=quantize)
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / ONNX_FILE).metadata_props}
+    assert metadata["weights_sha256"] == sha256_of_file(model_folder / WEIGHTS)
 
 
 def test_predict_gives_the_predictions_of_pytorch(exported: Exported, tmp_path: Path):

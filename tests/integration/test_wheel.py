@@ -1,4 +1,4 @@
-"""The wheel: its files, and its commands in an environment that cannot import the repository."""
+"""The source distribution and the wheel: their files, and commands where the repository cannot be imported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from importlib.metadata import version
@@ -17,6 +18,7 @@ import pytest
 from tests.support.processes import REPOSITORY
 
 PACKAGES = ("bert_snli", "conversion")
+BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
 
 def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
@@ -29,15 +31,30 @@ def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = 
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the repository, because setuptools writes into the source folder."""
-    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in PACKAGES:
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
+def repository_files() -> set[str]:
+    """The files of the repository, without those that git ignores."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=REPOSITORY).splitlines()
+    return {name for name in names if (REPOSITORY / name).is_file()}
+
+
+@pytest.fixture(scope="module")
+def sdist(repository_files: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, built from a copy of the repository: setuptools writes into the source folder."""
+    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    for name in repository_files:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, source / name)
+    return output / run(sys.executable, "-c", BUILD, output, cwd=source).splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution."""
+    output = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", output]
-    run(sys.executable, "-m", "pip", "wheel", *options, source)
+    run(sys.executable, "-m", "pip", "wheel", *options, sdist)
     (path,) = output.glob("*.whl")
     return path
 
@@ -56,13 +73,16 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_wheel_contains_every_file_of_the_packages(wheel: Path):
-    sources = {
-        path.relative_to(REPOSITORY).as_posix()
-        for name in PACKAGES
-        for path in (REPOSITORY / name).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+def test_source_distribution_contains_every_file_of_the_repository(sdist: Path, repository_files: set[str]):
+    with tarfile.open(sdist) as archive:
+        names = {entry.name.partition("/")[2] for entry in archive if entry.isfile()}
+    made_by_setuptools = {name for name in names if name.startswith("bert_snli.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    assert names - made_by_setuptools == repository_files
+
+
+@pytest.mark.slow
+def test_wheel_contains_every_file_of_the_packages(wheel: Path, repository_files: set[str]):
+    sources = {name for name in repository_files if name.partition("/")[0] in PACKAGES}
     with zipfile.ZipFile(wheel) as archive:
         packaged = {name for name in archive.namelist() if name.partition("/")[0] in PACKAGES}
     assert packaged == sources

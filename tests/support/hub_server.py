@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-LARGE = (".safetensors", ".png")
+LARGE = (".safetensors", ".png", ".onnx")
 KNOWN_TOKEN = "hf_known"
 
 

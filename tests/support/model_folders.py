@@ -12,6 +12,7 @@ from bert_snli.cli import main
 from bert_snli.evaluation.report import evaluate_model, save_results
 from bert_snli.files import atomic_folder
 from bert_snli.finetune import finetune_model
+from bert_snli.onnx_export import export_onnx
 from bert_snli.pretrain import pretrain_model
 from bert_snli.training.arguments import FinetuneArguments, PretrainArguments
 from tests.support.checkpoints import save_d2l_checkpoint, small_vocabulary
@@ -41,13 +42,14 @@ def convert_small_checkpoint(folder: Path) -> Path:
 
 
 def finetune_with_all_files(converted: Path, corpus: Path, folder: Path) -> Path:
-    """Fine-tune two epochs and evaluate on the test split. Add `REPORT_FILES` and `OTHER_FILES`. Return `folder`."""
+    """Fine-tune two epochs, evaluate on the test split and export to ONNX. Add `REPORT_FILES` and `OTHER_FILES`."""
     recipe = {"max_length": 33, "max_train_samples": 64, "max_eval_samples": 20, "num_train_epochs": 2}
     finetune_model(
         FinetuneArguments(str(converted), str(corpus), str(folder), learning_rate=1e-2, mixed_precision="no", **recipe)
     )
     results = evaluate_model(str(folder), str(corpus), split="test")
     save_results(results, folder)
+    export_onnx(str(folder), folder / "onnx")
     for name in OTHER_FILES + REPORT_FILES:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(f"content of {name}")

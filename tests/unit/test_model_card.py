@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -123,9 +124,28 @@ def test_metrics_of_other_weights_are_left_out(model: Path, tmp_path: Path):
 
     files, notes = stage_files(copy_model_folder(model, tmp_path / "run", add_metrics_of_other_weights))
     left_out = {"confusion_matrix_other.png", "eval_results_other.json"}
-    assert notes == [f"not pushed, because they were measured on other weights: {', '.join(sorted(left_out))}"]
+    assert notes == [f"not pushed, because they belong to other weights: {', '.join(sorted(left_out))}"]
     assert not left_out & files.keys() and "eval_results_test.json" in files
     assert b"confusion_matrix_other.png" not in files["README.md"] and b"| other |" not in files["README.md"]
+
+
+def test_onnx_files_of_other_weights_are_left_out(model: Path, tmp_path: Path):
+    def add_onnx_files(folder: Path) -> None:
+        (folder / "onnx").mkdir()
+        for name in ("model.onnx", "model_int8.onnx"):
+            shutil.copy(model / "onnx" / "model.onnx", folder / "onnx" / name)
+
+    def change_weights(folder: Path) -> None:
+        add_onnx_files(folder)
+        load_classifier(str(model)).half().save_pretrained(folder)
+
+    both = {"onnx/model.onnx", "onnx/model_int8.onnx"}
+    files, notes = stage_files(copy_model_folder(model, tmp_path / "current", add_onnx_files))
+    assert both < files.keys() and notes == []
+    assert all(f"`{name}` (".encode() in files["README.md"] for name in both)
+    files, notes = stage_files(copy_model_folder(model, tmp_path / "outdated", change_weights))
+    assert not both & files.keys() and b"onnx" not in files["README.md"]
+    assert len(notes) == 1 and "onnx/model.onnx, onnx/model_int8.onnx" in notes[0]
 
 
 def test_metrics_at_another_max_length_are_in_the_table_but_not_in_the_metadata(model: Path, tmp_path: Path):
