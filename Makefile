@@ -13,13 +13,14 @@ RECIPE ?= default
 RELEASE_DIR ?= release
 REPO_ID ?= user/name
 TRAINED_WITH := BASE=$(BASE) CONVERT_OPTIONS="$(CONVERT_OPTIONS)" SNLI=$(SNLI) RECIPE=$(RECIPE)
+VARIABLES := $(RELEASE_DIR)/variables.txt
 CONVERTED := $(RELEASE_DIR)/converted
 MODEL := $(RELEASE_DIR)/model
 STAGED := $(RELEASE_DIR)/staged/$(REPO_ID)
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo test test-slow conformance test-all coverage soak lint format types imports check \
-	docs dist release-model clean FORCE
+	docs dist release-model release-variables clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -105,13 +106,13 @@ release-model: $(STAGED)/README.md  ## Train the released model and stage its up
 	@echo "  $(BIN)/bert-snli push $(STAGED) --repo_id $(REPO_ID)"
 
 # Refuses to continue an earlier call with other variables. REPO_ID may change.
-$(RELEASE_DIR)/variables.txt: FORCE
+release-variables:
 	@mkdir -p $(RELEASE_DIR)
-	@[ -e $@ ] || echo '$(TRAINED_WITH)' > $@
-	@echo '$(TRAINED_WITH)' | cmp -s - $@ \
-		|| { echo "$(RELEASE_DIR): belongs to $$(cat $@); give these variables, or another RELEASE_DIR" >&2; exit 2; }
+	@[ -e $(VARIABLES) ] || echo '$(TRAINED_WITH)' > $(VARIABLES)
+	@echo '$(TRAINED_WITH)' | cmp -s - $(VARIABLES) || { echo >&2 \
+		"$(RELEASE_DIR): belongs to $$(cat $(VARIABLES)); give these variables, or another RELEASE_DIR"; exit 2; }
 
-$(CONVERTED)/conversion_certificate.json: $(RELEASE_DIR)/variables.txt | $(VENV)/dev.stamp
+$(CONVERTED)/conversion_certificate.json: | release-variables $(VENV)/dev.stamp
 	@if [ -e $(BASE)/conversion_certificate.json ]; then \
 		$(BIN)/bert-snli verify $(BASE) && mkdir -p $(CONVERTED) && cp $(BASE)/*.* $(CONVERTED); \
 	else \

@@ -119,7 +119,7 @@ import contextlib, io
 
 with contextlib.redirect_stdout(io.StringIO()) as out:
     exec(arguments["snippet"])
-print(out.getvalue().replace("'", '"'))
+print(json.dumps(eval(out.getvalue())))
 """
 
 
