@@ -23,6 +23,8 @@ STAGED := $(RELEASE_DIR)/staged/$(REPO_ID)
 	docs dist release-model release-variables clean
 .DELETE_ON_ERROR:
 
+.PHONY: help install install-dev demo test test-slow conformance test-clients test-all coverage soak lint format types imports check docs clean
+
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
@@ -49,6 +51,11 @@ $(VENV)/dist.stamp: constraints.txt
 	@$(INSTALL) build twine
 	@touch $@
 
+$(VENV)/clients.stamp: $(VENV)/dev.stamp
+	@echo "Installing into $(VENV), with the other libraries that the tests use (a minute or two) ..."
+	@$(INSTALL) -e ".[clients]"
+	@touch $@
+
 install: $(VENV)/user.stamp  ## Make .venv with what users need
 
 install-dev: $(VENV)/dev.stamp  ## Make .venv with what contributors need, too
@@ -66,7 +73,10 @@ conformance: $(VENV)/dev.stamp  ## Run the model and tokenizer tests of transfor
 	@$(BIN)/python -m tests.conformance.fetch
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance
 
-test-all: test test-slow conformance  ## Run all tests
+test-clients: $(VENV)/clients.stamp  ## Run the tests with other libraries: peft, sentence-transformers, torchao, shap, wandb, ...
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/clients
+
+test-all: test test-slow conformance test-clients  ## Run all tests
 
 coverage: $(VENV)/dev.stamp  ## Measure which lines and branches all tests run; takes ten minutes
 	@$(BIN)/coverage erase

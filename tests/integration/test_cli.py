@@ -188,8 +188,15 @@ def test_dashes_in_the_name_of_an_option_are_underscores():
     ],
 )
 def test_mistake_in_finetune_is_one_line(
-    options: list[str], message: str, pretrained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    options: list[str],
+    message: str,
+    pretrained: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
     defaults = ["--model_name_or_path", pretrained, "--dataset_name_or_path", corpus, "--max_length", 32]
     command = ["finetune", *(defaults if options else []), "--output_dir", tmp_path / "run", *options]
     assert message in error_line(command, capsys)

@@ -195,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
         if what == "revision":
             siblings = [{"rfilename": path} for path in commit.files]
             info = {"id": repo_id, "sha": commit.sha, "private": repository.private, "siblings": siblings, "tags": []}
-            return self._json(info)
+            return self._json({**info, "config": json.loads(commit.files.get("config.json", b"null"))})
         if what == "tree":
             return self._json(
                 [

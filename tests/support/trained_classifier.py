@@ -1,4 +1,4 @@
-"""A small trained classifier, for the tests of `bert-snli serve`."""
+"""A small trained classifier, for the tests of `bert-snli serve` and of other libraries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KNOWN_PAIRS = {  # label -> a pair for which the model predicts it
 }
 
 
-def train_classifier(folder: Path) -> Path:
+def train_classifier(folder: Path, classifier_head: str = "pooler") -> Path:
     """Fine-tune a model on generated pairs, which takes seconds; return its folder.
 
     It classifies all of `KNOWN_PAIRS` correctly.
@@ -61,7 +61,7 @@ def train_classifier(folder: Path) -> Path:
             dataset_name_or_path=str(folder / "data"),
             output_dir=str(folder / "trained_classifier"),
             max_length=MAX_LENGTH,
-            **{**TRAINING_OPTIONS, "num_train_epochs": 5},
+            **{**TRAINING_OPTIONS, "classifier_head": classifier_head, "num_train_epochs": 5},
         )
     )
     return folder / "trained_classifier"

@@ -7,7 +7,6 @@ import math
 from contextlib import nullcontext
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pytest
 import torch
@@ -201,25 +200,6 @@ def test_report_is_replaced_only_by_a_report_on_the_same_weights(
     (tmp_path / "report.json").write_text(saved)
     with pytest.raises(BertSnliError, match="holds a report|cannot be read") if is_refused else nullcontext():
         check_report_dir(tmp_path, *new)
-
-
-def test_evaluator_of_the_evaluate_library_gives_the_same_accuracy(model_folder: Path):
-    model, tokenizer = load_classifier(str(model_folder)), load_tokenizer(str(model_folder))
-    pairs = random_pairs(12)
-    predicted = [next(iter(scores)) for scores in Predictor(model, tokenizer)(pairs)]
-    golds = [predicted[0]] * len(predicted)
-    premises, hypotheses = map(list, zip(*pairs, strict=True))
-    result = evaluate.evaluator("text-classification").compute(
-        model_or_pipeline=model,
-        tokenizer=tokenizer,
-        data=Dataset.from_dict({"premise": premises, "hypothesis": hypotheses, "label": golds}),
-        metric=ClassificationMetrics(),
-        input_column="premise",
-        second_input_column="hypothesis",
-        label_column="label",
-    )
-    assert 0 < predicted.count(golds[0]) < len(golds)
-    assert result["accuracy"] == pytest.approx(predicted.count(golds[0]) / len(golds))
 
 
 def test_permuting_the_label_ids_of_a_model_keeps_its_metrics(model_folder: Path, corpus: Path, tmp_path: Path):
