@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from bert_snli.errors import BertSnliError
 from bert_snli.fast.attention import attend, attend_from, embed_and_project, project
 from bert_snli.fast.dropout import dropout
 from bert_snli.fast.embedding_rows import EmbeddingRows
@@ -37,6 +38,12 @@ class FastEncoder(nn.Module):
 
     def __init__(self, model: D2LBertForSequenceClassification | D2LBertForPreTraining):
         super().__init__()
+        attentions = [block.attention for block in model.bert.encoder.layer]
+        for layer in (*model.bert.embeddings.children(), *(layer for part in attentions for layer in part.children())):
+            # The weights of these layers are read. A layer that replaces one, such as an adapter, is not called.
+            if type(layer) not in (nn.Embedding, nn.Linear):
+                what = f"its layers of type {type(layer).__module__}.{type(layer).__name__} would have no effect"
+                raise BertSnliError(f"model: {what}; merge the adapter into the weights first")
         self.model = model
         self.embedding_rows: EmbeddingRows | None = None
         self.config = model.config

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, pipeline
 
+from bert_snli import BertSnliError, Predictor
 from tests.support.clients import PAIRS, assert_same_logits, compute_logits, import_or_skip
 
 peft = import_or_skip("peft")
@@ -52,6 +53,8 @@ def test_lora_adapter_trains_loads_and_merges(
     loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
     assert_same_logits(compute_logits(loaded, inputs), expected, model.config)
 
+    with pytest.raises(BertSnliError, match="peft.* would have no effect; merge the adapter"):
+        Predictor(loaded.base_model.model, tokenizer)
     merged = loaded.merge_and_unload()
     assert_same_logits(compute_logits(merged, inputs), expected, model.config)
     merged.save_pretrained(tmp_path / "merged")

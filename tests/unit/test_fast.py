@@ -166,6 +166,19 @@ def test_hidden_states_between_blocks_are_bf16_only_under_autocast():
         assert fast.before_last_block(**inputs)[0].dtype == torch.bfloat16
 
 
+def test_layer_that_would_have_no_effect_is_refused():
+    """Such as an adapter. The fast forward pass reads the weights of a layer and does not call it."""
+
+    class Doubled(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(inputs)
+
+    model = make_classifier()
+    model.bert.encoder.layer[0].attention.value = Doubled(16, 16)
+    with pytest.raises(BertSnliError, match="its layers of type .*Doubled would have no effect; merge the adapter"):
+        FastClassifier(model)
+
+
 def test_input_longer_than_the_position_embeddings_is_refused():
     with pytest.raises(ValueError, match="21 positions, but the model has 20"):
         FastClassifier(make_classifier())(**make_batch(8, 21, padded=False))
