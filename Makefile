@@ -120,7 +120,7 @@ release-variables:
 	@mkdir -p $(RELEASE_DIR)
 	@[ -e $(VARIABLES) ] || echo '$(TRAINED_WITH)' > $(VARIABLES)
 	@echo '$(TRAINED_WITH)' | cmp -s - $(VARIABLES) || { echo >&2 \
-		"$(RELEASE_DIR): belongs to $$(cat $(VARIABLES)); give these variables, or another RELEASE_DIR"; exit 2; }
+		"$(RELEASE_DIR): belongs to $$(cat $(VARIABLES)); give these, give another RELEASE_DIR, or delete it"; exit 2; }
 
 $(CONVERTED)/conversion_certificate.json: | release-variables $(VENV)/dev.stamp
 	@if [ -e $(BASE)/conversion_certificate.json ]; then \

@@ -95,7 +95,7 @@ def test_another_repo_id_is_staged_without_a_second_training(release: Release):
 
 def test_other_variables_are_refused_in_an_earlier_release_folder(release: Release):
     done = release.make("release-model", "RECIPE=pooler")
-    assert done.returncode == 2 and "give these variables, or another RELEASE_DIR" in done.stderr
+    assert done.returncode == 2 and "give another RELEASE_DIR, or delete it" in done.stderr
     assert "short.yaml" in done.stderr
 
 
