@@ -24,7 +24,8 @@ def expected_history(output_dir: Path) -> dict[int, dict[str, float]]:
     """Return the metrics of `metrics.jsonl` by step, with the names that trackers show."""
     history: dict[int, dict[str, float]] = {}
     for entry in read_metrics(output_dir):
-        names = [name for name in NAMES if name in entry and not ("eval_loss" in entry and name == "train_loss")]
+        # The training metrics of an evaluation are means over the epoch, which trackers do not get.
+        names = ["eval_accuracy"] if "eval_accuracy" in entry else ["train_loss", "learning_rate"]
         history.setdefault(entry["step"], {}).update({NAMES[name]: entry[name] for name in names})
     return history
 

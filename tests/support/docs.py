@@ -10,7 +10,7 @@ from tests.support.processes import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
-BLOCK = re.compile(r"(?:^<!-- not run: (.+) -->\n)?^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class CodeBlock(NamedTuple):

@@ -91,5 +91,8 @@ def test_link_to_a_file_outside_docs_becomes_a_link_to_its_copy():
 
 def test_code_blocks_are_found_with_the_reason_why_they_are_not_run(tmp_path: Path):
     page = tmp_path / "page.md"
-    page.write_text("<!-- not run: a reason -->\n```bash\na\n```\n\n```python\nb\nc\n```\n\n```text\nd\n```\n")
-    assert code_blocks(page) == [("a reason", "bash", "a\n"), ("", "python", "b\nc\n")]
+    not_run = "<!-- not run: {} -->\n```bash\n{}\n```\n\n"
+    page.write_text(
+        not_run.format("a reason", "a") + "```python\nb\nc\n```\n\n```text\ne\n```\n\n" + not_run.format("another", "d")
+    )
+    assert code_blocks(page) == [("a reason", "bash", "a\n"), ("", "python", "b\nc\n"), ("another", "bash", "d\n")]
