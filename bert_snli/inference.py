@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_snli.data.batching import MicroBatch, PaddedPairs
 from bert_snli.errors import BertSnliError, one_line
-from bert_snli.fast.forward import FastClassifier
+from bert_snli.fast.forward import FastClassifier, supports_fast_forward
 from bert_snli.files import CONFIG, ONNX_FILE, PARAMS, TOKENIZER, WEIGHTS, looks_like_path
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 
@@ -191,7 +191,8 @@ class TorchLogits:
 
     def __init__(self, model: D2LBertForSequenceClassification, accelerator: Accelerator):
         self.device = accelerator.device
-        self.model = FastClassifier(model.to(accelerator.device)).eval()
+        model = model.to(accelerator.device).eval()
+        self.model = FastClassifier(model).eval() if supports_fast_forward(model) else model
         self.config: D2LBertConfig = model.config
 
     @torch.inference_mode()

@@ -21,9 +21,9 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from bert_snli.errors import BertSnliError
 from bert_snli.fast.attention import attend, attend_from, embed_and_project, project
 from bert_snli.fast.dropout import dropout
 from bert_snli.fast.embedding_rows import EmbeddingRows
@@ -33,17 +33,20 @@ from bert_snli.modeling.layers_d2l_bert import D2LBertLayer
 MIN_ROWS_TO_SHARE = 4  # smaller batches have too few repeated tokens
 
 
+def supports_fast_forward(model: D2LBertForSequenceClassification) -> bool:
+    """Return whether the layers whose weights are read are plain: no adapters (peft), no int8 weights (torchao)."""
+    parts = [model.bert.embeddings, *(cast(D2LBertLayer, block).attention for block in model.bert.encoder.layer)]
+    layers = [layer for part in parts for layer in part.children()]
+    return all(type(layer) in (nn.Embedding, nn.Linear) for layer in layers) and not any(
+        is_traceable_wrapper_subclass(layer.weight) for layer in layers
+    )
+
+
 class FastEncoder(nn.Module):
     """Base class of `FastClassifier` and `FastPreTraining`. It computes the blocks with the weights of `model`."""
 
     def __init__(self, model: D2LBertForSequenceClassification | D2LBertForPreTraining):
         super().__init__()
-        attentions = [block.attention for block in model.bert.encoder.layer]
-        for layer in (*model.bert.embeddings.children(), *(layer for part in attentions for layer in part.children())):
-            # The weights of these layers are read. A layer that replaces one, such as an adapter, is not called.
-            if type(layer) not in (nn.Embedding, nn.Linear):
-                what = f"its layers of type {type(layer).__module__}.{type(layer).__name__} would have no effect"
-                raise BertSnliError(f"model: {what}; merge the adapter into the weights first")
         self.model = model
         self.embedding_rows: EmbeddingRows | None = None
         self.config = model.config

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, pipeline
 
-from bert_snli import BertSnliError, Predictor
+from bert_snli import Predictor
 from tests.support.clients import PAIRS, assert_same_logits, compute_logits, import_or_skip
 
 peft = import_or_skip("peft")
@@ -53,8 +53,9 @@ def test_lora_adapter_trains_loads_and_merges(
     loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
     assert_same_logits(compute_logits(loaded, inputs), expected, model.config)
 
-    with pytest.raises(BertSnliError, match="peft.* would have no effect; merge the adapter"):
-        Predictor(loaded.base_model.model, tokenizer)
+    probabilities = expected.softmax(dim=-1).tolist()
+    for scores, row in zip(Predictor(loaded.base_model.model, tokenizer)(PAIRS), probabilities, strict=True):
+        assert sorted(scores.values()) == pytest.approx(sorted(row), abs=1e-5)
     merged = loaded.merge_and_unload()
     assert_same_logits(compute_logits(merged, inputs), expected, model.config)
     merged.save_pretrained(tmp_path / "merged")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TorchAoConfig, pipeline
 
+from bert_snli import Predictor
 from tests.support.clients import PAIRS, compute_logits, import_or_skip, load_model
 
 import_or_skip("torchao")
@@ -40,6 +41,10 @@ def test_quantized_model_has_nearly_the_same_logits_and_can_be_saved(
         # int8 rounds a weight by up to 0.4 % of the largest weight in its row, and the errors of 13 layers add up.
         error = (compute_logits(quantized, inputs) - logits).abs().max() / logits.abs().max()
         assert 0 < error < 0.05
+
+    probabilities = compute_logits(loaded, inputs).softmax(dim=-1).tolist()
+    for scores, row in zip(Predictor(loaded, tokenizer)(PAIRS), probabilities, strict=True):
+        assert sorted(scores.values()) == pytest.approx(sorted(row), abs=0.02)  # batches are scaled in int8
 
     loaded.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -18,6 +18,7 @@ from bert_snli.fast.dropout import dropout
 from bert_snli.fast.embedding_rows import EmbeddingRows
 from bert_snli.fast.forward import FastClassifier
 from bert_snli.fast.machine import choose_precision
+from bert_snli.inference import TorchLogits
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.modeling.configuration_d2l_bert import CLASSIFIER_HEADS
 from bert_snli.training.setup import make_optimizer
@@ -166,17 +167,20 @@ def test_hidden_states_between_blocks_are_bf16_only_under_autocast():
         assert fast.before_last_block(**inputs)[0].dtype == torch.bfloat16
 
 
-def test_layer_that_would_have_no_effect_is_refused():
-    """Such as an adapter. The fast forward pass reads the weights of a layer and does not call it."""
+@pytest.mark.parametrize("part", ["embeddings.word_embeddings", "encoder.layer.0.attention.value"])
+def test_prediction_calls_a_layer_that_replaces_one_of_the_model(part: str):
+    """Such as an adapter. The fast forward pass would read its weights and not call it."""
+    model = make_classifier().eval()
+    layer = model.bert.get_submodule(part)
 
-    class Doubled(nn.Linear):
+    class Doubled(type(layer)):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(inputs)
 
-    model = make_classifier()
-    model.bert.encoder.layer[0].attention.value = Doubled(16, 16)
-    with pytest.raises(BertSnliError, match="its layers of type .*Doubled would have no effect; merge the adapter"):
-        FastClassifier(model)
+    layer.__class__ = Doubled
+    batch = make_batch(3, 7, padded=True)
+    expected = model(**batch).logits
+    assert torch.equal(TorchLogits(model, Accelerator(cpu=True))(batch), expected)
 
 
 def test_input_longer_than_the_position_embeddings_is_refused():
