@@ -143,12 +143,9 @@ MALICIOUS = {
     "a whole pickled network": (save_object(lambda: torch.nn.Linear(2, 2)), r"it contains torch\.nn\.modules"),
     "a bytearray of gigabytes": (
         save_object(lambda: {"a": Calls(bytearray, 2**35)}, new=False),
-        r"cannot be read as a PyTorch checkpoint \(MemoryError\)",
+        r"it contains .*bytearray",
     ),
-    "float8": (
-        save_object(lambda: {"a": torch.zeros(3).to(torch.float8_e4m3fn)}),
-        "cannot be read as a PyTorch checkpoint",
-    ),
+    "float8": (save_object(lambda: {"a": torch.zeros(3).to(torch.float8_e4m3fn)}), "not a plain PyTorch state_dict"),
     "millions of labels": (add_millions_of_labels, "its output layer has 20,000,000 rows"),
     "a name that writes to the terminal": (
         change_state_dict(lambda state: state.update({"encoder.x\nall is well\x1b[31m": torch.zeros(1)})),
@@ -163,15 +160,9 @@ MALICIOUS = {
     "duplicate member": (add_duplicate_member, "two members have the same name"),
     "one flipped byte": (flip_byte, "checksum of"),
     "a claim of terabytes, legacy format": (claim_terabytes, "cannot be read as a PyTorch checkpoint"),
-    "sparse": (save_object(lambda: {"a": torch.eye(3).to_sparse()}), "cannot be read as a PyTorch checkpoint"),
-    "complex": (
-        change_state_dict(lambda state: state.update({"nsp.output.bias": torch.zeros(2, dtype=torch.complex64)})),
-        "nsp.output.bias is of type complex64",
-    ),
-    "on the meta device": (
-        save_object(lambda: {"a": torch.zeros(3, device="meta")}),
-        "claims more numbers than the file has|cannot be read as a PyTorch checkpoint",
-    ),
+    "sparse": (save_object(lambda: {"a": torch.eye(3).to_sparse()}), "not a plain PyTorch state_dict"),
+    "complex": (save_object(lambda: {"a": torch.zeros(3, dtype=torch.complex64)}), "not a plain PyTorch state_dict"),
+    "on the meta device": (save_object(lambda: {"a": torch.zeros(3, device="meta")}), "not a plain PyTorch state_dict"),
     "NaN": (set_one_weight(float("nan")), "NaN or infinite values in encoder.blks.1.ffn.dense1.weight; "),
     "infinity": (set_one_weight(float("inf")), "NaN or infinite values in encoder.blks.1.ffn.dense1.weight; "),
     "a web page": (
