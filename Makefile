@@ -19,11 +19,9 @@ MODEL := $(RELEASE_DIR)/model
 STAGED := $(RELEASE_DIR)/staged/$(REPO_ID)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-slow conformance test-all coverage soak lint format types imports check \
-	docs dist release-model release-variables clean
+.PHONY: help install install-dev demo test test-slow conformance test-clients test-all coverage soak lint format types \
+	imports check docs dist release-model release-variables clean
 .DELETE_ON_ERROR:
-
-.PHONY: help install install-dev demo test test-slow conformance test-clients test-all coverage soak lint format types imports check docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24

@@ -9,7 +9,8 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from bert_snli.errors import BertSnliError, Stopped
@@ -120,8 +121,8 @@ def add_dashes(message: str, options: Iterable[str]) -> str:
 
 def assignment(text: str) -> tuple[str, str]:
     """Parse NAME=VALUE, for `type=`."""
-    name, equals, value = text.rpartition("=")
-    if not equals:
+    name, _, value = text.rpartition("=")
+    if not name or not value:
         raise argparse.ArgumentTypeError(f"{text}: write NAME=VALUE")
     return name, value
 
@@ -131,10 +132,28 @@ def add_token(parser: Any) -> None:
     parser.add_argument("--token", help="Token for private repositories on the Hub. (default: HF_TOKEN or the login)")
 
 
-def use_token(token: str | None) -> None:
-    """Use a token for all requests of this process and of its children to the Hub."""
-    if token:
+@contextmanager
+def use_token(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the command line without `--token VALUE`, and use the token for the Hub until the block ends.
+
+    The token is also removed from `sys.argv`, because experiment trackers store it. Child processes get the variable.
+    """
+    words, token, before = list(argv), None, os.environ.get("HF_TOKEN")
+    for number, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name == "--token" and (equals or number + 1 < len(argv)):
+            token = value if equals else argv[number + 1]
+            del words[number : number + (1 if equals else 2)]
+            break
+    if token is not None:
         os.environ["HF_TOKEN"] = token
+        sys.argv[1:] = words if sys.argv[1:] == list(argv) else sys.argv[1:]
+    try:
+        yield words
+    finally:
+        if token is not None:
+            os.environ.pop("HF_TOKEN")
+            os.environ |= {"HF_TOKEN": before} if before is not None else {}
 
 
 def run(prog: str, command: Callable[[], None], options: Iterable[str] = ()) -> int:

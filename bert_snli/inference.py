@@ -33,6 +33,10 @@ REMEDY = "give the folder or the Hub id of a converted, pretrained or fine-tuned
 
 def load_config(model_name_or_path: str, revision: str | None = None) -> D2LBertConfig:
     """Load the configuration of a D2L-BERT folder, or of a revision (branch, tag or commit) of a Hub repository."""
+    if revision and Path(model_name_or_path).is_dir():
+        raise BertSnliError(
+            f"revision {revision}: {model_name_or_path} is a folder, not a model on the Hub; leave it out"
+        )
     if (Path(model_name_or_path) / PARAMS).is_file():
         raise BertSnliError(f"{model_name_or_path}: a d2l checkpoint; convert it first")
     check_has_file(model_name_or_path, CONFIG, revision)
@@ -192,7 +196,8 @@ class TorchLogits:
     def __init__(self, model: D2LBertForSequenceClassification, accelerator: Accelerator):
         self.device = accelerator.device
         model = model.to(accelerator.device).eval()
-        self.model = FastClassifier(model).eval() if supports_fast_forward(model) else model
+        is_plain = isinstance(model, PreTrainedModel) and supports_fast_forward(model)
+        self.model = FastClassifier(model).eval() if is_plain else model
         self.config: D2LBertConfig = model.config
 
     @torch.inference_mode()
@@ -225,7 +230,7 @@ Classifier = D2LBertForSequenceClassification | LogitsFunction
 def as_logits_function(classifier: Classifier, accelerator: Accelerator) -> LogitsFunction:
     """Return a PyTorch model as `TorchLogits`, and an `OnnxClassifier` unchanged."""
     # Do not check for D2LBertForSequenceClassification: the class may come from the code in the model folder.
-    return TorchLogits(classifier, accelerator) if isinstance(classifier, PreTrainedModel) else classifier
+    return TorchLogits(classifier, accelerator) if isinstance(classifier, torch.nn.Module) else classifier
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

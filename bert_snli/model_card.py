@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from bert_snli import files
 from bert_snli.choices import HUB_ID
+from bert_snli.modeling.labels import D2L_LABELS
 from bert_snli.rendering import render
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def make_card(folder: Path, repo_id: str, *, license: str, revision: str | None 
         license=license,
         config=config,
         pretrained=pretrained,
-        is_nli=not pretrained and "entailment" in map(str.lower, config.label2id),
+        is_nli=not pretrained and set(map(str.lower, config.label2id)) == set(D2L_LABELS),
         parameters=count_parameters(folder),
         has_pipeline="natural-language-inference" in getattr(config, "custom_pipelines", {}),
         labels=", ".join(f"{label} {number}" for number, label in sorted(config.id2label.items())),
@@ -151,6 +152,8 @@ def _evaluation(entry: dict, config: D2LBertConfig) -> dict:
     notes = []
     if len(entry["per_label"]) != len(config.id2label):
         notes.append(f"{len(entry['per_label'])} labels")
+    if entry.get("dtype") not in (None, "float32"):
+        notes.append(str(entry["dtype"]))
     as_trained = (
         resolve_max_length(None, config.max_pair_length, config.max_position_embeddings),
         config.pair_truncation,

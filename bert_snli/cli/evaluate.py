@@ -1,7 +1,10 @@
 """`bert-snli evaluate`."""
 
 import argparse
+import logging
 from pathlib import Path
+
+import yaml
 
 from bert_snli.choices import HUB_ID, TEXT_SOURCES
 from bert_snli.cli.options import add_assignments, add_encoding, add_loading, add_model
@@ -9,6 +12,7 @@ from bert_snli.console import quiet_libraries
 from bert_snli.errors import BertSnliError
 from bert_snli.files import check_output_dir
 
+logger = logging.getLogger(__name__)
 SUMMARY = "Evaluate a fine-tuned model on a data set."
 HELP = """\
 Evaluate a fine-tuned model: accuracy with its 95 % interval, macro F1, precision and recall of each label, confusion
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
     from bert_snli.data.snli import load_evaluation_set
     from bert_snli.evaluation import report
+    from bert_snli.files import RECIPE_FILE, read_file
 
     quiet_libraries()
     options = {name: getattr(args, name) for name in ("text_source", "max_length", "truncation", "batch_size")}
@@ -75,6 +80,14 @@ def run(args: argparse.Namespace) -> None:
         label_mapping=dict(args.labels),
         labels=model.labels,
     )
+    recipe = read_file(Path(args.model) / RECIPE_FILE, yaml.safe_load) or {}
+    data = Path(args.dataset_name_or_path)
+    if (
+        args.split is None
+        and data.is_file()
+        and data.resolve() == Path(recipe.get("dataset_name_or_path", "")).resolve()
+    ):
+        logger.warning("%s: the model was trained on nine tenths of it; --split validation evaluates the rest", data)
     predictions = model.predict(evaluation_set)
     results = report.compute_results(model, predictions, args.dataset_name_or_path)
     print(report.format_results(results), "", sep="\n")

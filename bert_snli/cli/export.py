@@ -12,7 +12,8 @@ FORMATS = ("d2l-torch", "d2l-mxnet", "onnx")
 SUMMARY = "Export a model to ONNX or to d2l format."
 HELP = """\
 --format onnx writes a fine-tuned model as model.onnx, with its tokenizer and config.json. ONNX Runtime runs it without
-PyTorch, as do bert-snli predict and evaluate. --quantize int8: three times smaller, with slightly other predictions.
+PyTorch; bert-snli predict and evaluate accept the folder. --quantize int8: three times smaller, with slightly other
+predictions.
 
 --format d2l-torch or d2l-mxnet writes pretrained.params and vocab.json, which d2l's code loads with load_state_dict or
 load_parameters. The export of a converted model restores the original tensors bit by bit. A fine-tuned model can be

@@ -63,14 +63,18 @@ def run_training(name: str, argv: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
     configure_logging()
+    with use_token(sys.argv[1:] if argv is None else argv) as words:
+        return run_words(words)
+
+
+def run_words(argv: list[str]) -> int:
+    """Run the command in `argv`, which holds no token; return its exit code."""
     if argv and argv[0] in TRAINING:
         return run_training(argv[0], argv[1:])
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:  # argparse would refer to the help of the program, not of the command
         args.parser.refuse(unknown)
-    use_token(getattr(args, "token", None))
     command = COMMANDS[args.command]
     if command is not config:
         log_loading()

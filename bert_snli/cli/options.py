@@ -29,7 +29,7 @@ def add_hub(parser: argparse.ArgumentParser) -> None:
 
 def add_assignments(parser: argparse.ArgumentParser, name: str, metavar: str, text: str) -> None:
     """Add an option whose values are assignments."""
-    parser.add_argument(name, nargs="+", type=assignment, default=[], metavar=metavar, help=text)
+    parser.add_argument(name, nargs="+", action="extend", type=assignment, default=[], metavar=metavar, help=text)
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

@@ -92,7 +92,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise BertSnliError(f"--{name}: the text is empty; give a sentence")
     if one_pair and args.output_file:
         raise BertSnliError("--output_file: needs --input_file; leave it out for a single pair")
-    suffix = args.output_file.suffix[1:] if args.output_file else ""
+    suffix = args.output_file.suffix[1:].lower() if args.output_file else ""
     if suffix in ("tsv", "parquet"):
         raise BertSnliError(f"--output_file {args.output_file}: unknown format; name it .jsonl, .json or .csv")
     if args.output_format is None and not one_pair:

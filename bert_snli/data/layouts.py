@@ -52,17 +52,23 @@ def find_columns(rows: Dataset, text_source: str, declared: Mapping[str, str], w
     return columns
 
 
-def name_labels(rows: Dataset, column: str, declared: Mapping[str, str]) -> dict[Any, str]:
-    """Map each value of `column`, in order, to the name of its label, or to `NO_GOLD_LABEL`."""
+def name_labels(
+    rows: Dataset, column: str, declared: Mapping[str, str], labels: Sequence[str] | None
+) -> dict[Any, str]:
+    """Map each value of `column`, in order, to the name of its label, or to `NO_GOLD_LABEL`.
+
+    Abbreviations such as "n" for neutral are only read if the classifier's `labels` (None: the data) are those of NLI.
+    """
     feature = rows.features[column]
     if isinstance(feature, ClassLabel):
-        values: dict[Any, Any] = dict(enumerate(feature.names))
+        values: dict[Any, str] = dict(enumerate(feature.names))
     else:
-        values = {value: value for value in sorted(rows.unique(column), key=str)}
-    names = {value: label_name(str(name), declared) for value, name in values.items()}
-    if not set(names.values()) <= {*D2L_LABELS, NON_ENTAILMENT, NO_GOLD_LABEL}:
-        # The labels of another task: "n" is not neutral.
-        names = {value: label_name(str(name), declared, {}) for value, name in values.items()}
+        values = {value: str(value) for value in rows.unique(column) if value not in (None, -1)}
+        values |= {value: str(int(value)) for value in values if isinstance(value, float) and value.is_integer()}
+        values = dict(sorted(values.items(), key=lambda item: (len(item[1]) * item[1].isdecimal(), item[1])))
+    names = {value: label_name(name, declared) for value, name in values.items()}
+    if not set(names.values() if labels is None else labels) <= {*D2L_LABELS, NON_ENTAILMENT, NO_GOLD_LABEL}:
+        names = {value: label_name(name, declared, {}) for value, name in values.items()}
     return {-1: NO_GOLD_LABEL} | names | {None: NO_GOLD_LABEL}
 
 
@@ -77,7 +83,7 @@ def choose_labels(names: Iterable[str], where: str) -> list[str]:
     """Return the labels of a new classifier, in the order of `names`. For NLI, they are always `D2L_LABELS`."""
     found = [name for name in dict.fromkeys(names) if name != NO_GOLD_LABEL]
     is_nli = set(found) <= set(D2L_LABELS) or "contradiction" in found
-    if is_nli or all(map(str.isdecimal, found)):
+    if is_nli or any(map(str.isdecimal, found)):  # numbers without names are refused
         return list(D2L_LABELS)
     if len(found) == 1:
         raise BertSnliError(f"{where}: has only the label {found[0]}; give data with two or more labels")
@@ -91,7 +97,8 @@ def number_labels(names: Mapping[Any, str], labels: Sequence[str], where: str) -
     """Map each value to the number of its label in `labels`, or to None without a gold label."""
     if unknown := sorted({name for name in names.values() if name not in (NO_GOLD_LABEL, *labels)}):
         what = f"label {unknown[0]!r} is unknown"
-        if all(name.isdecimal() or name == NO_GOLD_LABEL for name in names.values()):
+        if unknown[0].isdecimal():
+            unknown = [name for name in unknown if name.isdecimal()]
             what = f"the labels {', '.join(unknown[:5])} are numbers without names"
         remedy = f"write {', '.join(labels)} or - (no gold label)"
         mapping = " ".join(f"{name}=NAME" for name in unknown[:5])

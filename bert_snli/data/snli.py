@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from bert_snli.choices import HUB_ID, TEXT_SOURCES
 from bert_snli.data.layouts import choose_labels, count_votes, find_columns, name_labels, number_labels
 from bert_snli.data.pair_files import find_problem
-from bert_snli.data.sources import SPLITS, hold_out, is_table, read_files, read_split, read_train_file
+from bert_snli.data.sources import SPLITS, is_table, read_files, read_split, read_train_file, rows_of_split
 from bert_snli.errors import BertSnliError
 from bert_snli.modeling.labels import D2L_LABELS, NON_ENTAILMENT, TWO_WAY_LABELS
 
@@ -79,15 +79,15 @@ def load_snli(
     layout = Layout(text_source, columns or {}, label_mapping or numbers)
     loaded, num_dropped = DatasetDict(), {}
     for split in splits:
+        split_layout, selected = layout, None
         if train_file and split == "train":
             rows, where = read_train_file(Path(train_file)), f"train_file {train_file}"
-            soft_labels = {"label": SCORES} if SCORES in rows.column_names else {}
-            pairs, labels = read_pairs(rows, where, layout._replace(columns={**soft_labels, **layout.columns}), labels)
+            if SCORES in rows.column_names:
+                split_layout = layout._replace(columns={"label": SCORES, **layout.columns})
         else:
             rows, where = read_split(dataset_name_or_path, split, dataset_config_name)
-            pairs, labels = read_pairs(rows, where, layout, labels)
-        loaded[split] = pairs if train_file else hold_out(pairs, dataset_name_or_path, split)
-        num_dropped[split] = len(rows) - len(pairs)
+            selected = None if train_file else rows_of_split(rows, dataset_name_or_path, split)
+        loaded[split], num_dropped[split], labels = read_pairs(rows, where, split_layout, labels, selected=selected)
     return SNLI(loaded, num_dropped)
 
 
@@ -127,10 +127,13 @@ def load_evaluation_set(
         name = split or "test"
         rows, where = read_split(dataset_name_or_path, name, dataset_config_name)
     votes = count_votes(rows, label_mapping) if set(labels) == set(D2L_LABELS) else []
+    selected = rows_of_split(rows, dataset_name_or_path, split) if split else None
+    layout = Layout(text_source, columns or {}, label_mapping)
     # ChaosNLI nests its texts, so the columns are flattened.
-    pairs, _ = read_pairs(rows.flatten(), where, Layout(text_source, columns or {}, label_mapping), labels, votes)
-    num_dropped = len(rows) - len(pairs)
-    return EvaluationSet(name, pairs if split is None else hold_out(pairs, dataset_name_or_path, split), num_dropped)
+    pairs, num_dropped, _ = read_pairs(
+        rows.flatten(), where, layout, labels, selected=selected, votes=votes, allow_two_way=True
+    )
+    return EvaluationSet(name, pairs, num_dropped)
 
 
 class Layout(NamedTuple):
@@ -142,20 +145,32 @@ class Layout(NamedTuple):
 
 
 def read_pairs(
-    rows: Dataset, where: str, layout: Layout, labels: Sequence[str] | None, votes: Sequence[list[int]] = ()
-) -> tuple[Dataset, Sequence[str]]:
-    """Read the rows with a gold label. Return them with their labels, see `load_snli` and `load_evaluation_set`."""
+    rows: Dataset,
+    where: str,
+    layout: Layout,
+    labels: Sequence[str] | None,
+    *,
+    selected: Sequence[int] | None = None,
+    votes: Sequence[list[int]] = (),
+    allow_two_way: bool = False,
+) -> tuple[Dataset, int, Sequence[str]]:
+    """Read the rows with a gold label, of all rows or of the `selected` ones.
+
+    Return the pairs, the number of dropped rows, and the labels, see `load_snli` and `load_evaluation_set`.
+    """
     columns = find_columns(rows, layout.text_source, layout.columns, where)
     label_feature: ClassLabel | List
     read_label: Callable[..., int | list[float] | None]
     if columns[2] == SCORES:
-        labels = labels or choose_labels(sorted(rows.features[SCORES]), where)
+        names_of_scores = rows.features[SCORES]
+        known = sorted(names_of_scores) if isinstance(names_of_scores, dict) else D2L_LABELS
+        labels = labels or choose_labels(known, where)
         label_feature, read_label = List(Value("float32")), partial(_order_scores, labels=labels)
     else:
-        names = name_labels(rows, columns[2], layout.label_mapping)
+        names = name_labels(rows, columns[2], layout.label_mapping, labels)
         if labels is None:
             labels = choose_labels(names.values(), where)
-        elif NON_ENTAILMENT in names.values() and set(labels) == set(D2L_LABELS):
+        elif allow_two_way and NON_ENTAILMENT in names.values() and set(labels) == set(D2L_LABELS):
             labels = TWO_WAY_LABELS
         label_feature, read_label = ClassLabel(names=list(labels)), number_labels(names, labels, where).get
     read_text = read_parse if layout.text_source == "parse" else str
@@ -165,7 +180,8 @@ def read_pairs(
 
     def read_batch(*columns_and_numbers: list) -> dict[str, list]:
         pairs: dict[str, list] = {name: [] for name in features}
-        for premise, hypothesis, value, number in zip(*columns_and_numbers, strict=True):
+        for premise, hypothesis, value, index in zip(*columns_and_numbers, strict=True):
+            number = row_numbers[index]
             try:
                 if (label := read_label(value)) is None:
                     continue
@@ -181,12 +197,13 @@ def read_pairs(
         return pairs
 
     used = list(dict.fromkeys(columns))
+    row_numbers = range(len(rows)) if selected is None else selected
     options = {"batched": True, "with_indices": True, "remove_columns": used, "features": features}
-    rows = rows.with_format(None).select_columns(used)
+    rows = rows.with_format(None).select_columns(used).select(row_numbers)
     pairs = rows.map(read_batch, input_columns=columns, desc="Reading pairs", **options)
     if len(pairs) == 0:
         raise BertSnliError(f"{where}: no row has a gold label; give data with labels")
-    return pairs, labels
+    return pairs, len(rows) - len(pairs), labels
 
 
 def _order_scores(scores: object, labels: Sequence[str]) -> list[float]:

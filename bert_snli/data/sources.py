@@ -3,6 +3,7 @@
 import csv
 import glob
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
@@ -51,6 +53,8 @@ def read_split(dataset: str | Mapping[str, Dataset], split: str, config_name: st
         return dataset[split], f"dataset[{split!r}]"
     if dataset != SAMPLE and is_hub_id(dataset):
         return load_from_hub(dataset, config_name, split), f"{dataset} ({split})"
+    if config_name:
+        raise BertSnliError(f"dataset_config_name {config_name}: {dataset} is not on the Hub; leave it out")
     path = Path(dataset)
     if dataset == SAMPLE:
         path = _cached_folder(Path(sample.__file__).read_text(), sample.write_sample)
@@ -84,14 +88,15 @@ def read_train_file(path: Path) -> Dataset:
     return read_files([path], "train")
 
 
-def hold_out(pairs: Dataset, dataset: str | Mapping[str, Dataset], split: str) -> Dataset:
-    """Return the pairs of a split. If `dataset` is one file, a random tenth, always the same, is `validation`."""
+def rows_of_split(rows: Dataset, dataset: str | Mapping[str, Dataset], split: str) -> list[int] | None:
+    """Return the row numbers of a split of one file: a random tenth, always the same, is `validation`. Else None."""
     if isinstance(dataset, Mapping) or not is_table(Path(dataset)):
-        return pairs
-    if len(pairs) < 2:
+        return None
+    if len(rows) < 2:
         raise BertSnliError(f"dataset_name_or_path {dataset}: one row cannot be split; give more rows")
-    parts = pairs.train_test_split(test_size=0.1, seed=0)
-    return parts["train" if split == "train" else "test"]
+    order = np.random.default_rng(0).permutation(len(rows))
+    num_held_out = math.ceil(len(rows) / 10)
+    return sorted(order[num_held_out:].tolist() if split == "train" else order[:num_held_out].tolist())
 
 
 def load_from_hub(name: str, config_name: str | None = None, split: str | None = None) -> Any:

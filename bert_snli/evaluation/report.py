@@ -41,7 +41,9 @@ class EvaluatedModel:
         self.name = model_name_or_path
         self.classifier = open_classifier(model_name_or_path, backend, revision=revision, dtype=dtype)
         self.backend = "onnx" if isinstance(self.classifier, OnnxClassifier) else "torch"
-        self.dtype = dtype or str(getattr(self.classifier.config, "dtype", None)).removeprefix("torch.")
+        is_onnx = self.backend == "onnx"
+        self.dtype = None if is_onnx else dtype or str(self.classifier.config.dtype).removeprefix("torch.")
+        self.revision = revision
         self.logit_labels = classifier_labels(self.classifier.config)
         is_nli = set(self.logit_labels) == set(D2L_LABELS)
         self.labels = list(D2L_LABELS) if is_nli else self.logit_labels  # the order in results
@@ -114,6 +116,7 @@ def compute_results(model: EvaluatedModel, predictions: Predictions, dataset_nam
     predicted, gold = names[predictions.predictions_R].tolist(), names[predictions.references_R].tolist()
     return {
         "model": model.name,
+        "revision": model.revision,
         "weights_sha256": model.weights_sha256,
         "backend": model.backend,
         "dtype": model.dtype,

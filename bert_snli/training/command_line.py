@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bert_snli.console import OneLineErrorParser, add_dashes, add_token, assignment, use_token
+from bert_snli.console import OneLineErrorParser, add_dashes, add_token, assignment
 from bert_snli.errors import BertSnliError, one_line
 from bert_snli.recipes import RECIPES
 from bert_snli.training.arguments import GROUPS, BaseTrainingArguments, FinetuneArguments, PretrainArguments
@@ -43,11 +43,14 @@ _REMEDIES = {
 }
 REMEDIES = {name: remedy for names, remedy in _REMEDIES.items() for name in names.split()}
 FINETUNE_DESCRIPTION = """\
-Fine-tune a model on SNLI. The output folder is a model folder with metrics.jsonl and a training curve as in d2l.
+Fine-tune a model on SNLI or on your own sentence pairs. The output folder is a model folder with metrics.jsonl and a
+training curve as in d2l.
 
 examples:
   bert-snli finetune models/small --output_dir runs/snli
   bert-snli finetune models/small --config d2l_book --output_dir runs/d2l
+  bert-snli finetune models/small --dataset_name_or_path my.csv --output_dir runs/mine \\
+      --columns premise=question hypothesis=answer --labels 0=wrong 1=right
   bert-snli finetune models/small --output_dir runs/snli --num_processes 2
   accelerate launch -m bert_snli.finetune models/small --output_dir runs/snli
 """
@@ -119,7 +122,7 @@ class TrainingCommand(Generic[Arguments]):
         from_recipe = self.read_recipe(given.config, parser) if given.config else []
         options = vars(parser.parse_args(argv, parser.parse_args(from_recipe)))
         del options["config"]
-        use_token(options.pop("token"))
+        del options["token"]
         if model := options.pop("model", None):
             if given.model_name_or_path:
                 parser.error("argument MODEL: not allowed with argument --model_name_or_path")
@@ -147,7 +150,11 @@ class TrainingCommand(Generic[Arguments]):
             raise BertSnliError(f"config {config}: unknown option {unknown[0]!r}; {parser.remedy(str(unknown[0]))}")
         words: list[str] = []
         for name, value in content.items():
-            values = [f"{key}={entry}" for key, entry in value.items()] if isinstance(value, dict) else [str(value)]
+            values = [str(value)]
+            if isinstance(value, dict):
+                if wrong := [entry for entry in value.values() if not isinstance(entry, str)]:
+                    raise BertSnliError(f"config {config}: {name}: {wrong[0]} is not a text; write it in quotes")
+                values = [f"{key}={entry}" for key, entry in value.items()]
             words += [f"--{name}", *values] if value is not None else []
         return words
 
@@ -169,7 +176,7 @@ def add_option(group: Any, field: Field, kind: type, text: str, is_required: boo
     if kind is bool:
         options = {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
     elif get_origin(kind) is dict:
-        options |= {"type": assignment, "nargs": "+"}
+        options |= {"type": assignment, "nargs": "+", "action": "extend"}
     group.add_argument(f"--{field.name}", default=field.default, help=text, **options)
 
 

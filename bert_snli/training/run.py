@@ -13,7 +13,7 @@ from accelerate import Accelerator, PartialState
 from torch.nn.parallel import DistributedDataParallel
 
 from bert_snli import files
-from bert_snli.console import configure_logging, quiet_libraries, run_and_leave
+from bert_snli.console import configure_logging, quiet_libraries, run_and_leave, use_token
 from bert_snli.data.batching import GlobalBatchSampler
 from bert_snli.errors import Stopped
 from bert_snli.fast.forward import FastClassifier
@@ -124,7 +124,11 @@ def open_trackers(loop: TrainingLoop) -> Iterator[None]:
             "wandb": {"id": run_id, "name": loop.output_dir.name, "resume": "allow"},
             "trackio": {"name": run_id, "resume": "allow"},
         }
-        options = {name: value for name, value in asdict(loop.arguments).items() if value is not None}
+        options = {
+            name: json.dumps(value) if isinstance(value, dict) else value
+            for name, value in asdict(loop.arguments).items()
+            if value is not None
+        }
         loop.accelerator.init_trackers("bert-snli", options, init_kwargs=settings)
         if loop.arguments.report_to == "tensorboard":
             for entry in run_folder.read_metrics(loop.output_dir):
@@ -180,17 +184,17 @@ def run_command(
 
     `argv` is by default the command line of the process. `labels` maps the results to print to their labels.
     """
-    argv = sys.argv[1:] if argv is None else argv
 
     def run() -> None:
         configure_logging()
         quiet_libraries()
         keep_freed_memory()
-        result = train(command.parse(argv))
+        result = train(command.parse(words))
         if PartialState().is_main_process:
             results = result.metrics
             values = ", ".join(f"{label} {results[name]:.3f}" for name, label in labels.items())
             speed = f"{results['train_samples_per_second']:,.0f} examples/s"
             print(f"{result.output_dir}: epoch {results['saved_epoch']:g}: {values}; {speed}; see report.md")
 
-    return run_and_leave(command.prog, run, command.option_names - set(argv))
+    with use_token(sys.argv[1:] if argv is None else argv) as words:
+        return run_and_leave(command.prog, run, command.option_names - set(words))

@@ -38,8 +38,9 @@ def write_origin(
         is_local = bool(arguments.model_name_or_path) and weights.is_file()
         origin = {
             "id": re.sub(r"[^\w.-]", "-", output_dir.name) + f"-{uuid.uuid4().hex[:8]}",
-            "command": [Path(sys.argv[0]).name, *hide_token(sys.argv[1:])],
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "model_name_or_path": arguments.model_name_or_path or None,
+            "revision": arguments.revision,
             "model_sha256": sha256_of_file(weights) if is_local else None,
             "dataset_name_or_path": arguments.dataset_name_or_path,
             "train_file": getattr(arguments, "train_file", None),
@@ -48,12 +49,6 @@ def write_origin(
             "resumed": [],
         }
     write_atomically(output_dir / RUN, json.dumps(origin, indent=2) + "\n")
-
-
-def hide_token(words: list[str]) -> list[str]:
-    """Replace the value of `--token` in a command line."""
-    hidden = [re.sub("^--token=.*", "--token=***", word) for word in words]
-    return ["***" if before == "--token" else word for before, word in zip(["", *hidden], hidden, strict=False)]
 
 
 def read_origin(output_dir: Path) -> dict[str, Any]:

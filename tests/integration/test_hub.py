@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from bert_snli import inference
 from bert_snli.cli import main
+from bert_snli.console import use_token
 from bert_snli.errors import BertSnliError
 from bert_snli.files import CERTIFICATE, atomic_folder
 from bert_snli.finetune import finetune_model
@@ -27,7 +28,6 @@ from bert_snli.hub import push_to_hub, stage_upload
 from bert_snli.inference import load_classifier, load_config
 from bert_snli.modeling import D2LBertConfig, D2LBertForSequenceClassification
 from bert_snli.training.arguments import FinetuneArguments
-from bert_snli.training.run_folder import hide_token
 from tests.support.command_line import error_line
 from tests.support.hub_server import KNOWN_TOKEN, Commit, Hub, Repository, hub_client, running_hub
 from tests.support.model_folders import (
@@ -571,4 +571,15 @@ def test_revision_and_token_select_the_model(
     done = session.run("finetune", "user/versions", *data, *options, "--output_dir", run, "--max_steps", 1, token=None)
     assert done.code == 0, done.err
     assert load_config(str(run)).classifier_head == load_config(str(model)).classifier_head
-    assert hide_token(["run", "--token", "a", "--x", "--token=a"]) == ["run", "--token", "***", "--x", "--token=***"]
+
+
+@pytest.mark.parametrize("words", [["--token", "hf_secret"], ["--token=hf_secret"]])
+def test_token_is_removed_from_the_command_line_and_from_the_environment(words: list[str], monkeypatch):
+    """Experiment trackers store the command line."""
+    monkeypatch.setenv("HF_TOKEN", "hf_before")
+    argv = ["push", *words, "--private"]
+    monkeypatch.setattr(sys, "argv", ["bert-snli", *argv])
+    with use_token(argv) as rest:
+        assert os.environ["HF_TOKEN"] == "hf_secret"
+        assert rest == sys.argv[1:] == ["push", "--private"]
+    assert os.environ["HF_TOKEN"] == "hf_before"

@@ -18,6 +18,7 @@ from bert_snli.finetune import finetune_model
 from bert_snli.inference import classifier_labels, load_config
 from bert_snli.model_card import make_card
 from bert_snli.training.arguments import FinetuneArguments
+from bert_snli.training.command_line import FINETUNE
 from tests.support.model_folders import convert_small_checkpoint
 
 COLUMNS = ["--columns", "premise=question", "hypothesis=answer", "label=answered"]
@@ -57,7 +58,19 @@ def finetuned(table: Path, converted: Path, tmp_path_factory: pytest.TempPathFac
     """A model that was trained on `table` with the command."""
     output_dir = tmp_path_factory.mktemp("runs") / "answers"
     data = ["--dataset_name_or_path", table, *COLUMNS, "--labels", "0=no", "1=yes"]
-    command = ["finetune", converted, *data, "--output_dir", output_dir, "--max_steps", 3, "--max_length", 33]
+    command = [
+        "finetune",
+        converted,
+        *data,
+        "--output_dir",
+        output_dir,
+        "--report_to",
+        "tensorboard",
+        "--max_steps",
+        3,
+        "--max_length",
+        33,
+    ]
     assert main([str(word) for word in command]) == 0
     return output_dir
 
@@ -78,6 +91,12 @@ def test_evaluation_of_the_held_out_pairs_gives_the_accuracy_of_training(finetun
     trained = json.loads((finetuned / "train_results.json").read_text())
     assert results["accuracy"] == trained["eval_accuracy"]
     assert results["loss"] == pytest.approx(trained["eval_loss"], abs=1e-6)
+
+
+def test_evaluation_on_the_training_file_gives_a_warning(finetuned: Path, table: Path, tmp_path: Path, caplog):
+    data = ["--dataset_name_or_path", table, *COLUMNS, "--labels", "0=no", "1=yes", "--output_dir", tmp_path]
+    assert main([str(word) for word in ["evaluate", finetuned, *data]]) == 0
+    assert "the model was trained on nine tenths of it; --split validation evaluates the rest" in caplog.text
 
 
 def test_prediction_reads_the_columns_of_the_file(finetuned: Path, table: Path, capsys: pytest.CaptureFixture):
@@ -113,6 +132,16 @@ def test_held_out_tenth_is_the_same_in_each_call_and_is_not_in_the_training_spli
     assert held_out == read_pairs("validation")
     whole = load_evaluation_set(str(table), columns=NAMES, label_mapping=LABELS, labels=["no", "yes"]).pairs
     assert sorted(train + held_out) == sorted(zip(whole["premise"], whole["hypothesis"], strict=True))
+
+
+def test_held_out_rows_do_not_depend_on_the_labels(table: Path):
+    """Rows without a gold label are left out after the split."""
+    options = {"columns": NAMES, "splits": ["validation"], "labels": ["no", "yes"]}
+    all_rows = load_snli(str(table), label_mapping=LABELS, **options).splits["validation"]
+    some_rows = load_snli(str(table), label_mapping=LABELS | {"0": "-"}, **options)
+    expected = [pair for pair in all_rows if pair["label"] == 1]
+    assert list(some_rows.splits["validation"]) == expected
+    assert some_rows.num_dropped["validation"] == len(all_rows) - len(expected) > 0
 
 
 def test_file_next_to_a_training_file_is_the_evaluation_split_as_a_whole(table: Path):
@@ -177,6 +206,72 @@ def test_data_that_do_not_fit_are_refused(changes: dict, message: str, table: Pa
 def test_classifier_with_other_labels_is_refused(finetuned: Path, corpus: Path, tmp_path: Path):
     with pytest.raises(BertSnliError, match="label 'contradiction' is unknown; write no, yes or -"):
         finetune_model(FinetuneArguments(str(finetuned), str(corpus), str(tmp_path / "run"), max_length=33))
+
+
+@pytest.mark.parametrize("classifier", ["new", "existing"])
+def test_two_way_labels_do_not_train_a_three_way_classifier(
+    classifier: str, corpus: Path, converted: Path, trained_classifier: Path, tmp_path: Path
+):
+    table = tmp_path / "two.csv"
+    table.write_text("premise,hypothesis,label\n" + "A dog.,It runs.,entailment\nA cat.,It runs.,not_entailment\n" * 9)
+    data = {"dataset_name_or_path": str(table)}
+    if classifier == "new":
+        data |= {"train_file": str(corpus / "snli_1.0_train.jsonl")}
+    model = str(converted if classifier == "new" else trained_classifier)
+    with pytest.raises(BertSnliError, match="label 'non-entailment' is unknown; write entailment, contradiction, neu"):
+        finetune_model(FinetuneArguments(model, output_dir=str(tmp_path / "run"), max_length=33, **data))
+
+
+def read_label_names(rows: list[dict], tmp_path: Path, **options) -> list[str]:
+    table = tmp_path / "pairs.jsonl"
+    rows = [{"premise": "A dog.", "hypothesis": "It runs.", **row} for row in rows]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows * 5))
+    return load_snli(str(table), splits=["train"], labels=None, **options).splits["train"].features["label"].names
+
+
+@pytest.mark.parametrize(
+    ("values", "mapping", "names"),
+    [
+        (["e", "n", "c", None], {}, ["entailment", "contradiction", "neutral"]),
+        (["entailment", "not_entailment", None], {}, ["entailment", "non-entailment"]),
+        ([0.0, 1.0, None], {"0": "no", "1": "yes"}, ["no", "yes"]),
+        (list(range(12)), {str(n): f"class{n}" for n in range(12)}, [f"class{n}" for n in range(12)]),
+    ],
+)
+def test_labels_of_a_new_classifier(values: list, mapping: dict, names: list[str], tmp_path: Path):
+    assert read_label_names([{"label": value} for value in values], tmp_path, label_mapping=mapping) == names
+
+
+def test_number_without_a_name_is_refused(tmp_path: Path):
+    with pytest.raises(BertSnliError, match="the labels 0 are numbers without names"):
+        read_label_names([{"label": 0}, {"label": 1}], tmp_path, label_mapping={"O": "wrong", "1": "right"})
+
+
+def test_later_split_has_the_labels_of_the_first(tmp_path: Path):
+    for split, values in {"train": "yn", "validation": "n"}.items():
+        rows = [{"premise": "A dog.", "hypothesis": "It runs.", "label": value} for value in values]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    snli = load_snli(str(tmp_path), splits=["train", "validation"], labels=None)
+    assert snli.splits["validation"].features["label"].names == ["n", "y"]
+    assert snli.splits["validation"]["label"][:] == [0]
+
+
+def test_repeated_options_add_up(table: Path):
+    words = ["m", "--output_dir", "o", "--labels", "0=no", "--labels", "1=yes"]
+    assert FINETUNE.parse(words).labels == LABELS
+
+
+def test_yaml_boolean_as_a_label_is_refused(tmp_path: Path):
+    (recipe := tmp_path / "recipe.yaml").write_text("labels: {0: no, 1: yes}\n")
+    with pytest.raises(BertSnliError, match="labels: False is not a text; write it in quotes"):
+        FINETUNE.parse(["m", "--output_dir", "o", "--config", str(recipe)])
+
+
+def test_options_without_effect_are_refused(table: Path, converted: Path):
+    with pytest.raises(BertSnliError, match="dataset_config_name rte: .* is not on the Hub"):
+        load_snli(str(table), dataset_config_name="rte", splits=["train"])
+    with pytest.raises(BertSnliError, match="revision v1: .* is a folder"):
+        load_config(str(converted), "v1")
 
 
 def test_typing_error_in_a_label_of_nli_is_refused(tmp_path: Path):
