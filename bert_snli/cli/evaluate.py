@@ -81,12 +81,8 @@ def run(args: argparse.Namespace) -> None:
         labels=model.labels,
     )
     recipe = read_file(Path(args.model) / RECIPE_FILE, yaml.safe_load) or {}
-    data = Path(args.dataset_name_or_path)
-    if (
-        args.split is None
-        and data.is_file()
-        and data.resolve() == Path(recipe.get("dataset_name_or_path", "")).resolve()
-    ):
+    data, trained_on = Path(args.dataset_name_or_path), Path(recipe.get("dataset_name_or_path", ""))
+    if args.split is None and data.is_file() and data.resolve() == trained_on.resolve():
         logger.warning("%s: the model was trained on nine tenths of it; --split validation evaluates the rest", data)
     predictions = model.predict(evaluation_set)
     results = report.compute_results(model, predictions, args.dataset_name_or_path)

@@ -16,14 +16,20 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast, pipeline
 
+from bert_snli.cli import main
 from bert_snli.console import run
 from bert_snli.data.snli import load_snli
 from bert_snli.data.sources import read_split
+from bert_snli.evaluation.report import evaluate_model
 from bert_snli.files import read_history
+from bert_snli.finetune import finetune_model
+from bert_snli.hub import stage_upload
 from bert_snli.modeling import D2LBertConfig, D2LBertForPreTraining
 from bert_snli.tokenization import SPECIAL_TOKENS, build_tokenizer
+from bert_snli.training.arguments import FinetuneArguments
 from tests.support.processes import REPOSITORY
 from tests.support.without_package import clean_environment
 
@@ -31,22 +37,42 @@ EXAMPLES = REPOSITORY / "examples"
 RunScript = Callable[..., int]
 
 
+def run_notebook(name: str, folder: Path) -> list[dict]:
+    """Run a notebook in `folder` and return its outputs."""
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def text_of(outputs: list[dict]) -> str:
+    return "".join(output.get("text", "") for output in outputs)
+
+
 @pytest.mark.slow
-def test_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_notebook_of_section_15_7_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("BERT_SNLI_CHECKPOINT", "BERT_SNLI_DATASET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    notebook = nbformat.read(EXAMPLES / "section_15_7.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    (accuracy,) = re.findall(r"validation acc (\d\.\d+)", "".join(output.get("text", "") for output in outputs))
+    outputs = run_notebook("section_15_7.ipynb", tmp_path)
+    (accuracy,) = re.findall(r"validation acc (\d\.\d+)", text_of(outputs))
     assert float(accuracy) > 0.6  # chance is 0.33
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
 
 
-def test_notebook_has_no_paths_of_the_machine_that_ran_it():
-    text = (EXAMPLES / "section_15_7.ipynb").read_text(encoding="utf-8")
-    assert not re.search(r"/(tmp|home|root|work|Users)/", text)
+@pytest.mark.slow
+def test_notebook_of_trainer_runs(quickstart_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    shutil.copytree(quickstart_folder, tmp_path / "quickstart")
+    (tmp_path / "examples").mkdir()
+    outputs = run_notebook("trainer.ipynb", tmp_path / "examples")
+    accuracies = re.findall(r"^(trainer|finetune): accuracy (\S+)$", text_of(outputs), re.MULTILINE)
+    assert [name for name, _ in accuracies] == ["trainer", "finetune"]
+    assert all(float(accuracy) > 0.6 for _, accuracy in accuracies)  # chance is 0.33
+
+
+@pytest.mark.parametrize("name", ["section_15_7.ipynb", "trainer.ipynb"])
+def test_notebook_has_no_paths_of_the_machine_that_ran_it(name: str):
+    assert not re.search(r"/(tmp|home|root|work|Users)/", (EXAMPLES / name).read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
@@ -65,6 +91,104 @@ def test_model_folder_is_usable_without_the_package(model_folder: Path, tmp_path
     assert len(lines) == 9
     label_of_pipeline, label_of_model = lines[1].split()[0], lines[-1]
     assert label_of_pipeline == label_of_model
+
+
+# `Trainer`: examples/trainer.py
+
+
+@pytest.fixture(scope="module")
+def pretraining_model(vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random weights, pretraining heads and the vocabulary of the corpus, without dropout."""
+    folder = tmp_path_factory.mktemp("pretraining_model")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(vocabulary, model_max_length=512)
+    config = D2LBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    D2LBertForPreTraining(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train_with_trainer(
+    monkeypatch: pytest.MonkeyPatch, model: Path, corpus: Path, output_dir: Path, **options: object
+) -> None:
+    """Run examples/trainer.py in this process."""
+    paths = {"model_name_or_path": model, "dataset_name_or_path": corpus, "output_dir": output_dir}
+    words = [f"--{name}={value}" for name, value in {**paths, "use_cpu": True, **options}.items()]
+    monkeypatch.setattr(sys, "argv", ["trainer.py", *words])
+    runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")
+
+
+@pytest.mark.slow
+def test_trainer_script_trains_the_weights_of_finetune(
+    pretraining_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plots: None
+):
+    """Without dropout and with one batch in each epoch, both ways compute the same updates."""
+    options = {"max_train_samples": 200, "num_train_epochs": 50, "load_best_model_at_end": False, "seed": 3}
+    paths = map(str, (pretraining_model, corpus, tmp_path / "finetune"))
+    finetune_model(FinetuneArguments(*paths, mixed_precision="no", **options))
+    no_evaluation = {"eval_strategy": "no", "save_strategy": "no"}
+    train_with_trainer(monkeypatch, pretraining_model, corpus, tmp_path / "trainer", **options, **no_evaluation)
+    start, expected, trained = (
+        load_file(folder / "model.safetensors")
+        for folder in (pretraining_model, tmp_path / "finetune", tmp_path / "trainer")
+    )
+    moved = {name: (expected[name] - start[name]).abs().max() for name in expected.keys() & start.keys()}
+    assert moved["bert.encoder.layer.0.attention_norm.weight"] > 1e-2
+    for name, weight in expected.items():
+        # The softmax cancels the bias of the keys, so its gradient is a rounding error, which Adam scales up.
+        # Weight decay would change the weight of a LayerNorm by 25e-5.
+        if not name.endswith("key.bias"):
+            assert (weight - trained[name]).abs().max() < 5e-5, name
+
+
+@pytest.mark.slow
+def test_trainer_script_saves_the_best_epoch_for_the_commands(
+    pretraining_model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    run_folder = tmp_path / "run"
+    options = {"max_length": 20, "num_train_epochs": 8, "per_device_train_batch_size": 16}
+    train_with_trainer(monkeypatch, pretraining_model, corpus, run_folder, **options)
+    log = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
+    accuracies = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
+    assert len(set(accuracies)) > 1
+    results = evaluate_model(str(run_folder), str(corpus), split="validation")
+    assert results["accuracy"] == max(accuracies) and results["max_length"] == 20
+    capsys.readouterr()
+    assert main(["predict", str(run_folder), "--premise", "A man sleeps.", "--hypothesis", "A man is awake."]) == 0
+    assert capsys.readouterr().out.split()[0] in ("entailment", "contradiction", "neutral")
+    assert stage_upload(run_folder, "user/name", tmp_path / "staged") == []
+    assert not (tmp_path / "staged" / "training_args.bin").exists()
+
+
+@pytest.mark.slow
+def test_trainer_script_resumes_bit_exactly_after_an_epoch(
+    pretraining_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = Path(shutil.copytree(pretraining_model, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.1}))
+    options = {"num_train_epochs": 2, "per_device_train_batch_size": 32, "load_best_model_at_end": False}
+    folders = [tmp_path / "whole", tmp_path / "resumed"]
+    train_with_trainer(monkeypatch, model, corpus, folders[0], save_total_limit=2, **options)
+    checkpoint = min(folders[0].glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    train_with_trainer(monkeypatch, model, corpus, folders[1], resume_from_checkpoint=checkpoint, **options)
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    first = load_file(checkpoint / "model.safetensors")
+    assert not torch.equal(first["classifier.dense.weight"], whole["classifier.dense.weight"])
 
 
 # Knowledge distillation: examples/teacher
