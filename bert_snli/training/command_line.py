@@ -50,8 +50,8 @@ examples:
   bert-snli finetune models/small --output_dir runs/snli
   bert-snli finetune models/small --config d2l_book --output_dir runs/d2l
   bert-snli finetune models/small --output_dir runs/mine \\
-      --dataset_name_or_path my.csv --columns premise=question hypothesis=answer \\
-      --labels 0=wrong 1=right
+      --dataset_name_or_path my.csv --labels 0=wrong 1=right \\
+      --columns premise=question hypothesis=answer
   bert-snli finetune models/small --output_dir runs/snli --num_processes 2
   accelerate launch -m bert_snli.finetune models/small --output_dir runs/snli
 """
