@@ -83,8 +83,12 @@ def choose_labels(names: Iterable[str], where: str) -> list[str]:
     """Return the labels of a new classifier, in the order of `names`. For NLI, they are always `D2L_LABELS`."""
     found = [name for name in dict.fromkeys(names) if name != NO_GOLD_LABEL]
     is_nli = set(found) <= set(D2L_LABELS) or "contradiction" in found
-    if is_nli or any(map(str.isdecimal, found)):  # numbers without names are refused
+    if is_nli:
         return list(D2L_LABELS)
+    if numbers := [name for name in found if name.isdecimal()]:
+        what = f"the labels {', '.join(numbers[:5])} are numbers without names"
+        mapping = " ".join(f"{number}=NAME" for number in numbers[:5])
+        raise BertSnliError(f"{where}: {what}; set labels {mapping}, or correct the column")
     if len(found) == 1:
         raise BertSnliError(f"{where}: has only the label {found[0]}; give data with two or more labels")
     if len(found) > MAX_LABELS:

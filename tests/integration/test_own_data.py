@@ -183,7 +183,7 @@ def test_folder_of_splits_in_any_format(form: str, corpus: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None}, r"the labels 0, 1 are numbers without names; .* set labels 0=NAME 1=NAME"),
+        ({"labels": None}, r"the labels 0, 1 are numbers without names; set labels 0=NAME 1=NAME"),
         ({"columns": {"claim": "question"}}, r"columns claim=question: write premise\|hypothesis\|label=NAME"),
         ({"columns": NAMES | {"label": "answer"}, "labels": None}, "has [0-9,]+ different labels; choose another"),
         ({"eval_split": "test"}, "split test: .*answers.csv is one file, which has no split of this name"),
