@@ -51,7 +51,13 @@ def release(quickstart_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     def make(*arguments: str) -> subprocess.CompletedProcess:
         """Run `make` with the variables of the toy release, in the environment of the tests."""
         environment = Path(sys.executable).parents[1]
-        command = ["make", f"VENV={environment}", f"--old-file={environment}/dev.stamp", f"RELEASE_DIR={folder}"]
+        command = [
+            "make",
+            "--no-print-directory",
+            f"VENV={environment}",
+            f"--old-file={environment}/dev.stamp",
+            f"RELEASE_DIR={folder}",
+        ]
         command += [f"BASE={quickstart_folder}/d2l_checkpoint", "CONVERT_OPTIONS=--num_attention_heads 4"]
         return subprocess.run(
             [*command, f"SNLI={quickstart_folder}/mini_snli", f"RECIPE={recipe}", *arguments],
