@@ -128,13 +128,24 @@ def train_with_trainer(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("pairs", "epochs", "batch_size"), [(200, 50, None), (128, 25, 64)])
 def test_trainer_script_trains_the_weights_of_finetune(
-    pretraining_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plots: None
+    pairs: int,
+    epochs: int,
+    batch_size: int | None,
+    pretraining_model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_plots: None,
 ):
-    """Without dropout and with one batch in each epoch, both ways compute the same updates."""
-    options = {"max_train_samples": 200, "num_train_epochs": 50, "load_best_model_at_end": False, "seed": 3}
+    """Without dropout, both ways compute the same 50 updates, on one batch of all pairs or on two batches."""
+    options = {"max_train_samples": pairs, "num_train_epochs": epochs, "load_best_model_at_end": False, "seed": 3}
+    batches = {"train_batch_size": batch_size} if batch_size else {}
     paths = map(str, (pretraining_model, corpus, tmp_path / "finetune"))
-    finetune_model(FinetuneArguments(*paths, mixed_precision="no", **options))
+    finetune_model(FinetuneArguments(*paths, mixed_precision="no", **batches, **options))
+    if batch_size:
+        options["per_device_train_batch_size"] = batch_size
     no_evaluation = {"eval_strategy": "no", "save_strategy": "no"}
     train_with_trainer(monkeypatch, pretraining_model, corpus, tmp_path / "trainer", **options, **no_evaluation)
     start, expected, trained = (
@@ -144,10 +155,10 @@ def test_trainer_script_trains_the_weights_of_finetune(
     moved = {name: (expected[name] - start[name]).abs().max() for name in expected.keys() & start.keys()}
     assert moved["bert.encoder.layer.0.attention_norm.weight"] > 1e-2
     for name, weight in expected.items():
-        # The softmax cancels the bias of the keys, so its gradient is a rounding error, which Adam scales up.
-        # Weight decay would change the weight of a LayerNorm by 25e-5.
+        # Adam scales up the rounding errors of small gradients. The softmax cancels the bias of the keys, so its whole
+        # gradient is a rounding error. Weight decay would change the weight of a LayerNorm by 25e-5.
         if not name.endswith("key.bias"):
-            assert (weight - trained[name]).abs().max() < 5e-5, name
+            assert (weight - trained[name]).abs().max() < (5e-5 if "norm" in name else 1e-3), name
 
 
 @pytest.mark.slow
@@ -159,13 +170,15 @@ def test_trainer_script_saves_the_best_epoch_for_the_commands(
     capsys: pytest.CaptureFixture,
 ):
     run_folder = tmp_path / "run"
-    options = {"max_length": 20, "num_train_epochs": 8, "per_device_train_batch_size": 16}
+    options = {"max_length": 20, "num_train_epochs": 8, "seed": 1, "per_device_train_batch_size": 16}
     train_with_trainer(monkeypatch, pretraining_model, corpus, run_folder, **options)
-    log = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
-    accuracies = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
+    state = json.loads((run_folder / "trainer_state.json").read_text())
+    accuracies = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
     assert len(set(accuracies)) > 1
     results = evaluate_model(str(run_folder), str(corpus), split="validation")
     assert results["accuracy"] == max(accuracies) and results["max_length"] == 20
+    best, saved = (load_file(Path(f) / "model.safetensors") for f in (state["best_model_checkpoint"], run_folder))
+    assert all(torch.equal(weight, saved[name]) for name, weight in best.items())
     capsys.readouterr()
     assert main(["predict", str(run_folder), "--premise", "A man sleeps.", "--hypothesis", "A man is awake."]) == 0
     assert capsys.readouterr().out.split()[0] in ("entailment", "contradiction", "neutral")
